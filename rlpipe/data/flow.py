@@ -1,0 +1,146 @@
+"""Every type that flows through the online loop.
+
+Axis names used throughout the project:
+    B  sequences of a batch      N  tokens of a batch, sequences end to end
+    T  positions of a padded micro-batch      V  vocabulary
+
+A log-probability is stored at the index of the token it belongs to: `logprobs_N[t] = log p(token_t | tokens before t)`.
+Prompt positions hold 0 and have mask 0.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Tokens = np.ndarray
+"""One-dimensional int32 array of token ids."""
+
+
+class FinishReason(StrEnum):
+    """Why a response ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+class VersionSpan(NamedTuple):
+    """From response token `first_token` on, tokens were sampled by weight version `version`."""
+
+    first_token: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How responses are drawn. Temperature 0 is greedy. Nothing else reshapes the distribution."""
+
+    max_new_tokens: int
+    temperature: float
+    stop_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One problem: its tokens, its text as the tokenizer's template rendered it, and the row's other columns."""
+
+    prompt_id: str
+    tokens: Tokens
+    text: str
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRequest:
+    """Ask for `len(seeds)` responses to one prompt; sample i is drawn with seeds[i]."""
+
+    group_id: str
+    prompt_id: str
+    prompt_tokens: Tokens
+    seeds: tuple[int, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One sampled response.
+
+    response_mask is 1 where the policy wrote the token and 0 where an environment did.
+    behaviour_logprobs are the engine's own, of the tempered distribution it sampled from; 0 where masked.
+    """
+
+    group_id: str
+    prompt_id: str
+    sample_index: int
+    prompt_tokens: Tokens
+    response_tokens: Tokens
+    response_mask: np.ndarray
+    behaviour_logprobs: np.ndarray
+    versions: tuple[VersionSpan, ...]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A reward that could be computed, with its named components (unweighted)."""
+
+    value: float
+    components: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A reward that could not be computed; never trained on, never a 0."""
+
+    kind: str
+    message: str
+
+
+Outcome = Score | Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All responses to one lease of a prompt, scored: the unit the ledger completes and the loop trains on."""
+
+    group_id: str
+    prompt: Prompt
+    trajectories: tuple[Trajectory, ...]
+    completions: tuple[str, ...]
+    """Decoded responses, for rewards and for people; never tokenised again."""
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Trajectories as flat arrays. Sequence b is tokens_N[offsets_B1[b]:offsets_B1[b + 1]], prompt first."""
+
+    tokens_N: np.ndarray
+    offsets_B1: np.ndarray
+    mask_N: np.ndarray
+    """1.0 where the policy wrote the token, else 0.0."""
+    behaviour_logprobs_N: np.ndarray
+    advantages_N: np.ndarray
+    old_logprobs_N: np.ndarray | None = None
+    """The trainer's log-probabilities before the first update on this batch; None while there is only one update."""
+    reference_logprobs_N: np.ndarray | None = None
+
+    @property
+    def lengths_B(self) -> np.ndarray:
+        return np.diff(self.offsets_B1)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One rank's part of one optimizer step: the micro-batches, each a list of sequences of `batch`.
+
+    Every rank has the same number of micro-batches; one that has fewer sequences gets empty lists, which take part in
+    the collectives with a loss of 0. `normalizer` is the number of response tokens of the whole optimizer step, over
+    all ranks and micro-batches.
+    """
+
+    batch: TokenBatch
+    micro_batches: tuple[tuple[int, ...], ...]
+    normalizer: float

@@ -1,0 +1,54 @@
+"""Where prompts and records come from."""
+
+from typing import Annotated, Literal, Union
+
+from pydantic import Field, PositiveInt
+
+from rlpipe.recipe.base import Strict
+
+
+class ArithmeticData(Strict):
+    """Synthetic sums, generated from a seed; held-out problems never appear in training."""
+
+    kind: Literal["arithmetic"]
+    operands: Annotated[int, Field(ge=2, le=4)] = 2
+    """How many numbers are added."""
+    largest: PositiveInt = 99
+    """Largest operand; operands are drawn from 0..largest."""
+    heldout: PositiveInt = 512
+    """Number of held-out problems."""
+    seed: int = 0
+    """Decides which problems exist and which are held out."""
+
+
+class HeldOut(Strict):
+    """Records kept for evaluation: another file or split, or the first `count` records of the data."""
+
+    path: str | None = None
+    """File, folder or hub id of the held-out records; the same as data.path if absent."""
+    split: str | None = None
+    """Split of the held-out records; if neither path nor split is given, `count` records leave the training data."""
+    count: PositiveInt = 256
+    """At most this many held-out records are used."""
+
+
+class RecordsData(Strict):
+    """Records in TRL's formats from a local JSONL / CSV / Parquet file, a folder, or the hub."""
+
+    kind: Literal["records"]
+    path: str
+    """Local file or folder, or hub id."""
+    config: str | None = None
+    """Configuration name of a hub data set (for example `main`)."""
+    split: str = "train"
+    """Split to train on."""
+    columns: dict[str, str] = {}
+    """Renames: standard name -> the file's own column, for example `{prompt: question, completion: answer}`."""
+    chat: bool = True
+    """Render prompts and completions through the tokenizer's chat template; false trains on the plain text."""
+    system: str | None = None
+    """System message put before every prompt (chat only)."""
+    heldout: HeldOut = HeldOut()
+
+
+Data = Annotated[Union[ArithmeticData, RecordsData], Field(discriminator="kind")]

@@ -1,0 +1,65 @@
+"""Which language model a task starts from."""
+
+from typing import Annotated, Literal, Union
+
+from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag
+
+from rlpipe.recipe.base import Strict
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+class PretrainedModel(Strict):
+    """A model folder or hub id, loaded with `from_pretrained`."""
+
+    path: str
+    """Local folder in Hugging Face format, hub id, or `${stages.NAME.model}`."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    trust_remote_code: bool = False
+    """Run Python code that ships inside the model repository."""
+    chat_template: str | None = None
+    """File with a Jinja chat template that replaces the tokenizer's own."""
+    dtype: Dtype = "auto"
+    """Computation type of training and rollout alike; auto is float32 on CPU and bfloat16 on GPU."""
+
+
+class ScratchModel(Strict):
+    """A small Qwen2 causal LM with a character-level tokenizer, built from a seed: the embedded default."""
+
+    scratch: Literal["qwen2"]
+    """Architecture family."""
+    hidden_size: PositiveInt = 192
+    """Width of the residual stream."""
+    layers: PositiveInt = 6
+    """Number of decoder layers."""
+    heads: PositiveInt = 6
+    """Attention heads; hidden_size / heads must be 32 or 64 for vLLM on CPU."""
+    kv_heads: PositiveInt = 2
+    """Key/value heads (grouped-query attention)."""
+    intermediate_size: PositiveInt = 512
+    """Width of the feed-forward layers."""
+    max_position_embeddings: PositiveInt = 256
+    """Longest sequence in tokens."""
+    tie_word_embeddings: bool = True
+    """Share the input embedding with the output head, as the small Qwen2.5 models do."""
+    dtype: Dtype = "auto"
+    """Computation type of training and rollout alike; auto is float32 on CPU and bfloat16 on GPU."""
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, ScratchModel) or (isinstance(value, dict) and "scratch" in value):
+        return "scratch"
+    return "pretrained"
+
+
+def _expand(value: object) -> object:
+    return {"path": value} if isinstance(value, str) else value
+
+
+Model = Annotated[
+    Union[Annotated[PretrainedModel, Tag("pretrained")], Annotated[ScratchModel, Tag("scratch")]],
+    Discriminator(_kind),
+    BeforeValidator(_expand),
+    Field(description="A path or hub id (`model: PATH` or `model: {path: PATH}`), or `{scratch: qwen2}`."),
+]

@@ -1,0 +1,56 @@
+"""What a response is worth."""
+
+from typing import Annotated, Literal, Union
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from rlpipe.recipe.base import Strict
+
+
+class ExactReward(Strict):
+    """1 if the response, stripped of spaces around it, equals the answer column; else 0."""
+
+    kind: Literal["exact"]
+    name: str = "exact"
+    weight: float = 1.0
+    answer_column: str = "answer"
+
+
+class MathReward(Strict):
+    """1 if Math-Verify finds the response's final answer equal to the reference answer; else 0."""
+
+    kind: Literal["math"]
+    name: str = "math"
+    weight: float = 1.0
+    answer_column: str = "answer"
+    answer_after: str | None = None
+    """The reference answer is what follows this mark in the column, for example `####` in GSM8K."""
+    deadline: PositiveFloat = 5.0
+    """Seconds one answer may take before its process is killed and the row is a failure."""
+    processes: PositiveInt = 1
+    """Verifier processes."""
+
+
+class PythonReward(Strict):
+    """A function with TRL's reward signature: `f(prompts, completions, **columns) -> list[float | None]`."""
+
+    kind: Literal["python"]
+    name: str
+    function: str
+    """`path/to/file.py:function` (relative to the recipe) or `package.module:function`."""
+    weight: float = 1.0
+    deadline: PositiveFloat = 60.0
+    """Seconds one batch call may take."""
+    options: dict[str, float | int | str | bool] = {}
+    """Further keyword arguments of the function."""
+
+
+Reward = Annotated[Union[ExactReward, MathReward, PythonReward], Field(discriminator="kind")]
+
+
+class RewardMix(Strict):
+    """A weighted sum of rewards."""
+
+    mix: Annotated[list[Reward], Field(min_length=1)]
+    max_failure_rate: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of a step's responses whose reward may fail before the run stops; failures never count as 0."""

@@ -1,0 +1,50 @@
+"""Generation engines and how they sample."""
+
+from typing import Literal
+
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from rlpipe.recipe.base import Strict
+from rlpipe.recipe.training import Resources, Threads
+
+
+class Rollout(Strict):
+    """Rollout engines of one model."""
+
+    engine: Literal["vllm", "transformers"] = "vllm"
+    """vLLM, or the reference engine on plain transformers."""
+    engines: PositiveInt = 1
+    """Engines, spread over the cluster."""
+    max_new_tokens: PositiveInt = 16
+    """Longest response in tokens."""
+    max_model_len: PositiveInt | None = None
+    """Longest prompt plus response in tokens; the model's own limit if absent."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature; the trainer's log-probabilities use the same."""
+    stop_token_ids: list[int] = []
+    """Tokens that end a response, besides the tokenizer's end-of-sequence token."""
+    max_num_seqs: PositiveInt = 256
+    """Sequences an engine decodes at once."""
+    kv_cache_gib: PositiveFloat = 1.0
+    """KV cache of a vLLM engine on CPU, in GiB."""
+    gpu_memory_utilization: PositiveFloat = 0.5
+    """Share of a GPU's memory a vLLM engine may take."""
+    threads: Threads = 0
+    resources: Resources = Resources()
+
+
+class Evaluation(Strict):
+    """Held-out evaluation at the start, every `every` steps and at the end."""
+
+    every: PositiveInt = 25
+    """Steps between evaluations."""
+    prompts: PositiveInt = 256
+    """Held-out prompts evaluated, greedily."""
+    pass_at: list[PositiveInt] = [1, 4]
+    """k of the sampled pass@k metrics."""
+    samples: PositiveInt = 4
+    """Sampled responses per prompt for pass@k; at least the largest k."""
+    temperature: NonNegativeFloat = 1.0
+    """Sampling temperature of pass@k."""
+    show: PositiveInt = 5
+    """Held-out prompts whose greedy answers are shown in the terminal and the report."""

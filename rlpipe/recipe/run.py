@@ -1,0 +1,42 @@
+"""Settings of a run that are not the algorithm's: deadlines, tracking, verification."""
+
+from typing import Literal
+
+from pydantic import PositiveFloat
+
+from rlpipe.recipe.base import Strict
+
+
+class Deadlines(Strict):
+    """Seconds each kind of remote wait may take before the run stops and says who waited on whom."""
+
+    start: PositiveFloat = 300.0
+    """Starting a role: process, imports, model."""
+    placement: PositiveFloat = 60.0
+    """Getting the cluster's resources."""
+    rollout: PositiveFloat = 600.0
+    """One call of an engine, and any response to arrive while some are outstanding."""
+    reward: PositiveFloat = 120.0
+    """Scoring one group."""
+    train: PositiveFloat = 600.0
+    """One call of a training role."""
+    publish: PositiveFloat = 120.0
+    """Getting new weights into every engine and proving it."""
+
+
+class Publishing(Strict):
+    """How weight publishes are proven."""
+
+    tolerance: PositiveFloat | Literal["auto"] = "auto"
+    """Largest mean absolute difference between the engine's and the trainer's log-probabilities of the
+    probe tokens; auto is 1e-3 in float32 and 0.05 in bfloat16."""
+
+
+class Tracking(Strict):
+    """Where metrics go besides events.jsonl and the report."""
+
+    tensorboard: bool = True
+    wandb: str | None = None
+    """W&B project (the key comes from WANDB_API_KEY)."""
+    mlflow: str | None = None
+    """MLflow experiment (the server comes from MLFLOW_TRACKING_URI)."""

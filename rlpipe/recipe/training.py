@@ -1,0 +1,79 @@
+"""Optimisation settings, in the names of Hugging Face / TRL where those exist."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from rlpipe.recipe.base import Strict
+
+ZeroStage = Literal[0, 1, 2, 3]
+Threads = Annotated[int, Field(ge=0, description="CPU threads of each process of this role; 0 takes all cores.")]
+
+
+class Optimizer(Strict):
+    """AdamW with a learning-rate schedule."""
+
+    learning_rate: PositiveFloat = 1e-4
+    weight_decay: NonNegativeFloat = 0.0
+    adam_beta1: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    adam_epsilon: PositiveFloat = 1e-8
+    max_grad_norm: PositiveFloat = 1.0
+    """Global gradient norm above which gradients are scaled down."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape after warm-up: constant, or down to 0 at the last step."""
+    warmup_steps: NonNegativeInt = 0
+    """Optimizer steps over which the rate rises from 0."""
+
+
+class Resources(Strict):
+    """What one process of a role reserves on the cluster."""
+
+    cpus: PositiveFloat = 0.5
+    """Ray CPUs (a reservation, not a limit)."""
+    gpus: NonNegativeFloat | Literal["auto"] = "auto"
+    """Ray GPUs; auto is 1 where the cluster has GPUs and 0 elsewhere."""
+
+
+class SftTraining(Strict):
+    """SFT through TRL's SFTTrainer; names are TRL's."""
+
+    max_steps: PositiveInt
+    """Optimizer steps."""
+    per_device_train_batch_size: PositiveInt = 64
+    """Records per rank and micro-batch."""
+    gradient_accumulation_steps: PositiveInt = 1
+    max_length: PositiveInt = 1024
+    """Longest record in tokens; longer ones are truncated, and the count is reported."""
+    packing: bool = False
+    """Pack several records into each max_length sequence."""
+    loss_on: Literal["completion", "assistant", "all"] = "completion"
+    """Tokens in the loss: the completion, every assistant turn (the template must mark them), or all."""
+    gradient_checkpointing: bool = False
+    optimizer: Optimizer = Optimizer(learning_rate=1e-3, lr_scheduler_type="cosine", warmup_steps=20)
+    ranks: PositiveInt = 1
+    """Data-parallel training processes."""
+    zero_stage: ZeroStage = 0
+    """DeepSpeed ZeRO: 0 replicates, 1 shards optimizer states, 2 also gradients, 3 also parameters."""
+    threads: Threads = 0
+    resources: Resources = Resources()
+    logging_steps: PositiveInt = 10
+
+
+class PolicyTraining(Strict):
+    """The policy's training side in online RL."""
+
+    optimizer: Optimizer = Optimizer()
+    minibatches: PositiveInt = 1
+    """Optimizer steps the batch of one RL step is split into."""
+    epochs: PositiveInt = 1
+    """Passes over each batch."""
+    tokens_per_micro_batch: PositiveInt = 16384
+    """Token budget (after padding) of one forward and backward; lower it when memory runs out."""
+    gradient_checkpointing: bool = False
+    ranks: PositiveInt = 1
+    """Data-parallel training processes."""
+    zero_stage: ZeroStage = 0
+    """DeepSpeed ZeRO: 0 replicates, 1 shards optimizer states, 2 also gradients, 3 also parameters."""
+    threads: Threads = 0
+    resources: Resources = Resources()

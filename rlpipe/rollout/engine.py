@@ -1,0 +1,51 @@
+"""What a rollout engine is. Implementations: `vllm_engine.VllmEngine`, `transformers_engine.TransformersEngine`."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from rlpipe.data.flow import GroupRequest, Tokens, Trajectory
+from rlpipe.weights.payload import Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """A sign of life, from another thread than the one that steps."""
+
+    version: int | None
+    outstanding: int
+    """Responses submitted and not yet handed over."""
+    seconds_since_step: float
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What an engine answers to a publish."""
+
+    version: int
+    digest: str
+    """blake2b over the received bytes in the payload's order."""
+    seconds: float
+
+
+class Engine(Protocol):
+    """Single-threaded, except `health`. `step` never blocks for longer than one decode step."""
+
+    def submit(self, requests: list[GroupRequest]) -> None: ...
+
+    def step(self) -> list[Trajectory]:
+        """One decode step; the responses it finished. Empty at once when nothing runs."""
+
+    def publish(self, version: int, payload: Payload) -> Receipt:
+        """Take new weights between two decode steps. Running requests go on and note the version boundary; nothing
+        cached under the old weights is used again. Raises `WeightsRejected` if the engine cannot take the payload."""
+
+    def probe(self, sequences: list[Tokens]) -> list[np.ndarray]:
+        """Log-probabilities (temperature 1) of tokens 1.. of each sequence, through the forward pass that serves
+        requests; float32, length len(sequence) - 1."""
+
+    def abort(self, group_ids: list[str]) -> None:
+        """Forget these groups; nothing of them is handed over later."""
+
+    def health(self) -> Health: ...

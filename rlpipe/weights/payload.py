@@ -1,0 +1,38 @@
+"""Policy weights on their way to the engines: a few large buffers and an index, not one message per parameter."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+
+class WeightsRejected(RuntimeError):
+    """An engine cannot take a payload; the message says why and what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where one tensor lies: bytes [offset, offset + nbytes) of bucket `bucket`."""
+
+    name: str
+    dtype: str
+    """torch dtype name, for example `float32` or `bfloat16`."""
+    shape: tuple[int, ...]
+    bucket: int
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Hugging Face parameter names and their bytes.
+
+    kind `full` carries every parameter (tied ones once); `adapter` carries a PEFT adapter's tensors and its config.
+    """
+
+    kind: Literal["full", "adapter"]
+    index: tuple[TensorEntry, ...]
+    buckets: tuple[np.ndarray, ...]
+    """uint8 arrays; in an object store they are read in place, without a copy."""
+    digest: str
+    """blake2b over the buckets in order, computed by the publisher."""
