@@ -1,12 +1,15 @@
 """Typed handles: how a pipeline calls a role, wherever it runs.
 
-    pending = policy.call(Policy.update, shard, deadline=600)
+    pending = policy.call(Within("train", 600), Policy.update, shard)
     stats = pending.result()
 
-The method is passed as a function object, so that a type checker sees its arguments and its result.
+The method is passed as a function object, so that a type checker sees its arguments and its result. Calls of one handle
+run one after the other, in the order they were made. A `Pending` may itself be an argument of another call, which then
+gets the value without it travelling through the driver.
 """
 
-from typing import Callable, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Callable, Concatenate, Generic, ParamSpec, Protocol, Self, Sequence, TypeVar
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -15,22 +18,30 @@ P = ParamSpec("P")
 
 
 class DeadlineExceeded(TimeoutError):
-    """A remote wait ran past its deadline; the message says who waited on whom, for what, and for how long."""
+    """A remote wait ran past its deadline; the message says who was waited for, in which phase, and for how long."""
 
 
 class RoleDied(RuntimeError):
-    """The process that hosts a role is gone; the message names the role, its node and the cause Ray gives."""
+    """The process that hosts a role is gone; the message names the role and the cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """A deadline with a name: what is being waited for, and for how many seconds at most."""
+
+    phase: str
+    seconds: float
 
 
 class Pending(Protocol[T_co]):
-    """A call under way. May itself be passed as an argument of another call, which then gets the result without
-    it travelling through the driver."""
+    """A call under way."""
 
     def result(self) -> T_co:
         """The value. Raises what the role raised, `DeadlineExceeded`, or `RoleDied`."""
 
-    def ready(self) -> bool:
-        """True once `result` would not wait."""
+    @classmethod
+    def ready(cls, pendings: Sequence[Self], seconds: float) -> list[Self]:
+        """Those of `pendings` whose `result` would not wait; waits up to `seconds` for the first one."""
 
 
 class Handle(Protocol, Generic[R]):
@@ -39,5 +50,15 @@ class Handle(Protocol, Generic[R]):
     name: str
 
     def call(
-        self, method: Callable[Concatenate[R, P], T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> "Pending[T]": ...
+        self, within: Within, method: Callable[Concatenate[R, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Pending[T]: ...
+
+
+def first_ready(pendings: Sequence[Pending[Any]], seconds: float) -> list[Pending[Any]]:
+    """The finished ones among `pendings` (all of one runtime), after waiting up to `seconds` for the first."""
+    return type(pendings[0]).ready(pendings, seconds) if pendings else []
+
+
+def results(pendings: Sequence[Pending[T]]) -> list[T]:
+    """The values of all, in order; the first failure is raised."""
+    return [pending.result() for pending in pendings]

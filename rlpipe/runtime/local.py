@@ -1,0 +1,75 @@
+"""Roles in the calling process: `rlpipe run --debug`.
+
+Calls run to the end in the caller's thread, so a breakpoint anywhere stops the world. An exception is kept for
+`result`, as it would be remotely.
+"""
+
+import os
+import socket
+from typing import Any, Callable, Generic, Sequence, TypeVar
+
+from rlpipe.runtime.handle import Handle, Within
+from rlpipe.runtime.roles import RoleSpec, Seat
+
+T = TypeVar("T")
+
+
+class LocalPending(Generic[T]):
+    """A call that has already run."""
+
+    def __init__(self, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._error: BaseException | None = None
+        try:
+            self._value = function(*(_value(a) for a in args), **{k: _value(v) for k, v in kwargs.items()})
+        except Exception as error:  # kept for result(), where a remote call would raise it
+            self._error = error
+
+    def result(self) -> T:
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    @classmethod
+    def ready(cls, pendings: Sequence["LocalPending[T]"], seconds: float) -> list["LocalPending[T]"]:
+        return list(pendings)
+
+
+def _value(argument: Any) -> Any:
+    return argument.result() if isinstance(argument, LocalPending) else argument
+
+
+class LocalHandle:
+    """A role object in this process."""
+
+    def __init__(self, name: str, role: Any) -> None:
+        self.name = name
+        self._role = role
+
+    def call(self, within: Within, method: Callable[..., T], /, *args: Any, **kwargs: Any) -> LocalPending[T]:
+        # Looked up by name, so that a subclass of the role is honoured as it would be remotely.
+        return LocalPending(getattr(self._role, method.__name__), args, kwargs)
+
+
+class LocalRuntime:
+    """One process for everything; every role has exactly one seat."""
+
+    def start(self, roles: list[RoleSpec]) -> dict[str, list[Handle[Any]]]:
+        return {spec.name: [self._start(spec)] for spec in roles}
+
+    def _start(self, spec: RoleSpec) -> LocalHandle:
+        os.environ.update(spec.environment)
+        seat = Seat(index=0, count=1, local_index=0, address="127.0.0.1", port=free_port())
+        return LocalHandle(spec.name, spec.role(*spec.arguments(seat)))
+
+    def stop(self) -> None:
+        """Nothing to stop: role objects go when the last handle does."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def free_port() -> int:
+    """A TCP port that is free on this node now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]

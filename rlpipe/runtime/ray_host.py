@@ -1,0 +1,54 @@
+"""The Ray actor that hosts one role."""
+
+import os
+from typing import Any
+
+import ray
+
+from rlpipe.runtime.local import free_port
+
+
+class Host:
+    """A process for one role.
+
+    The role is built and called by the one thread of the `role` group: torch's thread count and vLLM's state belong to
+    a thread. `alive` answers from another thread while the role computes.
+    """
+
+    def __init__(self) -> None:
+        self._role: Any = None
+
+    @ray.method(concurrency_group="alive")
+    def meeting_point(self) -> tuple[str, str, int]:
+        """Node id, node address and a free port on it."""
+        context = ray.get_runtime_context()
+        return context.get_node_id(), ray.util.get_node_ip_address(), free_port()
+
+    @ray.method(concurrency_group="role")
+    def build(self, role: type, arguments: tuple[Any, ...], threads: int) -> None:
+        _set_threads(threads)
+        self._role = role(*arguments)
+
+    @ray.method(concurrency_group="role")
+    def run(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._role, method)(*args, **kwargs)
+
+    @ray.method(concurrency_group="alive")
+    def stacks(self) -> str:
+        """Where every thread of this process stands now, for the report of a missed deadline."""
+        import sys
+        import threading
+        import traceback
+
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        frames = sys._current_frames().items()
+        return "\n".join(f"-- {names.get(i, i)}\n" + "".join(traceback.format_stack(f)) for i, f in frames)
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+
+
+RemoteHost = ray.remote(concurrency_groups={"role": 1, "alive": 1})(Host)

@@ -1,0 +1,80 @@
+"""Calls of roles in Ray actors."""
+
+import time
+from typing import Any, Callable, Generic, Sequence, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Within
+
+T = TypeVar("T")
+_STACKS_WAIT_SECONDS = 5.0
+
+
+class RayPending(Generic[T]):
+    """A call of a hosted role, with its deadline counted from when it was made."""
+
+    def __init__(self, host: Any, role_name: str, what: str, ref: "ray.ObjectRef[T]", within: Within) -> None:
+        self.ref = ref
+        self._host, self._role_name, self._what, self._within = host, role_name, what, within
+        self._started = time.monotonic()
+
+    def result(self) -> T:
+        remaining = self._started + self._within.seconds - time.monotonic()
+        try:
+            return ray.get(self.ref, timeout=max(0.0, remaining))
+        except GetTimeoutError:
+            raise DeadlineExceeded(self._overdue()) from None
+        except RayTaskError as error:
+            raise _unwrapped(error, self._role_name) from None
+        except RayError as error:
+            # Not only RayActorError: a worker, node or object owner that died raises other kinds.
+            raise RoleDied(f"{self._role_name} died during {self._what} ({self._within.phase}): {error}") from None
+
+    def _overdue(self) -> str:
+        return (
+            f"{self._role_name} did not finish {self._what} within {self._within.seconds:g} s "
+            f"(phase {self._within.phase!r}, recipe key deadlines.{self._within.phase}).\n"
+            f"It stands at:\n{_stacks(self._host)}"
+        )
+
+    @classmethod
+    def ready(cls, pendings: Sequence["RayPending[T]"], seconds: float) -> list["RayPending[T]"]:
+        refs = [pending.ref for pending in pendings]
+        ray.wait(refs, num_returns=1, timeout=seconds, fetch_local=False)
+        done = set(ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[0])
+        return [pending for pending in pendings if pending.ref in done]
+
+
+def _stacks(host: Any) -> str:
+    try:
+        return ray.get(host.stacks.remote(), timeout=_STACKS_WAIT_SECONDS)
+    except RayError as error:
+        return f"(its process does not answer: {type(error).__name__})"
+
+
+def _unwrapped(error: RayTaskError, role_name: str) -> BaseException:
+    """The role's own exception, with the remote traceback as a note: one error, not Ray's wrapping of it."""
+    cause = error.cause if isinstance(error.cause, BaseException) else error
+    if cause is not error:
+        cause.add_note(f"raised in {role_name}:\n{error.traceback_str}")
+    return cause
+
+
+class RayHandle:
+    """A role in a Ray actor."""
+
+    def __init__(self, name: str, host: Any) -> None:
+        self.name = name
+        self._host = host
+
+    def call(self, within: Within, method: Callable[..., T], /, *args: Any, **kwargs: Any) -> RayPending[T]:
+        ref = self._host.run.remote(
+            method.__name__, *(_forward(a) for a in args), **{k: _forward(v) for k, v in kwargs.items()}
+        )
+        return RayPending(self._host, self.name, method.__qualname__, ref, within)
+
+
+def _forward(argument: Any) -> Any:
+    return argument.ref if isinstance(argument, RayPending) else argument
