@@ -58,7 +58,7 @@ def _unwrapped(error: RayTaskError, role_name: str) -> BaseException:
     """The role's own exception, with the remote traceback as a note: one error, not Ray's wrapping of it."""
     cause = error.cause if isinstance(error.cause, BaseException) else error
     if cause is not error:
-        cause.add_note(f"raised in {role_name}:\n{error.traceback_str}")
+        cause.add_note(f"raised in {role_name}:\n{error}")
     return cause
 
 

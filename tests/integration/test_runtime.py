@@ -1,0 +1,142 @@
+"""Roles in Ray actors and in this process: the same calls, the same errors."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from rlpipe.recipe.run import Deadlines
+from rlpipe.recipe.training import Resources
+from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Within, first_ready, results
+from rlpipe.runtime.local import LocalRuntime
+from rlpipe.runtime.ray_runtime import RayRuntime
+from rlpipe.runtime.roles import PlacementError, RoleSpec, Seat
+
+SOON = Within("train", 20)
+
+
+class Counter:
+    """A role for these tests."""
+
+    def __init__(self, start: int, seat: Seat) -> None:
+        if start < 0:
+            raise ValueError(f"start must not be negative, is {start}")
+        self.count, self.seat = start, seat
+
+    def add(self, amount: int) -> int:
+        self.count += amount
+        return self.count
+
+    def total(self, array: np.ndarray) -> float:
+        return float(array.sum())
+
+    def ones(self, size: int) -> np.ndarray:
+        return np.ones(size)
+
+    def where(self) -> Seat:
+        return self.seat
+
+    def process(self) -> int:
+        return os.getpid()
+
+    def sleep_where_it_hangs(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def fail(self) -> None:
+        raise KeyError("no such thing")
+
+
+def spec(count: int = 1, start: int = 0, cpus: float = 0.1, name: str = "counter") -> RoleSpec:
+    return RoleSpec(name, Counter, lambda seat: (start, seat), count, Resources(cpus=cpus, gpus=0.0), 1, "train")
+
+
+@pytest.fixture(params=["ray", "local"])
+def runtime(request, ray_cluster):
+    chosen = RayRuntime(Deadlines(start=60, placement=5)) if request.param == "ray" else LocalRuntime()
+    yield chosen
+    chosen.stop()
+
+
+@pytest.fixture
+def ray_runtime(ray_cluster):
+    chosen = RayRuntime(Deadlines(start=60, placement=5))
+    yield chosen
+    chosen.stop()
+
+
+def test_calls_of_one_handle_run_in_order(runtime):
+    [counter] = runtime.start([spec()])["counter"]
+    assert results([counter.call(SOON, Counter.add, n) for n in (1, 10, 100)]) == [1, 11, 111]
+
+
+def test_a_pending_is_passed_on_as_its_value(runtime):
+    [counter] = runtime.start([spec()])["counter"]
+    ones = counter.call(SOON, Counter.ones, 1000)
+    assert counter.call(SOON, Counter.total, ones).result() == 1000.0
+
+
+def test_the_roles_own_error_arrives(runtime):
+    [counter] = runtime.start([spec()])["counter"]
+    with pytest.raises(KeyError, match="no such thing"):
+        counter.call(SOON, Counter.fail).result()
+    assert counter.call(SOON, Counter.add, 1).result() == 1
+
+
+def test_a_constructor_that_fails_is_the_error_of_start(runtime):
+    with pytest.raises(ValueError, match="start must not be negative, is -1"):
+        runtime.start([spec(start=-1)])
+
+
+def test_seats_meet_on_one_port(ray_runtime):
+    counters = ray_runtime.start([spec(count=3)])["counter"]
+    seats = results([c.call(SOON, Counter.where) for c in counters])
+    assert [(s.index, s.count, s.local_index) for s in seats] == [(0, 3, 0), (1, 3, 1), (2, 3, 2)]
+    assert len({(s.address, s.port) for s in seats}) == 1
+    assert [c.name for c in counters] == ["counter[0]", "counter[1]", "counter[2]"]
+
+
+def test_a_missed_deadline_says_who_and_where(ray_runtime):
+    [counter] = ray_runtime.start([spec()])["counter"]
+    with pytest.raises(DeadlineExceeded) as caught:
+        counter.call(Within("train", 1.0), Counter.sleep_where_it_hangs, 30).result()
+    message = str(caught.value)
+    assert "counter did not finish Counter.sleep_where_it_hangs within 1 s" in message
+    assert "deadlines.train" in message
+    assert "time.sleep(seconds)" in message, "the stack of the hanging role must be shown"
+
+
+def test_a_killed_role_is_named(ray_runtime):
+    [counter] = ray_runtime.start([spec()])["counter"]
+    os.kill(counter.call(SOON, Counter.process).result(), signal.SIGKILL)
+    with pytest.raises(RoleDied, match=r"counter died during Counter.add \(train\)"):
+        counter.call(SOON, Counter.add, 1).result()
+
+
+def test_a_stopped_role_that_cannot_answer_is_said_to_be_so(ray_runtime):
+    [counter] = ray_runtime.start([spec()])["counter"]
+    process = counter.call(SOON, Counter.process).result()
+    os.kill(process, signal.SIGSTOP)
+    try:
+        with pytest.raises(DeadlineExceeded, match="its process does not answer"):
+            counter.call(Within("train", 1.0), Counter.add, 1).result()
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+def test_what_does_not_fit_is_an_error_with_the_recipe_line(ray_cluster):
+    runtime = RayRuntime(Deadlines(start=60, placement=1))
+    with pytest.raises(PlacementError) as caught:
+        runtime.start([spec(count=2, cpus=500.0)])
+    message = str(caught.value)
+    assert "counter: 2 x {'CPU': 500.0}" in message and "train.resources" in message
+    assert "deadlines.placement" in message
+
+
+def test_first_ready_gives_the_finished_ones(ray_runtime):
+    slow, fast = ray_runtime.start([spec(count=2)])["counter"]
+    waiting = slow.call(SOON, Counter.sleep_where_it_hangs, 5)
+    done = fast.call(SOON, Counter.add, 1)
+    assert first_ready([waiting, done], 4) == [done]
+    assert first_ready([], 1) == []
