@@ -1,0 +1,80 @@
+"""The other side of `killable.py`: a fresh interpreter that loads one function and answers calls of it.
+
+Run as `python -m rlpipe.rewards.child FD`, FD being its end of a socket pair. It imports neither numpy nor torch of its
+own accord, so that it starts at the speed of what it loads. Messages, each a pickled tuple:
+
+    to the child     (factory, options)    once: `package.module:function` and its keyword arguments
+                     (request, seconds)    a call
+    to the parent    ("ready", None) | ("unusable", why)
+                     ("value", result) | ("raised", why)
+"""
+
+import importlib
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+GRACE_SECONDS = 30.0
+
+
+def load(factory: str, options: dict[str, Any]) -> Callable[[Any], Any]:
+    """The callable that `factory` builds from `options`."""
+    module, _, name = factory.partition(":")
+    return getattr(importlib.import_module(module), name)(**options)
+
+
+def answer(function: Callable[[Any], Any], request: Any) -> tuple[str, Any]:
+    """Call it; an exception becomes its description."""
+    try:
+        return "value", function(request)
+    except (Exception, SystemExit) as error:
+        return "raised", describe(error)
+
+
+def describe(error: BaseException) -> str:
+    """Type, message and the deepest line of code that is not a library's or ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [frame for frame in frames if "site-packages" not in frame.filename and _OURS not in frame.filename]
+    place = f" ({users[-1].filename}:{users[-1].lineno})" if users else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+_OURS = os.sep + os.path.join("rlpipe", "rewards") + os.sep
+
+
+def _read(connection: Connection, inbox: queue.SimpleQueue) -> None:
+    """Feed the main thread. The parent's end closing, however it died, ends this process."""
+    try:
+        while True:
+            inbox.put(connection.recv())
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def main(fd: int) -> None:
+    connection: Connection = Connection(fd)
+    inbox: queue.SimpleQueue = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
+    factory, options = inbox.get()
+    try:
+        function = load(factory, options)
+    except (Exception, SystemExit) as error:
+        connection.send(("unusable", describe(error)))
+        return
+    connection.send(("ready", None))
+    while True:
+        request, seconds = inbox.get()
+        # Should the parent die while this process hangs inside C code, the kernel still ends it.
+        signal.setitimer(signal.ITIMER_REAL, seconds + GRACE_SECONDS)
+        connection.send(answer(function, request))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

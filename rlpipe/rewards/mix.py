@@ -1,0 +1,56 @@
+"""A weighted sum of rewards in which nothing that could not be computed counts as 0."""
+
+import math
+from collections.abc import Sequence
+
+from rlpipe.data.flow import Failure, Group, Outcome, Score
+from rlpipe.rewards.reward import Allowance, Component, Reward
+
+
+class Mix:
+    """value = sum of weight times component, over the components that apply to the row."""
+
+    def __init__(self, rewards: Sequence[Reward]):
+        self._rewards = tuple(rewards)
+        self.names = tuple(reward.name for reward in rewards)
+
+    def start(self) -> None:
+        for reward in self._rewards:
+            reward.start()
+
+    def ready(self) -> None:
+        for reward in self._rewards:
+            reward.ready()
+
+    def score(self, group: Group, allowance: Allowance) -> tuple[Outcome, ...]:
+        """One outcome per response, in their order."""
+        columns = [[_finite(c) for c in reward.score(group, allowance)] for reward in self._rewards]
+        return tuple(self._outcome(row) for row in zip(*columns, strict=True))
+
+    def close(self) -> None:
+        for reward in self._rewards:
+            reward.close()
+
+    def _outcome(self, row: Sequence[Component]) -> Outcome:
+        for name, component in zip(self.names, row, strict=True):
+            if isinstance(component, Failure):
+                return _blame(name, component)
+        components = {n: c for n, c in zip(self.names, row, strict=True) if c is not None}
+        if not components:
+            return _blame("+".join(self.names), Failure("not_applicable", "no reward of the mix applies to this row"))
+        return Score(sum(r.weight * components[r.name] for r in self._rewards if r.name in components), components)
+
+
+def _finite(component: Component) -> Component:
+    if isinstance(component, float) and not math.isfinite(component):
+        return Failure("not_a_number", f"the reward is {component}")
+    return component
+
+
+def _blame(reward: str, failure: Failure) -> Failure:
+    return Failure(failure.kind, f"{reward}: {failure.message}")
+
+
+def blamed(failure: Failure) -> str:
+    """The name of the reward that a failure of a mix comes from."""
+    return failure.message.partition(": ")[0]

@@ -1,0 +1,65 @@
+"""What a reward is: for each response of a group a number, `None` (does not apply) or a `Failure`; never a bare 0.
+
+Kinds of failure, as they stand in `Failure.kind` and in the rollouts' Parquet:
+
+    exception              the function or the verifier raised
+    not_a_number           NaN, infinity, or something that is no number
+    wrong_length           not one reward per response
+    deadline               no answer in time; the process was killed
+    crashed                the process that computes the reward died by itself
+    missing_column         the row lacks the column that holds the reference
+    unparseable_reference  the reference is no mathematical answer (a response that is none is simply wrong: 0)
+    not_applicable         no component of the mix applies to the row
+"""
+
+from typing import Protocol
+
+from rlpipe.data.flow import Failure, Group
+
+Component = float | None | Failure
+
+
+class RewardUnusable(RuntimeError):
+    """A reward cannot be computed for any row: its file, function or an import is missing. Raised, never a Failure."""
+
+
+class Allowance:
+    """Seconds of scoring one group has left. Waiting for a busy verifier, or for one to start, is not spent."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.left = seconds
+
+    def share(self, limit: float, rows: int) -> float:
+        """Seconds for the next of `rows` calls: at most `limit`, and so that the rows behind it get theirs."""
+        return min(limit, self.left / max(rows, 1))
+
+    def spend(self, seconds: float) -> None:
+        self.left = max(0.0, self.left - seconds)
+
+
+class Reward(Protocol):
+    """One component of the mix. `score` is called from several threads at once."""
+
+    name: str
+    weight: float
+
+    def start(self) -> None:
+        """Begin, in the background, whatever takes long before the first score (processes, imports)."""
+
+    def ready(self) -> None:
+        """Wait until `score` can answer. Raises `RewardUnusable`."""
+
+    def score(self, group: Group, allowance: Allowance) -> list[Component]:
+        """One component per response of the group."""
+
+    def close(self) -> None: ...
+
+
+def reference(group: Group, column: str) -> str | Failure:
+    """The reference answer of the group's row."""
+    columns = group.prompt.columns
+    if column in columns:
+        return str(columns[column])
+    has = ", ".join(map(repr, sorted(columns))) or "none"
+    return Failure("missing_column", f"the row has no column {column!r} (it has: {has}); set `answer_column`")
