@@ -1,9 +1,28 @@
 """The base of every part of a recipe: strict, immutable, documented."""
 
-from pydantic import BaseModel, ConfigDict
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class Strict(BaseModel):
     """A recipe section. Unknown keys and silently converted types are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+# Formats say what a text is, so that the loader finds local files beside the recipe, whatever key holds them.
+FilePath = Annotated[str, Field(json_schema_extra={"format": "path"})]
+PathOrHubId = Annotated[str, Field(json_schema_extra={"format": "path-or-hub-id"})]
+PythonFunction = Annotated[str, Field(json_schema_extra={"format": "python-function"})]
+
+
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"`{name}` names a folder; expected letters, digits, `-`, `_`, `.`, and no mark first")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+"""Names a folder of a run."""

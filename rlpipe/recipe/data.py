@@ -1,10 +1,10 @@
 """Where prompts and records come from."""
 
-from typing import Annotated, Literal, Union
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from rlpipe.recipe.base import Strict
+from rlpipe.recipe.base import PathOrHubId, Strict
 
 
 class ArithmeticData(Strict):
@@ -24,7 +24,7 @@ class ArithmeticData(Strict):
 class HeldOut(Strict):
     """Records kept for evaluation: another file or split, or the first `count` records of the data."""
 
-    path: str | None = None
+    path: PathOrHubId | None = None
     """File, folder or hub id of the held-out records; the same as data.path if absent."""
     split: str | None = None
     """Split of the held-out records; if neither path nor split is given, `count` records leave the training data."""
@@ -36,7 +36,7 @@ class RecordsData(Strict):
     """Records in TRL's formats from a local JSONL / CSV / Parquet file, a folder, or the hub."""
 
     kind: Literal["records"]
-    path: str
+    path: PathOrHubId
     """Local file or folder, or hub id."""
     config: str | None = None
     """Configuration name of a hub data set (for example `main`)."""
@@ -51,4 +51,4 @@ class RecordsData(Strict):
     heldout: HeldOut = HeldOut()
 
 
-Data = Annotated[Union[ArithmeticData, RecordsData], Field(discriminator="kind")]
+Data = Annotated[ArithmeticData | RecordsData, Field(discriminator="kind")]

@@ -1,10 +1,10 @@
 """Which language model a task starts from."""
 
-from typing import Annotated, Literal, Union
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag
+from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
 
-from rlpipe.recipe.base import Strict
+from rlpipe.recipe.base import FilePath, PathOrHubId, Strict
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -12,13 +12,13 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 class PretrainedModel(Strict):
     """A model folder or hub id, loaded with `from_pretrained`."""
 
-    path: str
+    path: PathOrHubId
     """Local folder in Hugging Face format, hub id, or `${stages.NAME.model}`."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     trust_remote_code: bool = False
     """Run Python code that ships inside the model repository."""
-    chat_template: str | None = None
+    chat_template: FilePath | None = None
     """File with a Jinja chat template that replaces the tokenizer's own."""
     dtype: Dtype = "auto"
     """Computation type of training and rollout alike; auto is float32 on CPU and bfloat16 on GPU."""
@@ -46,6 +46,13 @@ class ScratchModel(Strict):
     dtype: Dtype = "auto"
     """Computation type of training and rollout alike; auto is float32 on CPU and bfloat16 on GPU."""
 
+    @model_validator(mode="after")
+    def _divides(self) -> "ScratchModel":
+        for whole, part in (("hidden_size", "heads"), ("heads", "kv_heads")):
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(f"{whole}={getattr(self, whole)} does not divide into {part}={getattr(self, part)}")
+        return self
+
 
 def _kind(value: object) -> str:
     if isinstance(value, ScratchModel) or (isinstance(value, dict) and "scratch" in value):
@@ -53,13 +60,20 @@ def _kind(value: object) -> str:
     return "pretrained"
 
 
+def _allow_text(schema: dict) -> None:
+    schema["oneOf"].append({"type": "string", "format": "path-or-hub-id"})  # what _expand takes
+
+
 def _expand(value: object) -> object:
     return {"path": value} if isinstance(value, str) else value
 
 
 Model = Annotated[
-    Union[Annotated[PretrainedModel, Tag("pretrained")], Annotated[ScratchModel, Tag("scratch")]],
+    Annotated[PretrainedModel, Tag("pretrained")] | Annotated[ScratchModel, Tag("scratch")],
     Discriminator(_kind),
     BeforeValidator(_expand),
-    Field(description="A path or hub id (`model: PATH` or `model: {path: PATH}`), or `{scratch: qwen2}`."),
+    Field(
+        description="a path or hub id (`model: PATH` or `model: {path: PATH}`), or `{scratch: qwen2}`",
+        json_schema_extra=_allow_text,
+    ),
 ]

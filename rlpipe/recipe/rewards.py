@@ -1,10 +1,11 @@
 """What a response is worth."""
 
-from typing import Annotated, Literal, Union
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from rlpipe.recipe.base import Strict
+from rlpipe.recipe.base import PythonFunction, Strict
 
 
 class ExactReward(Strict):
@@ -36,7 +37,7 @@ class PythonReward(Strict):
 
     kind: Literal["python"]
     name: str
-    function: str
+    function: PythonFunction
     """`path/to/file.py:function` (relative to the recipe) or `package.module:function`."""
     weight: float = 1.0
     deadline: PositiveFloat = 60.0
@@ -44,8 +45,15 @@ class PythonReward(Strict):
     options: dict[str, float | int | str | bool] = {}
     """Further keyword arguments of the function."""
 
+    @field_validator("function")
+    @classmethod
+    def _names_a_function(cls, function: str) -> str:
+        if not re.fullmatch(r"(.+\.py|[\w.]+):[^\W\d]\w*", function):
+            raise ValueError(f"expected `path/to/file.py:function` or `package.module:function`, found `{function}`")
+        return function
 
-Reward = Annotated[Union[ExactReward, MathReward, PythonReward], Field(discriminator="kind")]
+
+Reward = Annotated[ExactReward | MathReward | PythonReward, Field(discriminator="kind")]
 
 
 class RewardMix(Strict):
@@ -54,3 +62,13 @@ class RewardMix(Strict):
     mix: Annotated[list[Reward], Field(min_length=1)]
     max_failure_rate: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of a step's responses whose reward may fail before the run stops; failures never count as 0."""
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> "RewardMix":
+        names = [reward.name for reward in self.mix]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"mix: two rewards are named `{twice}`; give each its own `name`")
+        if not any(reward.weight for reward in self.mix):
+            raise ValueError("mix: every weight is 0, so that nothing would be learned")
+        return self

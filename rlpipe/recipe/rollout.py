@@ -1,8 +1,8 @@
 """Generation engines and how they sample."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from rlpipe.recipe.base import Strict
 from rlpipe.recipe.training import Resources, Threads
@@ -27,10 +27,19 @@ class Rollout(Strict):
     """Sequences an engine decodes at once."""
     kv_cache_gib: PositiveFloat = 1.0
     """KV cache of a vLLM engine on CPU, in GiB."""
-    gpu_memory_utilization: PositiveFloat = 0.5
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of a GPU's memory a vLLM engine may take."""
     threads: Threads = 0
     resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _room_for_a_prompt(self) -> "Rollout":
+        if self.max_model_len is not None and self.max_model_len <= self.max_new_tokens:
+            raise ValueError(
+                f"max_model_len={self.max_model_len} leaves no room for a prompt before "
+                f"max_new_tokens={self.max_new_tokens}; raise the one or lower the other"
+            )
+        return self
 
 
 class Evaluation(Strict):
@@ -48,3 +57,9 @@ class Evaluation(Strict):
     """Sampling temperature of pass@k."""
     show: PositiveInt = 5
     """Held-out prompts whose greedy answers are shown in the terminal and the report."""
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> "Evaluation":
+        if max(self.pass_at, default=0) > self.samples:
+            raise ValueError(f"samples={self.samples} is too few for pass_at={self.pass_at}")
+        return self

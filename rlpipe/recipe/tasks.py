@@ -1,11 +1,11 @@
 """The tasks a recipe can describe, and pipelines of them."""
 
-from typing import Annotated, Literal, Union
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from rlpipe.recipe.algorithm import Algorithm, Schedule
-from rlpipe.recipe.base import Strict
+from rlpipe.recipe.base import FolderName, Strict
 from rlpipe.recipe.data import Data
 from rlpipe.recipe.model import Model
 from rlpipe.recipe.rewards import RewardMix
@@ -18,7 +18,7 @@ class SftRecipe(Strict):
     """Supervised fine-tuning."""
 
     task: Literal["sft"]
-    name: str = "sft"
+    name: FolderName = "sft"
     """Names the run directory, runs/NAME."""
     seed: int = 0
     model: Model
@@ -37,7 +37,7 @@ class RlRecipe(Strict):
     """Online reinforcement learning: sample, score, train, publish."""
 
     task: Literal["rl"]
-    name: str = "rl"
+    name: FolderName = "rl"
     """Names the run directory, runs/NAME."""
     seed: int = 0
     model: Model
@@ -62,16 +62,16 @@ class RlRecipe(Strict):
         return self
 
 
-Task = Annotated[Union[SftRecipe, RlRecipe], Field(discriminator="task")]
+Task = Annotated[SftRecipe | RlRecipe, Field(discriminator="task")]
 
 
 class PipelineRecipe(Strict):
     """Stages run in order; a later stage takes an earlier one's model as `${stages.NAME.model}`."""
 
     task: Literal["pipeline"]
-    name: str = "pipeline"
+    name: FolderName = "pipeline"
     """Names the run directory, runs/NAME."""
-    stages: Annotated[dict[str, Task], Field(min_length=1)]
+    stages: Annotated[dict[FolderName, Task], Field(min_length=1)]
 
 
-Recipe = Annotated[Union[SftRecipe, RlRecipe, PipelineRecipe], Field(discriminator="task")]
+Recipe = Annotated[SftRecipe | RlRecipe | PipelineRecipe, Field(discriminator="task")]

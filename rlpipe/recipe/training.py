@@ -26,6 +26,16 @@ class Optimizer(Strict):
     """Optimizer steps over which the rate rises from 0."""
 
 
+class SftOptimizer(Optimizer):
+    """The same with the defaults of SFT."""
+
+    learning_rate: PositiveFloat = 1e-3
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
+    """Shape after warm-up: constant, or down to 0 at the last step."""
+    warmup_steps: NonNegativeInt = 20
+    """Optimizer steps over which the rate rises from 0."""
+
+
 class Resources(Strict):
     """What one process of a role reserves on the cluster."""
 
@@ -50,7 +60,7 @@ class SftTraining(Strict):
     loss_on: Literal["completion", "assistant", "all"] = "completion"
     """Tokens in the loss: the completion, every assistant turn (the template must mark them), or all."""
     gradient_checkpointing: bool = False
-    optimizer: Optimizer = Optimizer(learning_rate=1e-3, lr_scheduler_type="cosine", warmup_steps=20)
+    optimizer: SftOptimizer = SftOptimizer()
     ranks: PositiveInt = 1
     """Data-parallel training processes."""
     zero_stage: ZeroStage = 0

@@ -1,0 +1,247 @@
+"""The command line: verbs only. Each parses, calls one function, and prints.
+
+Nothing heavy is imported up here: `--help` and a mistake in a recipe answer at once.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rlpipe.recipe.errors import Problem
+
+RECIPE_WRONG = 2
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,  # they print local variables, and hide the line a debugger would stop at
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe: arithmetic/grpo.")
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe: schedule.steps=20 model.path=FOLDER."),
+]
+
+
+@app.callback()
+def main() -> None:
+    """Post-training for language models from one recipe: SFT and reinforcement learning (GRPO) on Ray, DeepSpeed and
+    vLLM, the same on a laptop CPU, one machine, or a cluster.
+
+    \b
+    Start here:
+      rlpipe doctor                    see whether everything it needs works here
+      rlpipe recipes list              see the recipes that come with it
+      rlpipe run arithmetic/pipeline   train a small model: SFT, then GRPO
+      rlpipe recipes copy arithmetic/grpo my.yaml   begin a recipe of your own
+
+    \b
+    Exit codes:
+      0    done
+      1    the run failed, or `doctor` found that the main path cannot run
+      2    a mistake in the recipe or on the command line; nothing was trained
+      130  stopped with Ctrl-C
+    """
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    changes: Changes = None,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Everything in this process, so that breakpoints work anywhere; no Ray.")
+    ] = False,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Where results go.  [default: runs/NAME, by the recipe's `name`]")
+    ] = None,
+) -> None:
+    """Run a recipe, and write what happens to its run directory.
+
+    \b
+    Examples:
+      rlpipe run arithmetic/pipeline
+      rlpipe run my.yaml schedule.steps=20 train.optimizer.learning_rate=3e-5
+      rlpipe run arithmetic/pipeline stages.grpo.schedule.steps=20 --run-dir runs/short
+      rlpipe run arithmetic/sft --debug
+    """
+    with _mistakes_told():
+        from rlpipe.recipe.load import read, require_files
+
+        loaded = require_files(read(recipe, changes or ()))
+        directory = _unused(run_dir or Path("runs") / loaded.recipe.name)
+        from rlpipe.pipelines.run import run as run_recipe
+
+        code = run_recipe(loaded, directory, debug)
+    raise typer.Exit(code)
+
+
+@app.command()
+def validate(recipe: RecipeArgument, changes: Changes = None) -> None:
+    """Check a recipe without running it.
+
+    Every mistake is told at once, with file, line, key and what to write instead. Local files that are not on this
+    machine are warnings here, and errors when it runs.
+
+    \b
+    Examples:
+      rlpipe validate my.yaml
+      rlpipe validate arithmetic/grpo schedule.steps=20
+    """
+    with _mistakes_told():
+        from rlpipe.recipe.load import read
+
+        loaded = read(recipe, changes or ())
+    for problem in loaded.missing:
+        _say("warning: ", typer.colors.YELLOW, problem)
+    typer.echo(f"{recipe} is valid (task {loaded.recipe.task}); it would run in runs/{loaded.recipe.name}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors.
+
+    An editor with a YAML language server then completes and checks recipes that begin with the second line:
+
+    \b
+    Example:
+      rlpipe schema > rlpipe.schema.json
+      # yaml-language-server: $schema=rlpipe.schema.json
+    """
+    import json
+
+    from rlpipe.recipe.schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def doctor() -> None:
+    """See whether everything it needs works here.
+
+    Checks Python, the compiler, packages, accelerators, memory and disk, and says how to mend what does not work. Exits
+    with 1 when the main path cannot run.
+    """
+    from rlpipe.runtime import doctor as checks_of
+
+    checks = checks_of.diagnose()
+    typer.echo(checks_of.render(checks))
+    raise typer.Exit(checks_of.worst(checks))
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory: runs/arithmetic.")],
+) -> None:
+    """Write the HTML report of a run, again.
+
+    One file with curves and samples, which needs nothing else to be looked at. Prints where it is.
+
+    \b
+    Example:
+      rlpipe report runs/arithmetic
+    """
+    if not run_dir.is_dir():
+        _stop(f"no run directory {run_dir}; `rlpipe run` makes one below runs/")
+    from rlpipe.observe import report as reports
+
+    typer.echo(reports.write(run_dir))
+
+
+@recipes_app.callback()
+def recipes() -> None:
+    """See and copy the recipes that come with rlpipe."""
+
+
+@recipes_app.command("list")
+def list_recipes() -> None:
+    """Print the name of every shipped recipe, and what it does."""
+    from rlpipe.recipe.shipped import headline, names
+
+    width = max(map(len, names()))
+    for name in names():
+        typer.echo(f"{name:<{width}}  {headline(name)}")
+
+
+@recipes_app.command("show")
+def show_recipe(name: Annotated[str, typer.Argument(metavar="NAME", help="As `recipes list` prints it.")]) -> None:
+    """Print a shipped recipe with its explanation.
+
+    \b
+    Example:
+      rlpipe recipes show arithmetic/grpo
+    """
+    with _mistakes_told():
+        from rlpipe.recipe.shipped import path_of
+
+        typer.echo(path_of(name).read_text(encoding="utf-8"), nl=False)
+
+
+@recipes_app.command("copy")
+def copy_recipe(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `recipes list` prints it.")],
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="A file (my.yaml) or a folder.")],
+) -> None:
+    """Copy a shipped recipe to begin one of your own.
+
+    Files beside it that it needs are copied too. Nothing is ever overwritten.
+
+    \b
+    Example:
+      rlpipe recipes copy arithmetic/grpo my.yaml
+    """
+    with _mistakes_told():
+        from rlpipe.recipe.copying import copy
+
+        copied = copy(name, destination)
+    for path in copied.kept:
+        typer.echo(f"kept   {path} (was there already)")
+    for path in copied.written:
+        typer.echo(f"wrote  {path}")
+
+
+def _unused(directory: Path) -> Path:
+    """A run directory that holds no other run."""
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        _stop(f"{directory} holds an earlier run; choose another with --run-dir, or remove it: rm -r {directory}")
+    return directory
+
+
+@contextmanager
+def _mistakes_told() -> Iterator[None]:
+    """Prints a recipe's problems, without a traceback, and ends with the exit code of a mistake."""
+    from rlpipe.recipe.errors import RecipeError
+
+    try:
+        yield
+    except RecipeError as error:
+        for problem in error.problems:
+            _say("error: ", typer.colors.RED, problem)
+        raise typer.Exit(RECIPE_WRONG) from None
+
+
+def _stop(message: str) -> None:
+    typer.echo(_styled("error: ", typer.colors.RED) + message, err=True)
+    raise typer.Exit(RECIPE_WRONG)
+
+
+def _say(severity: str, colour: str, problem: "Problem") -> None:
+    parts = (_styled(str(problem.place), ""), _styled(problem.key, typer.colors.CYAN), problem.message)
+    typer.echo(_styled(severity, colour) + ": ".join(part for part in parts if part), err=True)
+
+
+def _styled(text: str, colour: str) -> str:
+    plain = not text or "NO_COLOR" in os.environ or not sys.stderr.isatty()
+    return text if plain else typer.style(text, fg=colour or None, bold=True)

@@ -1,0 +1,63 @@
+"""Paths in a recipe: found beside the recipe or from the working directory; those that are nowhere are told."""
+
+import re
+from pathlib import Path
+
+from rlpipe.recipe import schema
+from rlpipe.recipe.errors import Place, Problem, dotted
+from rlpipe.recipe.references import is_reference
+from rlpipe.recipe.tree import Node
+from rlpipe.recipe.tree import Path as KeyPath
+
+_LOCAL = re.compile(r"(/|\./|\.\./|~|runs/)|.*\.(jsonl|ndjson|json|csv|parquet)(\.gz)?$")
+"""What cannot be a hub id."""
+
+
+class Locator:
+    """Makes the paths of existing files absolute; remembers those, and the local files that are not on this machine."""
+
+    def __init__(self, root: Node) -> None:
+        self.data = root.plain()
+        self.found: list[Path] = []
+        self.missing: list[Problem] = []
+        self.root = self._located(root, ())
+
+    def _located(self, node: Node, path: KeyPath) -> Node:
+        if isinstance(node.value, dict):
+            return Node({key: self._located(child, (*path, key)) for key, child in node.value.items()}, node.place)
+        if isinstance(node.value, list):
+            return Node([self._located(child, (*path, i)) for i, child in enumerate(node.value)], node.place)
+        text, needed = _path_in(node.value, schema.at(path, self.data) or {})
+        found = _find(text, node.place) if text else None
+        if found is not None:
+            self.found.append(found)
+            return Node(str(found) + node.value.removeprefix(text), node.place)
+        if needed:
+            self.missing.append(Problem(node.place, dotted(path), _advice(text, node.place, dotted(path))))
+        return node
+
+
+def _path_in(value: object, leaf: dict) -> tuple[str, bool]:
+    """The path a value holds, by what the schema says of its key, and whether it can only be a local one."""
+    kind = schema.narrow(leaf, value).get("format")
+    if not isinstance(value, str) or not value or is_reference(value):
+        return "", False
+    if kind == "path-or-hub-id":
+        return value, _LOCAL.match(value) is not None
+    if kind == "python-function":
+        file = value.rpartition(":")[0]
+        return (file, True) if file.endswith(".py") else ("", False)
+    return (value, True) if kind == "path" else ("", False)
+
+
+def _find(text: str, place: Place) -> Path | None:
+    relative = Path(text).expanduser()
+    candidates = (place.folder / relative, Path.cwd() / relative)
+    return next((candidate.resolve() for candidate in candidates if candidate.exists()), None)
+
+
+def _advice(text: str, place: Place, key: str) -> str:
+    folders = dict.fromkeys(str(folder.absolute()) for folder in (place.folder, Path.cwd()))
+    where = "" if Path(text).expanduser().is_absolute() else f" in {' or '.join(folders)}"
+    made = "run the recipe that makes it first" if text.startswith("runs/") else "put it there"
+    return f"no file or folder `{text}`{where}; {made}, or give another with `{key}=PATH`"
