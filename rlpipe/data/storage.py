@@ -1,0 +1,121 @@
+"""One way to a run directory, whether it is a folder on disk or a prefix in an object store (any fsspec URL).
+
+`write` puts a whole object or nothing: on a disk write, fsync, rename; in an object store one put. `append` adds to a
+file where the backend can; where it cannot (object stores have no append) the whole object is put again at intervals.
+"""
+
+import os
+import posixpath
+import time
+from pathlib import Path
+from typing import Protocol
+
+import fsspec
+
+
+class Appender(Protocol):
+    """An append-only file. What `write` was given survives the death of this process on a disk, and the death of the
+    machine after `close`."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Storage:
+    """A folder; names inside it use `/`."""
+
+    def __init__(self, url: str | os.PathLike):
+        self._fs, root = fsspec.core.url_to_fs(str(url))
+        self._root = root.rstrip("/")
+
+    def __str__(self) -> str:
+        return str(self.local) if self.local else self._fs.unstrip_protocol(self._root)
+
+    @property
+    def local(self) -> Path | None:
+        """The folder, where it is on this machine's file system."""
+        return Path(self._root) if "file" in _protocols(self._fs) else None
+
+    def folder(self, name: str) -> "Storage":
+        """The storage of a folder inside."""
+        return Storage(self._fs.unstrip_protocol(self._path(name)))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put the whole object: readers see the old one or the new one, never a part."""
+        if self.local is None:
+            self._fs.pipe_file(self._path(name), data)
+            return
+        path = self.local / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+
+    def read(self, name: str) -> bytes:
+        """The whole object. Raises FileNotFoundError."""
+        return self._fs.cat_file(self._path(name))
+
+    def exists(self, name: str) -> bool:
+        return self._fs.exists(self._path(name))
+
+    def names(self, pattern: str) -> list[str]:
+        """Files and folders that match a glob pattern, sorted."""
+        found = self._fs.glob(self._path(pattern))
+        return sorted(posixpath.relpath(path, self._root) for path in found)
+
+    def append(self, name: str) -> Appender:
+        """Open for appending; what is there already stays."""
+        if self.local is None:
+            return _Resend(self, name)
+        path = self.local / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _LocalAppender(path)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+
+class _LocalAppender:
+    """Each `write` is one system call, so that two lines never mix and a kill tears the last one at most."""
+
+    def __init__(self, path: Path):
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  closed by close()
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+
+    def close(self) -> None:
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+class _Resend:
+    """Keeps the object in memory and puts it whole, at most every `SECONDS` and at the end."""
+
+    SECONDS = 15.0
+
+    def __init__(self, storage: Storage, name: str):
+        self._storage, self._name = storage, name
+        self._data = bytearray(storage.read(name) if storage.exists(name) else b"")
+        self._sent_at = float("-inf")
+
+    def write(self, data: bytes) -> None:
+        self._data += data
+        if time.monotonic() - self._sent_at >= self.SECONDS:
+            self._send()
+
+    def close(self) -> None:
+        self._send()
+
+    def _send(self) -> None:
+        self._storage.write(self._name, bytes(self._data))
+        self._sent_at = time.monotonic()
+
+
+def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
