@@ -1,0 +1,144 @@
+"""A model under DeepSpeed: ZeRO stages, the optimizer, and optimizer steps over any number of micro-batches."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rlpipe.recipe.training import Optimizer
+from rlpipe.training.schedule import learning_rate
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+_LARGEST_BUCKET = 200_000_000
+"""Elements that ZeRO communicates at once; it allocates buffers of this size."""
+
+
+class NonFiniteGradient(ArithmeticError):
+    """The gradient of an optimizer step is NaN or infinite; the run must not go on from there."""
+
+
+def deepspeed_config(
+    dtype: torch.dtype, zero_stage: int, max_grad_norm: float, parameters: int, on_gpu: bool
+) -> dict[str, Any]:
+    """DeepSpeed's configuration for `parameters` model parameters.
+
+    In bfloat16, ZeRO stage 0 becomes 1: DeepSpeed adds up the gradients of stage 0 in bfloat16, and stage 1 gives the
+    same result in float32 with less memory.
+    """
+    bfloat16 = dtype == torch.bfloat16
+    bucket = min(parameters, _LARGEST_BUCKET)
+    return {
+        # Batch sizes have no meaning here: losses are scaled by us, and boundaries set by us.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "bf16": {"enabled": bfloat16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        # In stage 0 DeepSpeed clips without telling the norm, so that is done in `TrainingEngine`.
+        "gradient_clipping": max_grad_norm if bfloat16 or zero_stage else 0.0,
+        "zero_optimization": {
+            "stage": max(zero_stage, 1) if bfloat16 else zero_stage,
+            "overlap_comm": on_gpu,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        },
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device in every step
+    }
+
+
+class TrainingEngine:
+    """One model, its optimizer and DeepSpeed, on this rank.
+
+    Per micro-batch, call the model (`module`) and `backward`; then `step`; every rank the same number of times.
+    Gradients of all micro-batches and ranks are added, never averaged.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, dtype: torch.dtype, zero_stage: int, optimizer: Optimizer, total_steps: int
+    ) -> None:
+        import deepspeed
+
+        on_gpu = torch.cuda.is_available()
+        parameters = sum(p.numel() for p in model.parameters())
+        config = deepspeed_config(dtype, zero_stage, optimizer.max_grad_norm, parameters, on_gpu)
+        self._settings = optimizer
+        self._total_steps = total_steps
+        self._adamw = _adamw(model, optimizer)
+        self.module: DeepSpeedEngine = deepspeed.initialize(
+            model=model, optimizer=self._adamw, config=config, dist_init_required=False
+        )[0]
+        self._clip_here = config["gradient_clipping"] == 0.0
+        # Alone, a rank has nobody to reduce with; stages 1 to 3 need the call, stage 0 would only copy.
+        if self.world == 1 and config["zero_optimization"]["stage"] == 0:
+            self.module.enable_backward_allreduce = False
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The bare model."""
+        return self.module.module
+
+    @property
+    def world(self) -> int:
+        return self.module.world_size
+
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps taken since the beginning of the run."""
+        return self.module.global_steps
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """Add this micro-batch's gradient; `last` says that `step` comes next."""
+        self.module.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over ranks; the losses of the ranks are shares of one sum.
+        self.module.backward(loss * self.world, scale_wrt_gas=False)
+
+    def step(self) -> tuple[float, float]:
+        """Take the optimizer step; returns its learning rate and the gradient's global norm before clipping.
+
+        Raises `NonFiniteGradient` and leaves the weights as they were if that norm is NaN or infinite.
+        """
+        rate = learning_rate(self._settings, self.steps_done, self._total_steps)
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+        norm = self._clip() if self._clip_here else None
+        self.module.step()
+        if norm is None:
+            # ZeRO skips the update by itself and reports an infinite norm.
+            norm = _finite(self.module.get_global_grad_norm(), self.steps_done)
+        return rate, norm
+
+    def _clip(self) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.max_grad_norm)
+        return _finite(norm, self.steps_done + 1)
+
+
+def _finite(norm: torch.Tensor | float, step: int) -> float:
+    norm = float(norm)
+    if not math.isfinite(norm):
+        raise NonFiniteGradient(
+            f"optimizer step {step}: the gradient's norm is {norm}; the step was not taken. Look at the loss and the "
+            "mismatch metrics of the steps before; a lower train.optimizer.learning_rate is the usual remedy"
+        )
+    return norm
+
+
+def _adamw(model: torch.nn.Module, settings: Optimizer) -> torch.optim.AdamW:
+    """AdamW that spares biases and norms from weight decay, as transformers' Trainer does."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": parameters}]
+    if settings.weight_decay:
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2]},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+    return torch.optim.AdamW(
+        groups,
+        lr=settings.learning_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )

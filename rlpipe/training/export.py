@@ -1,0 +1,92 @@
+"""Full weights out of a training engine, whatever its ZeRO stage."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+_GATHERED_BYTES = 256 << 20
+"""Parameters that ZeRO-3 puts together at once."""
+
+_TOKENIZER_FILES = (
+    "tokenizer*", "vocab*", "merges*", "special_tokens_map*", "added_tokens*", "chat_template*", "*.model", "*.jinja",
+    "generation_config.json", "preprocessor_config.json", "*.py",
+)  # fmt: skip
+
+
+def full_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter by its Hugging Face name, tied ones once.
+
+    Collective under ZeRO-3: every rank must iterate to the end. A tensor is only valid until the next one is asked for.
+    """
+    named = list(model.named_parameters())
+    if not any(hasattr(parameter, "ds_id") for _, parameter in named):
+        yield from ((name, parameter.detach()) for name, parameter in named)
+        return
+    import deepspeed
+
+    for part in _portions(named):
+        with deepspeed.zero.GatheredParameters([parameter for _, parameter in part]):
+            yield from ((name, parameter.detach()) for name, parameter in part)
+
+
+def save_pretrained(model: torch.nn.Module, source: str, directory: Path, writer: bool) -> None:
+    """Write a plain Hugging Face folder: safetensors, config, and the tokenizer files of the folder `source`.
+
+    Collective; only the rank with `writer` writes. The folder appears under its name when it is complete.
+    """
+    weights = full_parameters(model)
+    if not writer:
+        for _ in weights:
+            pass
+        return
+    # Copies: under ZeRO-3 a tensor is gone with the next one, and safetensors wants them all.
+    state = {name: tensor.to("cpu", copy=True) for name, tensor in weights}
+    state |= _persistent_buffers(model)
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial, state_dict=state)
+    copy_tokenizer(source, partial)
+    _put_in_place(partial, directory)
+
+
+def copy_tokenizer(source: str, directory: Path) -> None:
+    """The tokenizer's own files, unchanged; for a hub id, what transformers writes of it."""
+    if not Path(source).is_dir():
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(source).save_pretrained(directory)
+        return
+    for pattern in _TOKENIZER_FILES:
+        for file in Path(source).glob(pattern):
+            if file.is_file():
+                shutil.copy2(file, directory / file.name)
+
+
+def _portions(named: list[tuple[str, torch.nn.Parameter]]) -> Iterator[list[tuple[str, torch.nn.Parameter]]]:
+    """Consecutive parameters of about `_GATHERED_BYTES` together."""
+    part, size = [], 0
+    for name, parameter in named:
+        part.append((name, parameter))
+        size += parameter.ds_numel * parameter.element_size()
+        if size >= _GATHERED_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _persistent_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    names = model.state_dict(keep_vars=True).keys()
+    return {name: buffer.to("cpu", copy=True) for name, buffer in model.named_buffers() if name in names}
+
+
+def _put_in_place(finished: Path, directory: Path) -> None:
+    old = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        os.rename(directory, old)
+    os.rename(finished, directory)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,112 @@
+"""Planning an optimizer step: which rank takes which sequences, in which micro-batches. Pure and deterministic."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlpipe.data.flow import Shard, TokenBatch
+from rlpipe.training.padding import token_positions
+
+MicroBatches = tuple[tuple[int, ...], ...]
+"""Sequence ids of each micro-batch of one rank, longest sequences first; empty ones at the end."""
+
+
+def split_minibatches(groups_B: np.ndarray, minibatches: int) -> list[np.ndarray]:
+    """Sequence ids of each of `minibatches` optimizer steps; whole groups together, in the batch's order.
+
+    groups_B names each sequence's group. Steps get equally many groups, the first ones one more where it does not
+    divide.
+    """
+    names, first = np.unique(groups_B, return_index=True)
+    if len(names) < minibatches:
+        raise ValueError(f"{len(names)} groups cannot fill {minibatches} minibatches: lower train.minibatches")
+    parts = np.array_split(names[np.argsort(first)], minibatches)
+    return [np.flatnonzero(np.isin(groups_B, part)) for part in parts]
+
+
+def plan_micro_batches(
+    lengths_B: np.ndarray, sequences: Sequence[int], ranks: int, tokens_per_micro_batch: int
+) -> list[MicroBatches]:
+    """Spread the given sequences over ranks and cut each rank's part into micro-batches of similar lengths.
+
+    Every rank gets about equally many tokens and exactly as many micro-batches as the others. A micro-batch padded to
+    its longest sequence stays within `tokens_per_micro_batch`, except that a sequence longer than that is alone.
+    """
+    per_rank = [_cut(lengths_B, part, tokens_per_micro_batch) for part in _balance(lengths_B, sequences, ranks)]
+    count = max(len(micro_batches) for micro_batches in per_rank)
+    return [tuple(part) + ((),) * (count - len(part)) for part in per_rank]
+
+
+def make_shards(batch: TokenBatch, plan: Sequence[MicroBatches]) -> list[Shard]:
+    """One shard per rank of `plan`, each holding only its own sequences, with the step's token count as normalizer."""
+    normalizer = float(sum(_select(batch, _ids(part)).mask_N.sum(dtype=np.float64) for part in plan))
+    return [_shard(batch, part, normalizer) for part in plan]
+
+
+def plan_step(batch: TokenBatch, sequences: Sequence[int], ranks: int, tokens_per_micro_batch: int) -> list[Shard]:
+    """The shards of one optimizer step over `sequences` of `batch`, one per rank."""
+    return make_shards(batch, plan_micro_batches(batch.lengths_B, sequences, ranks, tokens_per_micro_batch))
+
+
+def collect(batch: TokenBatch, plan: Sequence[MicroBatches], parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Put flat per-token results of the ranks (`Policy.logprobs` of each of `make_shards(batch, plan)`) back into the
+    batch's order; float32 [N], 0 for sequences that `plan` leaves out."""
+    result_N = np.zeros(len(batch.tokens_N), dtype=np.float32)
+    for micro_batches, part in zip(plan, parts, strict=True):
+        result_N[token_positions(batch, _ids(micro_batches))] = part
+    return result_N
+
+
+def _ids(micro_batches: MicroBatches) -> list[int]:
+    return [sequence for micro_batch in micro_batches for sequence in micro_batch]
+
+
+def _balance(lengths_B: np.ndarray, sequences: Sequence[int], ranks: int) -> list[list[int]]:
+    """Longest first, each to the rank with the fewest tokens so far (ties: fewest sequences, then lowest rank)."""
+    parts: list[list[int]] = [[] for _ in range(ranks)]
+    tokens = [0] * ranks
+    for sequence in _longest_first(lengths_B, sequences):
+        rank = min(range(ranks), key=lambda r: (tokens[r], len(parts[r])))
+        parts[rank].append(sequence)
+        tokens[rank] += int(lengths_B[sequence])
+    return parts
+
+
+def _longest_first(lengths_B: np.ndarray, sequences: Sequence[int]) -> list[int]:
+    return sorted((int(s) for s in sequences), key=lambda s: (-int(lengths_B[s]), s))
+
+
+def _cut(lengths_B: np.ndarray, ordered: list[int], budget: int) -> list[tuple[int, ...]]:
+    """Consecutive runs of sequences, longest first, as few and as even as the budget allows."""
+    cuts: list[list[int]] = []
+    for sequence in ordered:
+        # The first of a run is its longest, so it sets the padded length.
+        if cuts and int(lengths_B[cuts[-1][0]]) * (len(cuts[-1]) + 1) <= budget:
+            cuts[-1].append(sequence)
+        else:
+            cuts.append([sequence])
+    return [tuple(cut) for cut in cuts]
+
+
+def _shard(batch: TokenBatch, micro_batches: MicroBatches, normalizer: float) -> Shard:
+    ids = iter(range(len(_ids(micro_batches))))
+    local = tuple(tuple(next(ids) for _ in micro_batch) for micro_batch in micro_batches)
+    return Shard(_select(batch, _ids(micro_batches)), local, normalizer)
+
+
+def _select(batch: TokenBatch, sequences: list[int]) -> TokenBatch:
+    """The batch that holds only these sequences, in this order."""
+    positions = token_positions(batch, sequences)
+
+    def pick(values_N: np.ndarray | None) -> np.ndarray | None:
+        return None if values_N is None else values_N[positions]
+
+    return TokenBatch(
+        tokens_N=batch.tokens_N[positions],
+        offsets_B1=np.concatenate([[0], np.cumsum(batch.lengths_B[sequences])]).astype(np.int64),
+        mask_N=batch.mask_N[positions],
+        behaviour_logprobs_N=batch.behaviour_logprobs_N[positions],
+        advantages_N=batch.advantages_N[positions],
+        old_logprobs_N=pick(batch.old_logprobs_N),
+        reference_logprobs_N=pick(batch.reference_logprobs_N),
+    )

@@ -1,0 +1,142 @@
+"""The policy: the model that is trained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlpipe.algorithms import registry
+from rlpipe.algorithms.aggregate import masked_sum
+from rlpipe.data.flow import Shard, Tokens
+from rlpipe.models.load import load_causal_lm, resolve_dtype
+from rlpipe.recipe.model import Dtype, Model
+from rlpipe.recipe.training import Optimizer
+from rlpipe.training import checkpoint
+from rlpipe.training.distributed import Rank, join
+from rlpipe.training.engine import TrainingEngine
+from rlpipe.training.export import full_parameters, save_pretrained
+from rlpipe.training.forward import response_logprobs, sequence_logprobs, shard_logprobs
+from rlpipe.training.metrics import Mean, TokenSums
+from rlpipe.training.padding import pad
+from rlpipe.weights.packing import pack
+from rlpipe.weights.payload import Payload
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySpec:
+    """What a policy is made of; plain values and recipe sections, the same for every rank."""
+
+    model: Model
+    path: str
+    """The materialised model: a folder in Hugging Face format, or a hub id."""
+    algorithm: str
+    algorithm_settings: dict[str, Any]
+    """Arguments of the algorithm's class (`rlpipe.algorithms.registry`)."""
+    temperature: float
+    """The rollout's: log-probabilities are those of the tempered distribution that was sampled from."""
+    total_steps: int
+    """Optimizer steps of the whole run, for the learning-rate schedule."""
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    dtype: Dtype = "auto"
+    zero_stage: int = 0
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    timeout_seconds: float = 600.0
+    """How long a rank waits for the others, at the start and in each collective."""
+    bucket_bytes: int = 256 << 20
+    """Size of the buffers in which `export` hands weights over."""
+
+
+class Policy:
+    """One rank of the policy. Every rank gets each call, with its own shard; the calls are collective."""
+
+    def __init__(self, spec: PolicySpec, rank: Rank) -> None:
+        self._spec = spec
+        self._rank = rank
+        self._device = join(rank, spec.timeout_seconds)
+        torch.manual_seed(spec.seed + rank.index)
+        dtype = resolve_dtype(spec.dtype)
+        model = load_causal_lm(spec.model, spec.path, dtype)
+        _prepare(model, spec.gradient_checkpointing)
+        self._engine = TrainingEngine(model, dtype, spec.zero_stage, spec.optimizer, spec.total_steps)
+        self._algorithm = registry.build(spec.algorithm, spec.algorithm_settings)
+
+    def update(self, shard: Shard) -> dict[str, Mean]:
+        """One optimizer step. The metrics are this rank's; `metrics.merge` puts those of all ranks together."""
+        sums = TokenSums()
+        last = len(shard.micro_batches) - 1
+        for i, sequences in enumerate(shard.micro_batches):
+            sums.add(self._micro_batch(shard, sequences, last=i == last))
+        rate, grad_norm = self._engine.step()
+        totals = sums.read()
+        tokens, positions = totals.pop("tokens"), totals.pop("positions")
+        return {name: Mean(total, tokens) for name, total in totals.items()} | {
+            "learning_rate": Mean(rate, 1.0),
+            "grad_norm": Mean(grad_norm, 1.0),
+            "tokens": Mean(tokens, 1.0 / self._rank.world),  # added up over ranks, averaged over steps
+            "positions_used": Mean(float(shard.batch.lengths_B.sum()), positions),
+        }
+
+    def _micro_batch(self, shard: Shard, sequences: Sequence[int], last: bool) -> dict[str, torch.Tensor]:
+        """Forward and backward; metrics as sums over response tokens."""
+        padded = pad(shard.batch, sequences, self._device)
+        logprobs_BT, entropy_BT = response_logprobs(self._engine.module, padded, self._spec.temperature)
+        loss, sums = self._algorithm.loss(
+            logprobs_BT=logprobs_BT,
+            behaviour_logprobs_BT=padded.behaviour_logprobs_BT,
+            advantages_BT=padded.advantages_BT,
+            mask_BT=padded.mask_BT,
+            normalizer=shard.normalizer,
+            old_logprobs_BT=padded.old_logprobs_BT,
+            reference_logprobs_BT=padded.reference_logprobs_BT,
+        )
+        self._engine.backward(loss, last)
+        return sums | {
+            "entropy": masked_sum(entropy_BT, padded.mask_BT),
+            "tokens": padded.mask_BT.sum(),
+            "positions": torch.tensor(float(padded.mask_BT.numel()), device=self._device),
+        }
+
+    def logprobs(self, shard: Shard) -> np.ndarray:
+        """Log-probabilities of the shard's response tokens under the weights as they are; float32, one per token of
+        the shard in the order of its micro-batches, 0 where masked. `microbatch.collect` undoes the sharding."""
+        return shard_logprobs(self._engine.module, shard, self._device, self._spec.temperature)
+
+    def export(self) -> Payload | None:
+        """All weights, ready for the engines, on rank 0; None on the others."""
+        parameters = full_parameters(self._engine.model)
+        if self._rank.index == 0:
+            return pack(parameters, self._spec.bucket_bytes)
+        for _ in parameters:
+            pass
+        return None
+
+    def probe(self, sequences: list[Tokens]) -> list[np.ndarray]:
+        """Log-probabilities (temperature 1) of tokens 1.. of each sequence, as `rollout.Engine.probe`; the same on
+        every rank."""
+        return sequence_logprobs(self._engine.module, sequences, self._device)
+
+    def save(self, directory: str) -> None:
+        """A plain Hugging Face folder that transformers and vLLM load, written by rank 0."""
+        save_pretrained(self._engine.model, self._spec.path, Path(directory), writer=self._rank.index == 0)
+
+    def save_state(self, directory: str) -> None:
+        """Everything needed to go on exactly from here: weights, optimizer, step count, random state."""
+        checkpoint.save_state(self._engine.module, Path(directory), self._rank)
+
+    def load_state(self, directory: str) -> None:
+        """Go on from what `save_state` wrote, with the same number of ranks and ZeRO stage."""
+        checkpoint.load_state(self._engine.module, Path(directory), self._rank)
+
+
+def _prepare(model: torch.nn.Module, gradient_checkpointing: bool) -> None:
+    """Evaluation mode, always: dropout would make the trained distribution differ from the sampled one."""
+    model.eval()
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for layer in model.modules():
+            if getattr(layer, "gradient_checkpointing", False):
+                layer.training = True  # the layer's own flag, not its children's: only this turns checkpointing on
