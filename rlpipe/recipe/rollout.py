@@ -55,6 +55,9 @@ class Evaluation(Strict):
     """Sampled responses per prompt for pass@k; at least the largest k."""
     temperature: NonNegativeFloat = 1.0
     """Sampling temperature of pass@k."""
+    correct_at: float | None = 1.0
+    """Reward from which a response counts as correct; null where responses are not right or wrong, only better or
+    worse: then there is neither accuracy nor pass@k."""
     show: PositiveInt = 5
     """Held-out prompts whose greedy answers are shown in the terminal and the report."""
 

@@ -50,11 +50,21 @@ class LocalHandle:
         return LocalPending(getattr(self._role, method.__name__), args, kwargs)
 
 
+class LocalStarted:
+    """Roles that were built while they were started."""
+
+    def __init__(self, handles: dict[str, list[Handle[Any]]]) -> None:
+        self.handles = handles
+
+    def ready(self) -> None:
+        """They are."""
+
+
 class LocalRuntime:
     """One process for everything; every role has exactly one seat."""
 
-    def start(self, roles: list[RoleSpec]) -> dict[str, list[Handle[Any]]]:
-        return {spec.name: [self._start(spec)] for spec in roles}
+    def start(self, roles: list[RoleSpec]) -> LocalStarted:
+        return LocalStarted({spec.name: [self._start(spec)] for spec in roles})
 
     def _start(self, spec: RoleSpec) -> LocalHandle:
         os.environ.update(spec.environment)
@@ -63,10 +73,6 @@ class LocalRuntime:
 
     def stop(self) -> None:
         """Nothing to stop: role objects go when the last handle does."""
-
-    def close(self) -> None:
-        """Nothing to close."""
-
 
 def free_port() -> int:
     """A TCP port that is free on this node now."""

@@ -27,67 +27,74 @@ def connect() -> None:
     ray.init(address=address, log_to_driver="RLPIPE_ACTOR_LOGS" in os.environ, logging_level="error", **local)
 
 
+def disconnect() -> None:
+    """Leave the cluster; a Ray that `connect` started ends with all its processes."""
+    ray.shutdown()
+
+
+class RayStarted:
+    """Roles whose processes are up and whose constructors run."""
+
+    def __init__(self) -> None:
+        self.handles: dict[str, list[Handle[Any]]] = {}
+        self._builds: list[RayPending[None]] = []
+
+    def add(self, spec: RoleSpec, hosts: list[Any], within: Within) -> None:
+        """Build one role in its processes."""
+        names = [spec.name if len(hosts) == 1 else f"{spec.name}[{i}]" for i in range(len(hosts))]
+        for name, host, seat in zip(names, hosts, _seats(names, hosts, within), strict=True):
+            build = host.build.remote(spec.role, spec.arguments(seat), spec.threads)
+            self._builds.append(RayPending(host, name, f"building {spec.role.__name__}", build, within))
+        self.handles[spec.name] = [RayHandle(name, host) for name, host in zip(names, hosts, strict=True)]
+
+    def ready(self) -> None:
+        results(self._builds)
+
+
 class RayRuntime:
-    """One placement group per set of roles; each role's processes are Ray actors in its bundles."""
+    """One placement group per `start`; each role's processes are Ray actors in its bundles."""
 
     def __init__(self, deadlines: Deadlines) -> None:
         connect()
         self._deadlines = deadlines
         self._hosts: list[Any] = []
-        self._group: PlacementGroup | None = None
+        self._groups: list[PlacementGroup] = []
 
-    def start(self, roles: list[RoleSpec]) -> dict[str, list[Handle[Any]]]:
+    def start(self, roles: list[RoleSpec]) -> RayStarted:
         seats = [spec for spec in roles for _ in range(spec.count)]
-        bundles = [_bundle(spec) for spec in seats]
-        self._group = _reserve(bundles, roles, self._deadlines.placement)
-        hosts = [_host(spec, self._group, i) for i, spec in enumerate(seats)]
+        group = _reserve([_bundle(spec) for spec in seats], roles, self._deadlines.placement)
+        self._groups.append(group)
+        hosts = [_host(spec, group, i) for i, spec in enumerate(seats)]
         self._hosts += hosts
-        by_role = _by_role(roles, hosts)
-        self._build(roles, by_role)
-        return {name: [RayHandle(_seat_name(name, i, len(h)), x) for i, x in enumerate(h)] for name, h in by_role.items()}
-
-    def _build(self, roles: list[RoleSpec], hosts: dict[str, list[Any]]) -> None:
         within = Within("start", self._deadlines.start)
-        seats = {spec.name: _seats(spec.name, hosts[spec.name], within) for spec in roles}
-        pendings = [
-            _call_host(f"{spec.name}[{seat.index}]", "start", host, host.build, within, spec, seat)
-            for spec in roles
-            for seat, host in zip(seats[spec.name], hosts[spec.name], strict=True)
-        ]
-        results(pendings)
+        started = RayStarted()
+        for spec, own in _by_role(roles, hosts):
+            started.add(spec, own, within)
+        return started
 
     def stop(self) -> None:
         for host in self._hosts:
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(host)
-        self._hosts = []
-        if self._group is not None:
-            remove_placement_group(self._group)
-            self._group = None
-
-    def close(self) -> None:
-        self.stop()
-        ray.shutdown()
+        for group in self._groups:
+            remove_placement_group(group)
+        self._hosts, self._groups = [], []
 
 
-def _call_host(name: str, what: str, host: Any, build: Any, within: Within, spec: RoleSpec, seat: Seat) -> RayPending[None]:
-    return RayPending(host, name, what, build.remote(spec.role, spec.arguments(seat), spec.threads), within)
-
-
-def _seat_name(role: str, index: int, count: int) -> str:
-    return role if count == 1 else f"{role}[{index}]"
-
-
-def _by_role(roles: list[RoleSpec], hosts: list[Any]) -> dict[str, list[Any]]:
+def _by_role(roles: list[RoleSpec], hosts: list[Any]) -> list[tuple[RoleSpec, list[Any]]]:
     rest = iter(hosts)
-    return {spec.name: [next(rest) for _ in range(spec.count)] for spec in roles}
+    return [(spec, [next(rest) for _ in range(spec.count)]) for spec in roles]
 
 
-def _seats(name: str, hosts: list[Any], within: Within) -> list[Seat]:
-    places = results([RayPending(h, f"{name}[{i}]", "its process start", h.meeting_point.remote(), within) for i, h in enumerate(hosts)])
+def _seats(names: list[str], hosts: list[Any], within: Within) -> list[Seat]:
+    pendings = [
+        RayPending(host, name, "its process start", host.meeting_point.remote(), within)
+        for name, host in zip(names, hosts, strict=True)
+    ]
+    places = results(pendings)
     _, address, port = places[0]
     nodes = [node for node, _, _ in places]
-    return [Seat(i, len(hosts), nodes[:i].count(nodes[i]), address, port) for i in range(len(hosts))]
+    return [Seat(i, len(nodes), nodes[:i].count(node), address, port) for i, node in enumerate(nodes)]
 
 
 def _host(spec: RoleSpec, group: PlacementGroup, index: int) -> Any:

@@ -37,18 +37,24 @@ class RoleSpec:
     environment: dict[str, str] = field(default_factory=dict)
 
 
+class Started(Protocol):
+    """Roles that are starting, side by side."""
+
+    handles: dict[str, list[Handle[Any]]]
+    """By role name, in seat order. Calls made before `ready` wait for the role's constructor."""
+
+    def ready(self) -> None:
+        """Wait until every role is built. Raises `DeadlineExceeded` or what a constructor raised."""
+
+
 class Runtime(Protocol):
     """Where roles run."""
 
-    def start(self, roles: list[RoleSpec]) -> dict[str, list[Handle[Any]]]:
-        """Start all roles side by side; handles by role name, in seat order. Raises `PlacementError`,
-        `DeadlineExceeded`, or what a role's constructor raised."""
+    def start(self, roles: list[RoleSpec]) -> Started:
+        """Begin to start all roles. Raises `PlacementError`, or `DeadlineExceeded` if a process does not come up."""
 
     def stop(self) -> None:
         """Stop the roles started so far; the runtime can start others afterwards."""
-
-    def close(self) -> None:
-        """Stop everything."""
 
 
 class PlacementError(RuntimeError):

@@ -52,6 +52,12 @@ def spec(count: int = 1, start: int = 0, cpus: float = 0.1, name: str = "counter
     return RoleSpec(name, Counter, lambda seat: (start, seat), count, Resources(cpus=cpus, gpus=0.0), 1, "train")
 
 
+def start(runtime, role: RoleSpec) -> list:
+    started = runtime.start([role])
+    started.ready()
+    return started.handles[role.name]
+
+
 @pytest.fixture(params=["ray", "local"])
 def runtime(request, ray_cluster):
     chosen = RayRuntime(Deadlines(start=60, placement=5)) if request.param == "ray" else LocalRuntime()
@@ -67,18 +73,18 @@ def ray_runtime(ray_cluster):
 
 
 def test_calls_of_one_handle_run_in_order(runtime):
-    [counter] = runtime.start([spec()])["counter"]
+    [counter] = start(runtime, spec())
     assert results([counter.call(SOON, Counter.add, n) for n in (1, 10, 100)]) == [1, 11, 111]
 
 
 def test_a_pending_is_passed_on_as_its_value(runtime):
-    [counter] = runtime.start([spec()])["counter"]
+    [counter] = start(runtime, spec())
     ones = counter.call(SOON, Counter.ones, 1000)
     assert counter.call(SOON, Counter.total, ones).result() == 1000.0
 
 
 def test_the_roles_own_error_arrives(runtime):
-    [counter] = runtime.start([spec()])["counter"]
+    [counter] = start(runtime, spec())
     with pytest.raises(KeyError, match="no such thing"):
         counter.call(SOON, Counter.fail).result()
     assert counter.call(SOON, Counter.add, 1).result() == 1
@@ -86,11 +92,11 @@ def test_the_roles_own_error_arrives(runtime):
 
 def test_a_constructor_that_fails_is_the_error_of_start(runtime):
     with pytest.raises(ValueError, match="start must not be negative, is -1"):
-        runtime.start([spec(start=-1)])
+        start(runtime, spec(start=-1))
 
 
 def test_seats_meet_on_one_port(ray_runtime):
-    counters = ray_runtime.start([spec(count=3)])["counter"]
+    counters = start(ray_runtime, spec(count=3))
     seats = results([c.call(SOON, Counter.where) for c in counters])
     assert [(s.index, s.count, s.local_index) for s in seats] == [(0, 3, 0), (1, 3, 1), (2, 3, 2)]
     assert len({(s.address, s.port) for s in seats}) == 1
@@ -98,7 +104,7 @@ def test_seats_meet_on_one_port(ray_runtime):
 
 
 def test_a_missed_deadline_says_who_and_where(ray_runtime):
-    [counter] = ray_runtime.start([spec()])["counter"]
+    [counter] = start(ray_runtime, spec())
     with pytest.raises(DeadlineExceeded) as caught:
         counter.call(Within("train", 1.0), Counter.sleep_where_it_hangs, 30).result()
     message = str(caught.value)
@@ -108,14 +114,14 @@ def test_a_missed_deadline_says_who_and_where(ray_runtime):
 
 
 def test_a_killed_role_is_named(ray_runtime):
-    [counter] = ray_runtime.start([spec()])["counter"]
+    [counter] = start(ray_runtime, spec())
     os.kill(counter.call(SOON, Counter.process).result(), signal.SIGKILL)
     with pytest.raises(RoleDied, match=r"counter died during Counter.add \(train\)"):
         counter.call(SOON, Counter.add, 1).result()
 
 
 def test_a_stopped_role_that_cannot_answer_is_said_to_be_so(ray_runtime):
-    [counter] = ray_runtime.start([spec()])["counter"]
+    [counter] = start(ray_runtime, spec())
     process = counter.call(SOON, Counter.process).result()
     os.kill(process, signal.SIGSTOP)
     try:
@@ -128,14 +134,14 @@ def test_a_stopped_role_that_cannot_answer_is_said_to_be_so(ray_runtime):
 def test_what_does_not_fit_is_an_error_with_the_recipe_line(ray_cluster):
     runtime = RayRuntime(Deadlines(start=60, placement=1))
     with pytest.raises(PlacementError) as caught:
-        runtime.start([spec(count=2, cpus=500.0)])
+        start(runtime, spec(count=2, cpus=500.0))
     message = str(caught.value)
     assert "counter: 2 x {'CPU': 500.0}" in message and "train.resources" in message
     assert "deadlines.placement" in message
 
 
 def test_first_ready_gives_the_finished_ones(ray_runtime):
-    slow, fast = ray_runtime.start([spec(count=2)])["counter"]
+    slow, fast = start(ray_runtime, spec(count=2))
     waiting = slow.call(SOON, Counter.sleep_where_it_hangs, 5)
     done = fast.call(SOON, Counter.add, 1)
     assert first_ready([waiting, done], 4) == [done]

@@ -1,0 +1,114 @@
+"""Held-out evaluation of whatever model the engines serve: greedy answers, and sampled pass@k."""
+
+from dataclasses import dataclass
+from math import comb
+from typing import TYPE_CHECKING, Any, Sequence
+
+from rlpipe.data.flow import Failure, Group, GroupRequest, Prompt, Sampling, Score
+from rlpipe.data.seeds import sample_seed
+from rlpipe.recipe.rollout import Evaluation, Rollout
+from rlpipe.rewards.stage import RewardStage
+from rlpipe.rollout.pool import EnginePool
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SECONDS_PER_LOOK = 0.5
+"""How long the driver waits for engines or rewards before it looks at the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """Metrics over all held-out prompts, and the greedy answers to a few of them."""
+
+    metrics: dict[str, float]
+    samples: list[dict[str, Any]]
+
+
+class Evaluator:
+    """Asks the same held-out prompts with the same seeds each time, so that evaluations compare."""
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        settings: Evaluation,
+        rollout: Rollout,
+        stop_token_ids: tuple[int, ...],
+        tokenizer: "PreTrainedTokenizerBase",
+        seed: int,
+    ) -> None:
+        self._prompts = list(prompts)[: settings.prompts]
+        self._settings, self._tokenizer, self._seed = settings, tokenizer, seed
+        self._greedy = Sampling(rollout.max_new_tokens, 0.0, stop_token_ids)
+        self._sampled = Sampling(rollout.max_new_tokens, settings.temperature, stop_token_ids)
+
+    def run(self, pool: EnginePool, rewards: RewardStage, model: str) -> Evaluated:
+        """Answers, scored. A response whose reward failed counts in no mean, and is counted itself."""
+        greedy = self._answers(pool, rewards, model, self._greedy, 1, "greedy")
+        metrics = _greedy_metrics(greedy, self._settings.correct_at)
+        if self._settings.pass_at and self._settings.correct_at is not None:
+            sampled = self._answers(pool, rewards, model, self._sampled, self._settings.samples, "sampled")
+            metrics |= _pass_metrics(sampled, self._settings.pass_at, self._settings.correct_at)
+        return Evaluated(metrics, [_shown(group) for group in greedy[: self._settings.show]])
+
+    def _answers(
+        self, pool: EnginePool, rewards: RewardStage, model: str, sampling: Sampling, count: int, kind: str
+    ) -> list[Group]:
+        by_id = {f"evaluation/{kind}/{p.prompt_id}": p for p in self._prompts}
+        pool.submit(model, [self._request(group_id, p, sampling, count) for group_id, p in by_id.items()])
+        scored: dict[str, Group] = {}
+        while len(scored) < len(by_id):
+            for trajectories in pool.finished(0.0 if rewards.outstanding else SECONDS_PER_LOOK):
+                rewards.submit(group_of(by_id[trajectories[0].group_id], trajectories, self._tokenizer))
+            scored |= {group.group_id: group for group in rewards.finished(0.05)}
+        return [scored[group_id] for group_id in by_id]
+
+    def _request(self, group_id: str, prompt: Prompt, sampling: Sampling, count: int) -> GroupRequest:
+        seeds = tuple(sample_seed(self._seed, prompt.prompt_id, 0, i) for i in range(count))
+        return GroupRequest(group_id, prompt.prompt_id, prompt.tokens, seeds, sampling)
+
+
+def group_of(prompt: Prompt, trajectories: Sequence[Any], tokenizer: "PreTrainedTokenizerBase") -> Group:
+    """A finished group, decoded for rewards and people, still without outcomes."""
+    texts = tokenizer.batch_decode([t.response_tokens for t in trajectories], skip_special_tokens=True)
+    return Group(trajectories[0].group_id, prompt, tuple(trajectories), tuple(texts), ())
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Probability that one of k samples is right, unbiased: 1 - C(n - c, k) / C(n, k).
+
+    Chen et al. 2021, arXiv 2107.03374, equation 1.
+    """
+    return 1.0 - comb(samples - correct, k) / comb(samples, k)
+
+
+def _greedy_metrics(groups: Sequence[Group], correct_at: float | None) -> dict[str, float]:
+    values = [group.outcomes[0].value for group in groups if isinstance(group.outcomes[0], Score)]
+    metrics = {"reward": _mean(values), "failures": float(len(groups) - len(values))}
+    metrics["length"] = _mean([float(len(group.trajectories[0].response_tokens)) for group in groups])
+    if correct_at is not None:
+        metrics["accuracy"] = _mean([float(value >= correct_at) for value in values])
+    return metrics
+
+
+def _pass_metrics(groups: Sequence[Group], ks: Sequence[int], correct_at: float) -> dict[str, float]:
+    counts = [_right(group, correct_at) for group in groups]
+    return {f"pass@{k}": _mean([pass_at_k(n, right, k) for n, right in counts if n >= k]) for k in ks}
+
+
+def _right(group: Group, correct_at: float) -> tuple[int, int]:
+    """(scored samples, right ones)."""
+    scores = [outcome.value for outcome in group.outcomes if isinstance(outcome, Score)]
+    return len(scores), sum(value >= correct_at for value in scores)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _shown(group: Group) -> dict[str, Any]:
+    outcome = group.outcomes[0]
+    shown = {"prompt": group.prompt.text, "completion": group.completions[0], "columns": group.prompt.columns}
+    if isinstance(outcome, Failure):
+        return shown | {"failure": outcome.message}
+    return shown | {"reward": outcome.value}

@@ -1,0 +1,78 @@
+"""The online loop.
+
+    cursor -> lease -> generate -> score -> append      Sampler, into the ledger
+    take -> reference, advantages -> update -> commit   Trainer
+    publish weights v+1, and prove that they arrived    Publisher
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rlpipe.data.flow import Group, TokenBatch
+from rlpipe.data.storage import Storage
+from rlpipe.ledger.ledger import Ledger
+from rlpipe.observe import rollouts
+from rlpipe.observe.events import EventLog
+from rlpipe.pipelines.evaluation import Evaluated
+from rlpipe.pipelines.online.metrics import sample_metrics
+from rlpipe.pipelines.online.publisher import Publisher
+from rlpipe.pipelines.online.sampler import Sampler
+from rlpipe.pipelines.online.trainer import Trainer
+from rlpipe.recipe.algorithm import Schedule
+from rlpipe.rewards.stage import RewardStage
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """Everything the loop works with, started and ready."""
+
+    schedule: Schedule
+    evaluate_every: int
+    ledger: Ledger
+    sampler: Sampler
+    rewards: RewardStage
+    trainer: Trainer
+    publisher: Publisher
+    evaluate: Callable[[], Evaluated]
+    storage: Storage
+    events: EventLog
+
+    def run(self) -> None:
+        """All steps. Step s trains on samples of weight version s - 1 and publishes version s."""
+        with self.events.phase("publish", says="publishing the first weights, and checking that they arrived"):
+            self.publisher.publish(version=0)
+        self._evaluate(step=0)
+        for step in range(1, self.schedule.steps + 1):
+            self._step(step)
+            if step % self.evaluate_every == 0 or step == self.schedule.steps:
+                self._evaluate(step)
+
+    def _step(self, step: int) -> None:
+        started, phase = time.perf_counter(), self.events.phase
+        with phase("generate", step):
+            self.sampler.generate(self.schedule.prompts_per_step)
+        with phase("score", step):
+            groups = self.sampler.scored(self.schedule.prompts_per_step)
+            self.rewards.check(groups, step)
+        with phase("prepare", step):
+            batch = self.trainer.batch(groups)
+        with phase("record", step):
+            self._record(step, groups, batch)
+        with phase("train", step):
+            metrics = self.trainer.update(batch)
+        self.ledger.commit(step)
+        with phase("publish", step):
+            metrics |= self.publisher.publish(version=step)
+        self.events.commit(step, version=step)
+        seconds = time.perf_counter() - started
+        self.events.metrics(step, metrics | sample_metrics(groups, seconds))
+
+    def _record(self, step: int, groups: list[Group], batch: TokenBatch) -> None:
+        advantages = batch.advantages_N[batch.offsets_B1[1:] - 1]
+        rollouts.write(self.storage, step, groups, self.rewards.names, advantages)
+
+    def _evaluate(self, step: int) -> None:
+        with self.events.phase("evaluate", step, says="answering held-out prompts"):
+            found = self.evaluate()
+        self.events.evaluation(step, found.metrics, found.samples)

@@ -1,0 +1,58 @@
+"""From prompts to scored groups in the ledger: the rollout side of the loop."""
+
+from typing import TYPE_CHECKING
+
+from rlpipe.data.flow import Group, GroupRequest, Prompt, Sampling
+from rlpipe.data.seeds import sample_seed
+from rlpipe.ledger.ledger import Lease, Ledger
+from rlpipe.pipelines.evaluation import SECONDS_PER_LOOK, group_of
+from rlpipe.rewards.stage import RewardStage
+from rlpipe.rollout.pool import EnginePool
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Sampler:
+    """Leases prompts, has the engines answer them and the reward stage score the answers, and fills the ledger."""
+
+    def __init__(
+        self,
+        model: str,
+        ledger: Ledger,
+        pool: EnginePool,
+        rewards: RewardStage,
+        tokenizer: "PreTrainedTokenizerBase",
+        sampling: Sampling,
+        group_size: int,
+        seed: int,
+    ) -> None:
+        self._model, self._ledger, self._pool, self._rewards = model, ledger, pool, rewards
+        self._tokenizer, self._sampling, self._group_size, self._seed = tokenizer, sampling, group_size, seed
+        self._unanswered: dict[str, Prompt] = {}
+
+    def generate(self, count: int) -> None:
+        """Answer `count` prompts from now on. Scoring goes on beside it and may not be done at the end."""
+        leases = self._ledger.lease(count)
+        self._unanswered |= {lease.lease_id: lease.prompt for lease in leases}
+        self._pool.submit(self._model, [self._request(lease) for lease in leases])
+        while self._unanswered:
+            for trajectories in self._pool.finished(SECONDS_PER_LOOK):
+                prompt = self._unanswered.pop(trajectories[0].group_id)
+                self._rewards.submit(group_of(prompt, trajectories, self._tokenizer))
+            self._append(self._rewards.finished(0.0))
+
+    def scored(self, count: int) -> list[Group]:
+        """The step's groups in cursor order, once their rewards are there."""
+        while (groups := self._ledger.take(count)) is None:
+            self._append(self._rewards.finished(SECONDS_PER_LOOK))
+        return groups
+
+    def _request(self, lease: Lease) -> GroupRequest:
+        prompt = lease.prompt
+        seeds = tuple(sample_seed(self._seed, prompt.prompt_id, lease.epoch, i) for i in range(self._group_size))
+        return GroupRequest(lease.lease_id, prompt.prompt_id, prompt.tokens, seeds, self._sampling)
+
+    def _append(self, groups: list[Group]) -> None:
+        for group in groups:
+            self._ledger.append(group)
