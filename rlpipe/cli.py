@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlpipe import __version__
+
 if TYPE_CHECKING:
     from rlpipe.recipe.errors import Problem
 
@@ -36,8 +38,18 @@ Changes = Annotated[
 ]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"rlpipe {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Post-training for language models from one recipe: SFT and reinforcement learning (GRPO) on Ray, DeepSpeed and
     vLLM, the same on a laptop CPU, one machine, or a cluster.
 
@@ -80,11 +92,11 @@ def run(
     with _mistakes_told():
         from rlpipe.recipe.load import read, require_files
 
-        loaded = require_files(read(recipe, changes or ()))
-        directory = _unused(run_dir or Path("runs") / loaded.recipe.name)
+        checked = require_files(read(recipe, changes or ()))
+        directory = _unused(run_dir or Path("runs") / checked.name)
         from rlpipe.pipelines.run import run as run_recipe
 
-        code = run_recipe(loaded, directory, debug)
+        code = run_recipe(checked, directory, debug)
     raise typer.Exit(code)
 
 

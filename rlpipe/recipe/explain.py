@@ -86,7 +86,7 @@ def _purpose(path: Path, data: object) -> str:
 
 def _found(value: object) -> str:
     if isinstance(value, (dict, list)):
-        return "a list" if isinstance(value, list) else "a section"
+        return f"{'a' if value else 'an empty'} {'list' if isinstance(value, list) else 'section'}"
     if isinstance(value, str):
         return f"the text `{value}`"
     return "nothing" if value is None else str(value).lower()
@@ -107,8 +107,12 @@ def _unknown_key(path: Path, data: object) -> str:
         return f"`{key}` does not go with {_label(section, here)} {whose}{_goes_with(section, rivals)}"
     candidates = _suggestions(tuple(path), list(here["properties"]), data)
     if candidates:
-        return f"`{key}` is not a key {whose}; did you mean {' or '.join(f'`{dotted(c)}`' for c in candidates)}?"
+        return f"`{key}` is not a key {whose}; did you mean {' or '.join(_pointed(c, key) for c in candidates)}?"
     return f"`{key}` is not a key {whose}; its keys are {', '.join(here['properties'])}"
+
+
+def _pointed(candidate: Path, key: str) -> str:
+    return f"`{dotted(candidate)}`" + (" at the top level" if candidate == (key,) else "")
 
 
 def _label(union: dict, member: dict) -> str:
@@ -136,14 +140,14 @@ def _suggestions(path: Path, siblings: list[str], data: object) -> list[Path]:
 
 
 def _initials(key: str | int) -> str:
-    """`lr` for `learning_rate`: how people abbreviate."""
-    return "".join(word[:1] for word in str(key).split("_"))
+    """`lr` for `learning_rate`: how people abbreviate. Nothing for a single word."""
+    return "".join(word[:1] for word in str(key).split("_")) if "_" in str(key) else ""
 
 
 def _closest(candidates: list[Path], path: Path) -> list[Path]:
     """The candidates that share most of the way with `path`, at most three."""
     most = max((_shared(candidate, path) for candidate in candidates), default=0)
-    return [candidate for candidate in candidates if _shared(candidate, path) == most][:3]
+    return list(dict.fromkeys(candidate for candidate in candidates if _shared(candidate, path) == most))[:3]
 
 
 def _shared(one: Path, other: Path) -> int:

@@ -10,10 +10,10 @@ _NAMES = r"(?:api_?key|access_?key|secret|password|passwd|token|credentials?|sig
 _SECRET_KEY = re.compile(rf"(?:.*[_-])?{_NAMES}$", re.IGNORECASE)
 _SECRET_TEXTS = [
     (re.compile(r"(\w+://)[^/@\s]+@"), rf"\1{_REDACTED}@"),
-    (re.compile(rf"([?&][\w-]*{_NAMES}=)[^&\s]+", re.IGNORECASE), rf"\1{_REDACTED}"),
+    (re.compile(rf"((?:^|[?&])[\w.-]*{_NAMES}=)[^&\s]+", re.IGNORECASE), rf"\1{_REDACTED}"),
     (re.compile(r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|xox[a-z]-|AKIA)[\w-]{12,}"), _REDACTED),
 ]
-"""Credentials in URLs, and tokens that are told by their shape."""
+"""Credentials in URLs and overrides, and tokens that are told by their shape."""
 
 
 def to_yaml(recipe: Strict) -> str:

@@ -126,7 +126,7 @@ def describe(schema: dict) -> str:
     if schema.get("type") == "object":
         return _describe_section(schema)
     if schema.get("type") == "array":
-        return f"a {'non-empty ' if schema.get('minItems') else ''}list{_describe_items(resolved(schema['items']))}"
+        return f"a {_filled(schema, 'minItems')}list{_describe_items(resolved(schema['items']))}"
     return _WORDS[schema["type"]] + _describe_range(schema)
 
 
@@ -138,7 +138,13 @@ def _describe_any(options: Sequence[dict]) -> str:
 def _describe_section(schema: dict) -> str:
     if "properties" in schema:
         return _describe_keys(schema.get("required"), list(schema["properties"]))
-    return f"a section of names, each holding {describe(schema['additionalProperties'])}"
+    return (
+        f"a {_filled(schema, 'minProperties')}section of names, each holding {describe(schema['additionalProperties'])}"
+    )
+
+
+def _filled(schema: dict, least: str) -> str:
+    return "non-empty " if schema.get(least) else ""
 
 
 def _describe_keys(required: Sequence[str] | None, every: Sequence[str]) -> str:

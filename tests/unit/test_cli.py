@@ -1,0 +1,171 @@
+"""What the commands print, and how they end."""
+
+# ruff: noqa: E501  (messages stand as people see them)
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import rlpipe
+from rlpipe.cli import app
+from rlpipe.recipe.tasks import SftRecipe
+
+GOOD = "task: sft\nname: small\nmodel: {scratch: qwen2}\ndata: {kind: arithmetic}\ntrain: {max_steps: 5}\n"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("good.yaml").write_text(GOOD)
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Calls of the pipeline, which here ends with 3 instead of running."""
+    calls = []
+    module = types.ModuleType("rlpipe.pipelines.run")
+    module.run = lambda *arguments: calls.append(arguments) or 3
+    monkeypatch.setitem(sys.modules, "rlpipe.pipelines.run", module)
+    return calls
+
+
+def call(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_run_hands_over_the_recipe_and_ends_with_its_code(runs):
+    assert call("run", "good.yaml", "train.max_steps=7", "--debug") == (3, "", "")
+    [(recipe, directory, debug)] = runs
+    assert isinstance(recipe, SftRecipe)
+    assert (recipe.train.max_steps, directory, debug) == (7, Path("runs/small"), True)
+
+
+def test_run_takes_a_shipped_name_and_a_run_directory(runs):
+    assert call("run", "arithmetic/sft", "--run-dir", "elsewhere")[0] == 3
+    assert runs[0][1:] == (Path("elsewhere"), False)
+
+
+def test_a_mistake_is_told_without_a_traceback(runs):
+    assert call("run", "good.yaml", "train.lr=1", "seeed=2") == (
+        2,
+        "",
+        "error: override `seeed=2`: seeed: `seeed` is not a key of the recipe; did you mean `seed`?\n"
+        "error: override `train.lr=1`: train.lr: `lr` is not a key of `train`; did you mean "
+        "`train.optimizer.learning_rate`?\n",
+    )
+    assert runs == []
+
+
+def test_a_used_run_directory_is_left_alone(runs):
+    Path("runs/small").mkdir(parents=True)
+    assert call("run", "good.yaml")[0] == 3  # empty: nothing to lose
+    Path("runs/small/events.jsonl").touch()
+    assert call("run", "good.yaml") == (
+        2,
+        "",
+        "error: runs/small holds an earlier run; choose another with --run-dir, or remove it: rm -r runs/small\n",
+    )
+    assert len(runs) == 1
+
+
+def test_missing_files_stop_a_run_but_not_validate(runs, tmp_path):
+    said = (
+        f"override `model=runs/m`: model.path: no file or folder `runs/m` in {tmp_path}; run the recipe that makes it "
+        "first, or give another with `model.path=PATH`\n"
+    )
+    assert call("run", "good.yaml", "model=runs/m") == (2, "", f"error: {said}")
+    assert call("validate", "good.yaml", "model=runs/m") == (
+        0,
+        "good.yaml is valid (task sft); it would run in runs/small\n",
+        f"warning: {said}",
+    )
+    assert runs == []
+
+
+def test_validate_tells_mistakes():
+    Path("bad.yaml").write_text(GOOD + "evaluation:\n  promts: 3\n")
+    assert call("validate", "bad.yaml") == (
+        2,
+        "",
+        "error: bad.yaml:7: evaluation.promts: `promts` is not a key of `evaluation`; did you mean `evaluation.prompts`?\n",
+    )
+
+
+def test_schema_is_json():
+    code, out, _ = call("schema")
+    assert code == 0
+    assert json.loads(out)["title"] == "rlpipe recipe"
+
+
+def test_recipes_list_names_and_explains():
+    code, out, _ = call("recipes", "list")
+    assert code == 0
+    assert (
+        "arithmetic/pipeline  The demo: build a tiny model, teach it sums by SFT, then improve it by GRPO, in one command.\n"
+        in out
+    )
+
+
+def test_recipes_show_prints_the_file():
+    code, out, _ = call("recipes", "show", "arithmetic/pipeline")
+    assert (code, out.splitlines()[-1]) == (0, "    model: ${stages.sft.model}")
+    assert call("recipes", "show", "arithmetic/pipelin")[2] == (
+        "error: no shipped recipe `arithmetic/pipelin`; did you mean `arithmetic/pipeline`?\n"
+    )
+
+
+def test_recipes_copy_brings_what_the_recipe_needs():
+    assert call("recipes", "copy", "arithmetic/pipeline", "mine/all.yaml") == (
+        0,
+        "wrote  mine/all.yaml\nwrote  mine/sft.yaml\nwrote  mine/grpo.yaml\n",
+        "",
+    )
+    assert call("validate", "mine/all.yaml")[0] == 0
+
+
+def test_recipes_copy_never_overwrites():
+    Path("mine").mkdir()
+    Path("mine/sft.yaml").write_text(GOOD)
+    assert call("recipes", "copy", "arithmetic/sft", "mine") == (
+        2,
+        "",
+        "error: mine/sft.yaml exists and is left alone; give another destination, or remove it first\n",
+    )
+    assert call("recipes", "copy", "arithmetic/pipeline", "mine")[1] == (
+        "kept   mine/sft.yaml (was there already)\nwrote  mine/pipeline.yaml\nwrote  mine/grpo.yaml\n"
+    )
+    assert Path("mine/sft.yaml").read_text() == GOOD
+
+
+def test_report_of_nothing():
+    assert call("report", "runs/none") == (
+        2,
+        "",
+        "error: no run directory runs/none; `rlpipe run` makes one below runs/\n",
+    )
+
+
+@pytest.mark.parametrize("verb", ["run", "validate", "schema", "report", "recipes show", "recipes copy"])
+def test_help_gives_an_example(verb):
+    code, out, _ = call(*verb.split(), "--help")
+    assert code == 0
+    assert f"  rlpipe {verb}" in out.partition("Example")[2]
+
+
+def test_help_teaches_the_exit_codes():
+    code, out, _ = call("--help")
+    assert code == 0
+    for line in ("0    done", "1    the run failed", "2    a mistake in the recipe", "130  stopped with Ctrl-C"):
+        assert line in out
+
+
+def test_python_m(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(rlpipe.__file__).parents[1]))
+    done = subprocess.run([sys.executable, "-m", "rlpipe", "validate", "good.yaml"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "good.yaml is valid (task sft); it would run in runs/small\n")

@@ -1,0 +1,297 @@
+"""What a mistake in a recipe is answered with, word for word."""
+
+# ruff: noqa: E501  (messages stand as people see them)
+
+from pathlib import Path
+
+import pytest
+
+from rlpipe.recipe.errors import RecipeError
+from rlpipe.recipe.load import load, read
+
+GOOD = """\
+task: rl
+model: {scratch: qwen2}
+data: {kind: arithmetic}
+rewards:
+  mix:
+    - kind: exact
+algorithm: {name: grpo}
+schedule:
+  steps: 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def problems(text: str, *overrides: str) -> list[str]:
+    Path("r.yaml").write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load("r.yaml", overrides)
+    return str(caught.value).splitlines()
+
+
+def test_a_good_recipe_loads():
+    Path("r.yaml").write_text(GOOD)
+    assert load("r.yaml").schedule.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        # unknown keys
+        (
+            "steps: 3",
+            "steps: 3\n  setps: 4",
+            "r.yaml:10: schedule.setps: `setps` is not a key of `schedule`; did you mean `schedule.steps`?",
+        ),
+        (
+            "task: rl",
+            "task: rl\nlearning_rate: 1e-3",
+            "r.yaml:2: learning_rate: `learning_rate` is not a key of the recipe; did you mean `train.optimizer.learning_rate`?",
+        ),
+        (
+            "task: rl",
+            "task: rl\ntrain:\n  lr: 1e-3",
+            "r.yaml:3: train.lr: `lr` is not a key of `train`; did you mean `train.optimizer.learning_rate`?",
+        ),
+        (
+            "task: rl",
+            "task: rl\nthreads: 1",
+            "r.yaml:2: threads: `threads` is not a key of the recipe; did you mean `train.threads` or `rollout.threads`?",
+        ),
+        (
+            "task: rl",
+            "task: rl\ntrain:\n  max_steps: 1",
+            "r.yaml:3: train.max_steps: `max_steps` is not a key of `train`; did you mean `schedule.steps`?",
+        ),
+        (
+            "task: rl",
+            "task: rl\npublishing: {zzz: 1}",
+            "r.yaml:2: publishing.zzz: `zzz` is not a key of `publishing`; its keys are tolerance",
+        ),
+        (
+            "{kind: arithmetic}",
+            "{kind: arithmetic, path: x}",
+            "r.yaml:3: data.path: `path` does not go with `kind: arithmetic` of `data`; it goes with `kind: records`",
+        ),
+        (
+            "{scratch: qwen2}",
+            "{scratch: qwen2, path: x}",
+            "r.yaml:2: model.path: `path` does not go with `scratch` of `model`",
+        ),
+        (
+            "{scratch: qwen2}",
+            "{path: x, layers: 2}",
+            "r.yaml:2: model.layers: `layers` does not go with `path` of `model`",
+        ),
+        (
+            "steps: 3",
+            "steps: 3\n  seed: 4",
+            "r.yaml:10: schedule.seed: `seed` is not a key of `schedule`; did you mean `seed` at the top level or `data.seed`?",
+        ),
+        # types, ranges, choices
+        ("steps: 3", "steps: 0", "r.yaml:9: schedule.steps: expected a whole number above 0, found 0"),
+        ("steps: 3", 'steps: "3"', "r.yaml:9: schedule.steps: expected a whole number above 0, found the text `3`"),
+        ("steps: 3", "steps: 3.5", "r.yaml:9: schedule.steps: expected a whole number above 0, found 3.5"),
+        ("steps: 3", "steps: true", "r.yaml:9: schedule.steps: expected a whole number above 0, found true"),
+        ("steps: 3", "steps:", "r.yaml:9: schedule.steps: expected a whole number above 0, found nothing"),
+        ("steps: 3", "steps: [3]", "r.yaml:9: schedule.steps: expected a whole number above 0, found a list"),
+        ("  steps: 3", "  - steps", "r.yaml:8: schedule: expected a section with `steps`, found a list"),
+        (
+            "{kind: arithmetic}",
+            "{kind: arithmetic, operands: 5}",
+            "r.yaml:3: data.operands: expected a whole number from 2 to 4, found 5",
+        ),
+        (
+            "task: rl",
+            "task: rl\ntrain: {zero_stage: 4}",
+            "r.yaml:2: train.zero_stage: expected one of `0`, `1`, `2`, `3`, found 4",
+        ),
+        (
+            "task: rl",
+            "task: rl\nrollout: {engine: vLLM}",
+            "r.yaml:2: rollout.engine: expected one of `vllm`, `transformers`, found the text `vLLM`; did you mean `vllm`?",
+        ),
+        (
+            "task: rl",
+            "task: rl\nrollout: {max_model_len: long}",
+            "r.yaml:2: rollout.max_model_len: expected a whole number above 0, or null, found the text `long`",
+        ),
+        (
+            "task: rl",
+            "task: rl\npublishing: {tolerance: x}",
+            "r.yaml:2: publishing.tolerance: expected a number above 0, or `auto`, found the text `x`",
+        ),
+        (
+            "task: rl",
+            "task: rl\ntracking: {tensorboard: yes}",
+            "r.yaml:2: tracking.tensorboard: expected true or false, found the text `yes`",
+        ),
+        (
+            "task: rl",
+            "task: rl\ntrain: {optimizer: 1e-3}",
+            "r.yaml:2: train.optimizer: expected a section with keys such as `learning_rate`, `weight_decay`, `adam_beta1`, found 0.001",
+        ),
+        (
+            "task: rl",
+            "task: rl\nevaluation: {pass_at: [1, 0]}",
+            "r.yaml:2: evaluation.pass_at.1: expected a whole number above 0, found 0",
+        ),
+        (
+            "  mix:\n    - kind: exact",
+            "  mix: []",
+            "r.yaml:5: rewards.mix: expected a non-empty list, each item a section with `kind`: one of `exact`, `math`, `python`, found an empty list",
+        ),
+        (
+            "{name: grpo}",
+            "{name: grpo, kl_coefficient: .inf}",
+            "r.yaml:7: algorithm.kl_coefficient: expected a number of at least 0, found inf",
+        ),
+        # what names the kind of a thing
+        (
+            "task: rl",
+            "task: sfl",
+            "r.yaml:1: task: expected one of `pipeline`, `rl`, `sft`, found the text `sfl`; did you mean `sft`?",
+        ),
+        ("task: rl\n", "", "r.yaml:1: task: missing; expected one of `pipeline`, `rl`, `sft`"),
+        (
+            "kind: exact",
+            "kind: exakt",
+            "r.yaml:6: rewards.mix.0.kind: expected one of `exact`, `math`, `python`, found the text `exakt`; did you mean `exact`?",
+        ),
+        (
+            "- kind: exact",
+            "- name: exact",
+            "r.yaml:6: rewards.mix.0.kind: missing; expected one of `exact`, `math`, `python`",
+        ),
+        (
+            "{name: grpo}",
+            "{name: grop}",
+            "r.yaml:7: algorithm.name: expected `grpo`, found the text `grop`; did you mean `grpo`?",
+        ),
+        (
+            "{scratch: qwen2}",
+            "3",
+            "r.yaml:2: model: expected a path or hub id (`model: PATH` or `model: {path: PATH}`), or `{scratch: qwen2}`, found 3",
+        ),
+        # missing
+        (
+            "steps: 3",
+            "prompts_per_step: 3",
+            "r.yaml:8: schedule.steps: missing; expected a whole number above 0 (RL steps; each samples, scores, trains and publishes once)",
+        ),
+        (
+            "model: {scratch: qwen2}\n",
+            "",
+            "r.yaml:1: model: missing; expected a path or hub id (`model: PATH` or `model: {path: PATH}`), or `{scratch: qwen2}`",
+        ),
+        # whole sections
+        (
+            "steps: 3",
+            "steps: 3\n  prompts_per_step: 5\ntrain: {minibatches: 2}",
+            "r.yaml:10: schedule.prompts_per_step=5 does not divide into train.minibatches=2: whole groups stay in one optimizer step",
+        ),
+        (
+            "task: rl",
+            "task: rl\nevaluation:\n  pass_at: [8]\n  samples: 4",
+            "r.yaml:4: evaluation: samples=4 is too few for pass_at=[8]",
+        ),
+        (
+            "task: rl",
+            "task: rl\nrollout: {max_model_len: 16}",
+            "r.yaml:2: rollout: max_model_len=16 leaves no room for a prompt before max_new_tokens=16; raise the one or lower the other",
+        ),
+        (
+            "{scratch: qwen2}",
+            "{scratch: qwen2, heads: 7}",
+            "r.yaml:2: model: hidden_size=192 does not divide into heads=7",
+        ),
+        (
+            "- kind: exact",
+            "- kind: exact\n    - kind: exact",
+            "r.yaml:5: rewards: mix: two rewards are named `exact`; give each its own `name`",
+        ),
+        (
+            "- kind: exact",
+            "- {kind: exact, weight: 0}",
+            "r.yaml:5: rewards: mix: every weight is 0, so that nothing would be learned",
+        ),
+        (
+            "- kind: exact",
+            "- {kind: python, name: a, function: f}",
+            "r.yaml:6: rewards.mix.0.function: expected `path/to/file.py:function` or `package.module:function`, found `f`",
+        ),
+        (
+            "task: rl",
+            "task: rl\nname: a/b",
+            "r.yaml:2: name: `a/b` names a folder; expected letters, digits, `-`, `_`, `.`, and no mark first",
+        ),
+        # the text itself
+        (
+            "steps: 3",
+            "steps: 3\n  steps: 4",
+            "r.yaml:10: schedule.steps: this key stands twice; the first is at r.yaml:9",
+        ),
+        ("steps: 3", "steps: [3", "r.yaml:10: not valid YAML: expected ',' or ']', but got '<stream end>'"),
+        ("  steps: 3", "  steps: &a\n    b: *a", "r.yaml:10: schedule.steps.b: an alias that contains itself"),
+        (
+            GOOD,
+            "",
+            "r.yaml:1: a recipe is a mapping that begins with a key such as `task: rl`; this file holds nothing",
+        ),
+        (
+            GOOD,
+            "- task: rl",
+            "r.yaml:1: a recipe is a mapping that begins with a key such as `task: rl`; this file holds a sequence",
+        ),
+    ],
+)
+def test_message(old, new, expected):
+    assert old in GOOD
+    assert problems(GOOD.replace(old, new, 1)) == [expected]
+
+
+def test_all_problems_at_once_in_the_order_of_the_file():
+    assert problems(
+        "# a comment\ntask: rl\nseed: x\n" + GOOD.removeprefix("task: rl\n") + "  prompts: 3\nfoo: 1\nfoo: 2\n",
+        "seeed=1",
+    ) == [
+        "override `seeed=1`: seeed: `seeed` is not a key of the recipe; did you mean `seed`?",
+        "r.yaml:3: seed: expected a whole number, found the text `x`",
+        "r.yaml:12: schedule.prompts: `prompts` is not a key of `schedule`; did you mean `evaluation.prompts`?",
+        "r.yaml:14: foo: this key stands twice; the first is at r.yaml:13",
+        "r.yaml:14: foo: `foo` is not a key of the recipe; its keys are task, name, seed, model, data, rewards, algorithm, "
+        "schedule, train, rollout, evaluation, publishing, deadlines, tracking",
+    ]
+
+
+def test_a_stage_is_named_in_full():
+    stage = "".join(f"    {line}\n" for line in GOOD.splitlines())
+    assert problems(f"task: pipeline\nstages:\n  first:\n{stage}    trian: {{}}\n") == [
+        "r.yaml:13: stages.first.trian: `trian` is not a key of `stages.first`; did you mean `stages.first.train`?"
+    ]
+
+
+def test_a_key_of_another_task():
+    assert problems("task: pipeline\nstages: {}\nmodel: x\n") == [
+        "r.yaml:2: stages: expected a non-empty section of names, each holding a section with `task`: one of `rl`, `sft`, found an empty section",
+        "r.yaml:3: model: `model` does not go with `task: pipeline` of the recipe; it goes with `task: sft` or `task: rl`",
+    ]
+
+
+def test_missing_local_files_are_no_errors_of_the_recipe(tmp_path):
+    Path("r.yaml").write_text(GOOD.replace("{scratch: qwen2}", "runs/sft/model"))
+    assert list(map(str, read("r.yaml").missing)) == [
+        f"r.yaml:2: model: no file or folder `runs/sft/model` in {tmp_path}; run the recipe that makes it first, or give "
+        "another with `model=PATH`"
+    ]
+
+
+def test_no_such_recipe():
+    with pytest.raises(RecipeError) as caught:
+        load("arithmetic/gropo")
+    assert str(caught.value) == "no recipe file `arithmetic/gropo`; did you mean `arithmetic/grpo`?"
