@@ -1,7 +1,7 @@
 """Policy weights on their way to the engines: a few large buffers and an index, not one message per parameter."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """Hugging Face parameter names and their bytes.
+    """Hugging Face parameter names and their bytes. Made by `packing.pack`, read by `packing.unpack`.
 
     kind `full` carries every parameter (tied ones once); `adapter` carries a PEFT adapter's tensors and its config.
     """
@@ -35,4 +35,6 @@ class Payload:
     buckets: tuple[np.ndarray, ...]
     """uint8 arrays; in an object store they are read in place, without a copy."""
     digest: str
-    """blake2b over the buckets in order, computed by the publisher."""
+    """`packing.digest_of(buckets)`, computed by the publisher."""
+    adapter_config: dict[str, Any] | None = None
+    """The adapter's `adapter_config.json`; None for kind `full`."""

@@ -1,0 +1,157 @@
+"""The reference engine: plain transformers on a static cache. On CPU and small models also the fastest one."""
+
+import time
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from rlpipe.data.flow import GroupRequest, Tokens, Trajectory
+from rlpipe.rollout.engine import Health, Receipt
+from rlpipe.rollout.kv_cache import ATTENTION
+from rlpipe.rollout.records import Pulse, check_request
+from rlpipe.rollout.wave import Wave, Work, causal_mask, pad_left
+from rlpipe.weights.packing import digest_of, unpack
+from rlpipe.weights.payload import Payload, WeightsRejected
+
+
+class TransformersEngine:
+    """An `Engine` that decodes in waves: groups that wait are admitted together once half the places are free, each
+    prompt prefilled once, and every step decodes one token of every wave.
+
+    Running requests survive a publish with their cache computed again, so every token is sampled from exactly the
+    policy its version span names.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        dtype: str,
+        version: int | None,
+        eos_token_ids: tuple[int, ...],
+        max_model_len: int | None = None,
+        max_num_seqs: int = 256,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """`version` is the weight version that the model folder holds; None if it holds none of the run's.
+
+        Raises ValueError for a model whose attention this engine cannot reproduce.
+        """
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            model,
+            dtype=getattr(torch, dtype),
+            attn_implementation=ATTENTION,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        ).to(device)
+        self._model.requires_grad_(False).eval()
+        self._max_model_len = max_model_len or self._model.config.max_position_embeddings
+        _check_attention(self._model.config, self._max_model_len)
+        self._max_num_seqs = max_num_seqs
+        self._eos_token_ids = eos_token_ids
+        self._waiting: deque[Work] = deque()
+        self._waves: list[Wave] = []
+        self._pulse = Pulse(version)
+
+    def submit(self, requests: list[GroupRequest]) -> None:
+        for request in requests:
+            check_request(request, self._max_model_len)
+        self._pulse.require_current()
+        for request in requests:
+            count = len(request.seeds)
+            for start in range(0, count, self._max_num_seqs):
+                self._waiting.append(Work(request, range(start, min(start + self._max_num_seqs, count))))
+            self._pulse.outstanding += count
+
+    @torch.inference_mode()
+    def step(self) -> list[Trajectory]:
+        self._admit()
+        finished = [trajectory for wave in self._waves for trajectory in wave.step()]
+        self._waves = [wave for wave in self._waves if wave.running]
+        self._pulse.beat(finished=len(finished))
+        return finished
+
+    @torch.inference_mode()
+    def publish(self, version: int, payload: Payload) -> Receipt:
+        started = time.monotonic()
+        if payload.kind != "full":
+            raise WeightsRejected(
+                "the transformers engine takes full weights only; use rollout.engine: vllm for adapters"
+            )
+        self._load(payload)
+        for wave in self._waves:
+            wave.renew(version)
+        self._pulse.version = version
+        return Receipt(version, digest_of(payload.buckets), time.monotonic() - started)
+
+    @torch.inference_mode()
+    def probe(self, sequences: list[Tokens]) -> list[np.ndarray]:
+        tokens_BT, starts_B = pad_left(sequences, self._model.device)
+        columns_T = torch.arange(tokens_BT.shape[1], device=self._model.device)
+        logits_BTV = self._model(
+            input_ids=tokens_BT,
+            attention_mask=causal_mask(starts_B, columns_T, columns_T),
+            position_ids=(columns_T - starts_B[:, None]).clamp(min=0),
+            use_cache=False,
+        ).logits
+        logprobs_BTV = logits_BTV[:, :-1].float().log_softmax(-1)
+        chosen_BT = logprobs_BTV.gather(-1, tokens_BT[:, 1:, None])[..., 0].cpu().numpy()
+        return [row[start:] for row, start in zip(chosen_BT, starts_B.tolist(), strict=True)]
+
+    @torch.inference_mode()
+    def abort(self, group_ids: list[str]) -> None:
+        doomed = set(group_ids)
+        forgotten = sum(len(work.samples) for work in self._waiting if work.request.group_id in doomed)
+        self._waiting = deque(work for work in self._waiting if work.request.group_id not in doomed)
+        forgotten += sum(wave.abort(doomed) for wave in self._waves)
+        self._waves = [wave for wave in self._waves if wave.running]
+        self._pulse.outstanding -= forgotten
+
+    def health(self) -> Health:
+        return self._pulse.health()
+
+    def _admit(self) -> None:
+        """Start a new wave if enough places are free: a wave of few rows costs nearly what a full one does."""
+        free = self._max_num_seqs - sum(wave.running for wave in self._waves)
+        if self._waves and free < self._max_num_seqs / 2:
+            return
+        works = []
+        while self._waiting and len(self._waiting[0].samples) <= free:
+            works.append(self._waiting.popleft())
+            free -= len(works[-1].samples)
+        if works:
+            self._waves.append(Wave(self._model, works, self._eos_token_ids, self._pulse.version))
+
+    def _load(self, payload: Payload) -> None:
+        parameters = dict(self._model.named_parameters())
+        names = {entry.name: entry.shape for entry in payload.index}
+        wrong = {name for name, shape in names.items() if name not in parameters or parameters[name].shape != shape}
+        if wrong or names.keys() != parameters.keys():
+            raise WeightsRejected(
+                f"the payload does not fit {type(self._model).__name__}: missing {_some(parameters.keys() - names)}, "
+                f"unknown or of another shape {_some(wrong)}; trainer and engine must load the same model"
+            )
+        for name, tensor in unpack(payload):
+            parameters[name].copy_(tensor)
+
+
+def _some(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
+
+
+def _check_attention(config: PretrainedConfig, max_model_len: int) -> None:
+    """Refuse a model that would silently attend to more than it was trained to, or that keeps another state."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    slides = window is not None and getattr(config, "use_sliding_window", True) and max_model_len > window
+    if kinds - {"full_attention", "sliding_attention"} or slides:
+        what = f"a sliding window of {window} tokens" if slides else f"layers of type {', '.join(sorted(kinds))}"
+        raise ValueError(
+            f"the transformers engine cannot serve {config.model_type} with {what} at max_model_len {max_model_len}; "
+            "use rollout.engine: vllm" + (f", or set rollout.max_model_len to {window} or less" if slides else "")
+        )

@@ -1,0 +1,31 @@
+"""The token sequences on which trainer and engines are compared, chosen once per run."""
+
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+
+from rlpipe.data.flow import Tokens
+
+
+def choose_probes(
+    prompts: Sequence[Tokens],
+    vocab_size: int,
+    longest: int,
+    prompt_count: int = 4,
+    sweep_count: int = 2,
+    length: int = 64,
+) -> list[Tokens]:
+    """A few real prompts, where the policy matters, and sweeps over the vocabulary, which reach embeddings and output
+    rows that prompts never touch.
+
+    Each sequence has 2 to `length` tokens and stays below `longest`, the engine's limit for prompt plus response.
+    """
+    size = min(length, longest - 1)
+    real = [tokens[:size] for tokens in islice((t for t in prompts if len(t) > 1), prompt_count)]
+    return real + [_sweep(vocab_size, size, start) for start in range(sweep_count)]
+
+
+def _sweep(vocab_size: int, size: int, start: int) -> Tokens:
+    """Tokens spread over the vocabulary in a scrambled, fixed order."""
+    return np.random.default_rng(start).permutation(vocab_size)[:size].astype(np.int32)
