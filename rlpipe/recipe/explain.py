@@ -135,7 +135,7 @@ def _suggestions(path: Path, siblings: list[str], data: object) -> list[Path]:
     near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.7)
     if near:
         return [(*parent, near[0])]
-    similar = difflib.get_close_matches(key, {str(p[-1]) for p in elsewhere}, n=1, cutoff=0.7)
+    similar = difflib.get_close_matches(key, sorted({str(p[-1]) for p in elsewhere}), n=1, cutoff=0.7)
     return _closest([p for p in elsewhere if p[-1] in similar], path)
 
 

@@ -22,7 +22,7 @@ class Reader:
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError([Problem(in_file(file, 1), "", f"cannot be read as text: {error}")]) from None
         root, problems = parse(text, file)
-        self.files.append(file)
+        self.files.append(file.resolve())
         self.problems += problems
         return self._expanded(root, (*chain, file.resolve()), ())
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import rlpipe
 from rlpipe.cli import app
+from rlpipe.recipe.shipped import names
 from rlpipe.recipe.tasks import SftRecipe
 
 GOOD = "task: sft\nname: small\nmodel: {scratch: qwen2}\ndata: {kind: arithmetic}\ntrain: {max_steps: 5}\n"
@@ -127,6 +128,13 @@ def test_recipes_copy_brings_what_the_recipe_needs():
         "",
     )
     assert call("validate", "mine/all.yaml")[0] == 0
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_copy_is_whole(name):
+    assert call("recipes", "copy", name, "mine")[0] == 0
+    code, out, _ = call("validate", f"mine/{Path(name).name}.yaml")
+    assert (code, "is valid" in out) == (0, True)
 
 
 def test_recipes_copy_never_overwrites():
