@@ -5,7 +5,7 @@ Every event has `time` (seconds since 1970), `kind` and, in a pipeline, `stage`.
     run_started     task, steps (planned), recipe, versions, host, command        (see runinfo.py)
     phase_started   phase, says (for people), step or null
     phase           phase, seconds, step or null, parent (the phase around it, or null), error (if it raised)
-    metrics         step, metrics {name: number}                                  (names: metrics.py)
+    metrics         step, metrics {name: number}    once per step, after its last phase (names: metrics.py)
     evaluation      step, metrics {name: number}, samples [{prompt, completion, columns, reward or failure}]
     sample          step, prompt, completion, reward or failure                   one response of the step, to look at
     commit          step, version                                                 the step is trained and published

@@ -7,39 +7,48 @@ from typing import NamedTuple
 
 
 class Label(NamedTuple):
-    """How a metric is titled, its unit, and how one value is written."""
+    """How a metric is titled (and in a narrow place), its unit, and how one value is written."""
 
     title: str
+    short: str
     unit: str = ""
     format: str = ".3g"
 
     def text(self, value: float) -> str:
+        """The value with its unit: `5.1 tokens`."""
         return f"{value:{self.format}}" + (f" {self.unit}" if self.unit else "")
+
+    def brief(self, value: float) -> str:
+        """For a line of many: `length 5.1`."""
+        return f"{self.short} {value:{self.format}}"
 
 
 METRICS = {
-    "reward": Label("reward", "", ".3f"),
-    "accuracy": Label("held-out accuracy", "", ".1%"),
-    "loss": Label("loss", "", ".4g"),
-    "reference_kl": Label("KL to the reference", "nats/token", ".3g"),
-    "policy_kl": Label("KL of the update", "nats/token", ".2g"),
-    "mismatch/abs": Label("trainer-engine mismatch", "nats/token", ".1e"),
-    "entropy": Label("entropy", "nats/token", ".3g"),
-    "response_length": Label("response length", "tokens", ".1f"),
-    "truncated": Label("responses cut off at the limit", "", ".1%"),
-    "tokens_per_second": Label("tokens/s", "", ",.0f"),
-    "step_seconds": Label("step time", "s", ".2f"),
-    "learning_rate": Label("learning rate", "", ".2e"),
-    "grad_norm": Label("gradient norm", "", ".3g"),
-    "clip_fraction": Label("clipped tokens", "", ".2%"),
-    "reward_failures": Label("failed rewards", "", ".0f"),
+    "reward": Label("reward", "reward", "", ".3f"),
+    "accuracy": Label("held-out accuracy", "accuracy", "", ".1%"),
+    "loss": Label("loss", "loss", "", ".4g"),
+    "reference_kl": Label("KL to the reference", "KL", "nats/token", ".3g"),
+    "policy_kl": Label("KL of the update", "update KL", "nats/token", ".2g"),
+    "mismatch/abs": Label("trainer-engine mismatch", "mismatch", "nats/token", ".1e"),
+    "entropy": Label("entropy", "entropy", "nats/token", ".3g"),
+    "response_length": Label("response length", "length", "tokens", ".1f"),
+    "length": Label("response length", "length", "tokens", ".1f"),
+    "failures": Label("failed rewards", "failed rewards", "", ".0f"),
+    "truncated": Label("responses cut off at the limit", "cut off", "", ".1%"),
+    "tokens_per_second": Label("throughput", "tokens/s", "tokens/s", ",.0f"),
+    "step_seconds": Label("step time", "step", "s", ".2f"),
+    "learning_rate": Label("learning rate", "lr", "", ".2e"),
+    "grad_norm": Label("gradient norm", "grad norm", "", ".3g"),
+    "clip_fraction": Label("clipped tokens", "clipped", "", ".2%"),
+    "reward_failures": Label("failed rewards", "failed rewards", "", ".0f"),
 }
 
 
 def label(name: str) -> Label:
     """The label of a metric; `pass@k` and rewards by component are recognised."""
     if name.startswith("reward/"):
-        return Label(f"reward: {name.removeprefix('reward/')}", "", ".3f")
+        component = name.removeprefix("reward/")
+        return Label(f"reward: {component}", component, "", ".3f")
     if name.startswith("pass@"):
-        return Label(f"held-out {name}", "", ".1%")
-    return METRICS.get(name, Label(name))
+        return Label(f"held-out {name}", name, "", ".1%")
+    return METRICS.get(name, Label(name, name))

@@ -1,0 +1,105 @@
+"""Where a stage stands, as the events tell it: what the terminal views draw."""
+
+from collections import defaultdict, deque
+from typing import Any
+
+from rlpipe.observe.events import Event
+from rlpipe.observe.metrics import label
+
+SHOWN = {
+    "sft": ("loss", "learning_rate", "tokens_per_second"),
+    "rl": ("reward", "reference_kl", "mismatch/abs", "entropy", "response_length", "tokens_per_second"),
+}
+"""Metrics of a step that fit on a line, by task; the first one's curve is drawn."""
+
+
+class Progress:
+    """The state of one stage. `update` takes events in their order."""
+
+    def __init__(self, stage: str = ""):
+        self.stage = stage
+        self.task = ""
+        self.steps = 0
+        self.step = 0
+        self.metrics: dict[str, float] = {}
+        self.curve: list[float] = []
+        self.evaluations: list[Event] = []
+        self.sample: Event | None = None
+        self.doing: list[tuple[str, float]] = []
+        """Open phases, outermost first: what it says, and since when."""
+        self._seconds: dict[int, dict[str, float]] = defaultdict(dict)
+        self._times: deque[tuple[int, float]] = deque(maxlen=20)
+
+    def update(self, event: Event) -> None:
+        match event["kind"]:
+            case "run_started":
+                self.task, self.steps = event["task"], event["steps"]
+            case "phase_started":
+                self.doing.append((event["says"], event["time"]))
+            case "phase":
+                self._end(event)
+            case "metrics":
+                self._advance(event)
+            case "evaluation":
+                self.evaluations.append(event)
+            case "sample":
+                self.sample = event
+
+    @property
+    def headline(self) -> str:
+        """The metric whose curve tells how the stage goes."""
+        return SHOWN.get(self.task, ("",))[0]
+
+    def line(self) -> str:
+        """The metrics of the last step in one line."""
+        names = [name for name in SHOWN.get(self.task, tuple(self.metrics)) if name in self.metrics]
+        return "  ".join(label(name).brief(self.metrics[name]) for name in names)
+
+    def shares(self) -> list[tuple[str, float]]:
+        """Where the last step's time went: (phase, share), in the order of the phases."""
+        seconds = self._seconds.get(self.step, {})
+        total = sum(seconds.values())
+        return [(name, value / total) for name, value in seconds.items()] if total else []
+
+    def seconds_per_step(self) -> float | None:
+        """Over the last steps, evaluations included."""
+        if len(self._times) < 2:
+            return None
+        (first, begin), (last, end) = self._times[0], self._times[-1]
+        return (end - begin) / (last - first) if last > first else None
+
+    def seconds_left(self) -> float | None:
+        per_step, steps = self.seconds_per_step(), self.steps - self.step
+        return per_step * steps if per_step is not None and steps > 0 else None
+
+    def _end(self, event: Event) -> None:
+        names = [says for says, _ in self.doing]
+        if event["says"] in names:
+            del self.doing[len(names) - 1 - names[::-1].index(event["says"])]
+        if event["step"] is not None and event["parent"] is None:
+            phases = self._seconds[event["step"]]
+            phases[event["phase"]] = phases.get(event["phase"], 0.0) + event["seconds"]
+
+    def _advance(self, event: Event) -> None:
+        self.step, self.metrics = event["step"], event["metrics"]
+        self._times.append((event["step"], event["time"]))
+        if self.headline in self.metrics:
+            self.curve.append(self.metrics[self.headline])
+        for old in [step for step in self._seconds if step < self.step]:
+            del self._seconds[old]
+
+
+def evaluation_line(event: dict[str, Any]) -> str:
+    """`accuracy 68.2%  pass@4 82.0%  reward 0.68`: what is judged first, failures only where there are some."""
+    metrics = {name: value for name, value in event["metrics"].items() if name != "failures" or value}
+    names = sorted(metrics, key=lambda name: (name != "accuracy", not name.startswith("pass@")))
+    return "  ".join(label(name).brief(metrics[name]) for name in names)
+
+
+def duration(seconds: float) -> str:
+    """`8.2 s`, `1:05`, `2:03:04`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
