@@ -1,0 +1,131 @@
+"""Rows of local files, folders and hub data sets, each with the place it stands at.
+
+JSON lines and CSV are read here and not through `datasets`: a malformed line must be named, and a CSV value must stay
+the text it is (`007` is not 7).
+"""
+
+import csv
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from rlpipe.data.records import DataError, Record
+
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+
+
+def read(path: str, config: str | None, split: str, key: str) -> list[Record]:
+    """All records of a file, of `split` of a folder, or of `split` of a hub data set. `key` names the recipe line."""
+    local = Path(path).expanduser()
+    if local.is_file():
+        return list(_file(local))
+    if local.is_dir():
+        return _folder(local, split, key)
+    if path.startswith((".", "/", "~")) or _suffix(local):
+        raise DataError(f"{key}: there is no file or folder {path} (looked from {Path.cwd()}).")
+    return _hub(path, config, split, key)
+
+
+def _suffix(path: Path) -> str:
+    name = path.name.removesuffix(".gz")
+    return next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), "")
+
+
+def _folder(folder: Path, split: str, key: str) -> list[Record]:
+    names = (f"{split}.", f"{split}-", f"{split}_")
+    files = [path for path in sorted(folder.iterdir()) if _suffix(path) and path.name.startswith(names)]
+    if files:
+        return [record for file in files for record in _file(file)]
+    return _hub(str(folder), None, split, key)
+
+
+def _file(path: Path) -> Iterator[Record]:
+    suffix = _suffix(path)
+    if not suffix:
+        raise DataError(f"{path}: unknown kind of file; expected one of {', '.join(_SUFFIXES)} (also with .gz).")
+    if suffix == ".parquet":
+        return _parquet(path)
+    return _csv(path) if suffix == ".csv" else _json(path)
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
+
+
+def _json(path: Path) -> Iterator[Record]:
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            if number == 1 and line.lstrip().startswith(b"["):
+                yield from _json_array(path)
+                return
+            if line.strip():
+                yield _json_row(line, f"{path}, line {number}")
+
+
+def _json_row(line: bytes, origin: str) -> Record:
+    try:
+        value = json.loads(line)
+    except ValueError as error:  # also undecodable bytes
+        raise DataError(f"{origin}: not valid JSON ({error}); each line must hold one JSON object.") from None
+    return _row(value, origin)
+
+
+def _json_array(path: Path) -> Iterator[Record]:
+    try:
+        with _open(path) as file:
+            rows = json.load(file)
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}).") from None
+    for number, value in enumerate(rows, 1):
+        yield _row(value, f"{path}, record {number}")
+
+
+def _row(value: Any, origin: str) -> Record:
+    if not isinstance(value, dict):
+        raise DataError(f"{origin}: expected a JSON object with fields, got {type(value).__name__}.")
+    return Record(value, origin)
+
+
+def _csv(path: Path) -> Iterator[Record]:
+    with _open(path) as raw:
+        text = (line.decode("utf-8-sig" if number == 0 else "utf-8") for number, line in enumerate(raw))
+        rows = csv.DictReader(text, strict=True)
+        try:
+            for row in rows:
+                origin = f"{path}, line {rows.line_num}"
+                if None in row:
+                    raise DataError(f"{origin}: {len(row[None])} more values than the header has columns.")
+                yield Record(row, origin)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{path}, line {rows.line_num + 1}: not valid CSV ({error}).") from None
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    import pyarrow.parquet
+
+    try:
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches()
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path}: not a Parquet file ({error}).") from None
+    rows = (row for batch in batches for row in batch.to_pylist())
+    for number, row in enumerate(rows, 1):
+        yield Record(row, f"{path}, row {number}")
+
+
+def _hub(path: str, config: str | None, split: str, key: str) -> list[Record]:
+    import datasets  # seconds of import, needed for hub ids and unusual folders only
+
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(path, config, split=split)
+    except Exception as error:  # whatever `datasets`, the hub client or the network raises, the fix is the same
+        raise DataError(
+            f"{key}: cannot load split `{split}` of {path}"
+            + (f" ({config})" if config else "")
+            + f": {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}\n"
+            f"If this is a hub id, check the name and the network; for local data give a file or folder: {key}=PATH. "
+            "The split and configuration are data.split, data.heldout.split and data.config."
+        ) from error
+    return [Record(row, f"{path} {split}, row {number}") for number, row in enumerate(rows, 1)]

@@ -1,0 +1,81 @@
+"""Training and held-out records of a recipe's `data` section, checked row by row."""
+
+import logging
+from dataclasses import dataclass
+
+from rlpipe.data.arithmetic import problems
+from rlpipe.data.files import read
+from rlpipe.data.records import DataError, Format, Record, check, sft_format
+from rlpipe.recipe.data import ArithmeticData, Data, RecordsData
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What a task learns from, what it is measured on, and how both become text."""
+
+    train: list[Record]
+    heldout: list[Record]
+    format: Format
+    chat: bool
+    system: str | None
+
+
+def load_records(data: Data, only_prompts: bool) -> Records:
+    """Read and check all records. `only_prompts` is online RL: a prompt suffices, other columns feed the rewards."""
+    if isinstance(data, ArithmeticData):
+        train, heldout = problems(data)
+        return Records(train, heldout, Format.PROMPT if only_prompts else Format.PROMPT_COMPLETION, True, None)
+    train, heldout = _split(data)
+    if not train or not heldout:
+        which = "data.path" if not train else "data.heldout"
+        raise DataError(f"{which}: no records found.")
+    expected = Format.PROMPT if only_prompts else sft_format(train[0])
+    for record in (*train, *heldout):
+        check(record, expected, data.chat)
+    _warn_of_overlap(train, heldout)
+    return Records(train, heldout, expected, data.chat, data.system)
+
+
+def _split(data: RecordsData) -> tuple[list[Record], list[Record]]:
+    train = _renamed(read(data.path, data.config, data.split, "data.path"), data)
+    kept = data.heldout
+    if kept.path is None and kept.split is None:
+        if kept.count >= len(train):
+            raise DataError(
+                f"data.path: {data.path} has {len(train)} records and data.heldout.count={kept.count} of them are held "
+                "out, which leaves none to train on. Lower data.heldout.count, or give data.heldout.path."
+            )
+        return train[kept.count :], train[: kept.count]
+    rows = read(kept.path or data.path, data.config, kept.split or data.split, "data.heldout.path")
+    if rows and rows[0].origin == train[0].origin:
+        raise DataError(
+            f"data.heldout: {rows[0].origin} is also the first training record. A single file has no splits: give "
+            "data.heldout.path, or leave data.heldout.split out to hold out the first data.heldout.count records."
+        )
+    return train, _renamed(rows[: kept.count], data)
+
+
+def _renamed(records: list[Record], data: RecordsData) -> list[Record]:
+    """The file's own column stays beside its standard name: a reward may ask for either."""
+    if not data.columns or not records:
+        return records
+    missing = [own for own in data.columns.values() if all(own not in record.fields for record in records)]
+    if missing:
+        raise DataError(
+            f"data.columns: no record of {data.path} has `{missing[0]}`; it has {sorted(records[0].fields)}."
+        )
+    return [
+        Record(r.fields | {name: r.fields.get(own) for name, own in data.columns.items()}, r.origin) for r in records
+    ]
+
+
+def _warn_of_overlap(train: list[Record], heldout: list[Record]) -> None:
+    def content(record: Record) -> str:
+        return str(record.fields.get("prompt") or record.fields.get("messages") or record.fields.get("text"))
+
+    trained_on = {content(record) for record in train}
+    shared = sum(content(record) in trained_on for record in heldout)
+    if shared:
+        logger.warning("%d of %d held-out records are also training records; they flatter.", shared, len(heldout))

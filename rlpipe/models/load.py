@@ -1,0 +1,119 @@
+"""Loading tokenizers and models, with errors that say which recipe line to change."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rlpipe.recipe.model import Dtype, Model, PretrainedModel, ScratchModel
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class ModelError(ValueError):
+    """A model or tokenizer that cannot be used; the message names the recipe line and the fix."""
+
+
+def materialise(spec: Model, seed: int, directory: Path) -> str:
+    """The path or hub id of the model a task starts from; a scratch model is first built into `directory`."""
+    if isinstance(spec, PretrainedModel):
+        return spec.path
+    from rlpipe.models.scratch import build
+
+    build(spec, seed, directory)
+    return str(directory)
+
+
+def load_tokenizer(spec: Model, path: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of the materialised model at `path`, with the recipe's chat template if it gives one."""
+    from transformers import AutoTokenizer
+
+    options = _hub_options(spec)
+    tokenizer = _naming_the_line(path, "tokenizer", lambda: AutoTokenizer.from_pretrained(path, **options))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if isinstance(spec, PretrainedModel) and spec.chat_template is not None:
+        _override_template(tokenizer, Path(spec.chat_template).expanduser())
+    return tokenizer
+
+
+def load_config(spec: Model, path: str) -> "PretrainedConfig":
+    """The architecture of the materialised model at `path`, without its weights."""
+    from transformers import AutoConfig
+
+    return _naming_the_line(path, "configuration", lambda: AutoConfig.from_pretrained(path, **_hub_options(spec)))
+
+
+def load_causal_lm(spec: Model, path: str, dtype: "torch.dtype") -> "PreTrainedModel":
+    """The materialised model at `path` on the CPU, with torch's own fused attention."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    options = {"dtype": dtype, "attn_implementation": "sdpa", "output_loading_info": True} | _hub_options(spec)
+    model, info = _naming_the_line(path, "model", lambda: AutoModelForCausalLM.from_pretrained(path, **options))
+    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if absent:
+        raise ModelError(
+            f"model.path: {len(absent)} weights of {path} are missing or of another shape (first: {absent[0]}) and would "
+            "be random. It does not hold the causal language model that its config.json describes."
+        )
+    return model
+
+
+def context_length(spec: Model, path: str) -> int:
+    """The longest sequence in tokens that the model's configuration allows."""
+    from transformers import AutoConfig
+
+    options = _hub_options(spec)
+    config = _naming_the_line(path, "configuration", lambda: AutoConfig.from_pretrained(path, **options))
+    return config.get_text_config().max_position_embeddings
+
+
+def resolve_dtype(dtype: Dtype) -> "torch.dtype":
+    """`auto` is bfloat16 where this process has a GPU, and float32, which is faster there, on CPU."""
+    import torch
+
+    if dtype == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return getattr(torch, dtype)
+
+
+def _hub_options(spec: Model) -> dict[str, Any]:
+    if isinstance(spec, ScratchModel):
+        return {}
+    return {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+
+
+def _naming_the_line(path: str, what: str, load: Callable[[], T]) -> T:
+    if Path(path).expanduser().is_absolute() and not Path(path).expanduser().is_dir():
+        raise ModelError(f"model.path: there is no folder {path}.")
+    try:
+        return load()
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()
+        raise ModelError(
+            f"model.path: cannot load the {what} of {path}: {reason[0] if reason else type(error).__name__}\n"
+            "For a local model give its folder (with config.json, tokenizer files and weights): model.path=FOLDER. "
+            "For a hub id check the name, model.revision, the network, and for gated models `hf auth login`."
+        ) from error
+
+
+def _override_template(tokenizer: "PreTrainedTokenizerBase", file: Path) -> None:
+    try:
+        template = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ModelError(f"model.chat_template: cannot read {file}: {error.strerror}.") from None
+    if tokenizer.chat_template is not None and tokenizer.chat_template.strip() != template.strip():
+        logger.warning(
+            "model.chat_template (%s) differs from the template stored with %s, which the model was trained with: "
+            "prompts look unfamiliar to it until it has been fine-tuned on them.",
+            file,
+            tokenizer.name_or_path,
+        )
+    tokenizer.chat_template = template
