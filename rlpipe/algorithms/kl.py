@@ -21,7 +21,8 @@ def k2(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor
 
 
 def k3(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
-    """k3 = r - 1 - log r. Unbiased, low variance, never negative; GRPO's choice (arXiv 2402.03300, eq. 4)."""
+    """k3 = r - 1 - log r. Unbiased, low variance, never negative; GRPO's choice (arXiv 2402.03300, eq. 4). On tokens
+    drawn from p its gradient is that of KL(q || p): close to the reference the same as k2's, far from it stronger."""
     log_ratio = reference_logprobs - logprobs
     return torch.expm1(log_ratio) - log_ratio
 

@@ -77,15 +77,24 @@ def _longest_first(lengths_B: np.ndarray, sequences: Sequence[int]) -> list[int]
 
 
 def _cut(lengths_B: np.ndarray, ordered: list[int], budget: int) -> list[tuple[int, ...]]:
-    """Consecutive runs of sequences, longest first, as few and as even as the budget allows."""
-    cuts: list[list[int]] = []
-    for sequence in ordered:
-        # The first of a run is its longest, so it sets the padded length.
-        if cuts and int(lengths_B[cuts[-1][0]]) * (len(cuts[-1]) + 1) <= budget:
-            cuts[-1].append(sequence)
-        else:
-            cuts.append([sequence])
-    return [tuple(cut) for cut in cuts]
+    """Consecutive runs of the sequences, longest first, that compute as few positions as possible, padding included.
+
+    Every run is charged `budget / 64` positions on top, for what a forward and backward costs whatever its size.
+    """
+    longest = np.array([lengths_B[s] for s in ordered], dtype=np.int64)  # of a run that starts here
+    cost, start = np.zeros(len(ordered) + 1), np.zeros(len(ordered) + 1, dtype=np.int64)
+    for end in range(1, len(ordered) + 1):
+        positions = (end - np.arange(end)) * longest[:end]
+        feasible = positions <= budget
+        feasible[end - 1] = True
+        total = np.where(feasible, cost[:end] + positions + budget / 64, np.inf)
+        start[end] = total.argmin()
+        cost[end] = total[start[end]]
+    cuts, end = [], len(ordered)
+    while end:
+        cuts.append(tuple(ordered[start[end] : end]))
+        end = start[end]
+    return cuts[::-1]
 
 
 def _shard(batch: TokenBatch, micro_batches: MicroBatches, normalizer: float) -> Shard:

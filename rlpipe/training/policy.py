@@ -62,6 +62,7 @@ class Policy:
         model = load_causal_lm(spec.model, spec.path, dtype)
         _prepare(model, spec.gradient_checkpointing)
         self._engine = TrainingEngine(model, dtype, spec.zero_stage, spec.optimizer, spec.total_steps)
+        self._exported_digest = ""
         self._algorithm = registry.build(spec.algorithm, spec.algorithm_settings)
 
     def update(self, shard: Shard) -> dict[str, Mean]:
@@ -109,10 +110,17 @@ class Policy:
         """All weights, ready for the engines, on rank 0; None on the others."""
         parameters = full_parameters(self._engine.model)
         if self._rank.index == 0:
-            return pack(parameters, self._spec.bucket_bytes)
+            payload = pack(parameters, self._spec.bucket_bytes)
+            self._exported_digest = payload.digest
+            return payload
         for _ in parameters:
             pass
         return None
+
+    def exported_digest(self) -> str:
+        """The digest of the last `export` of rank 0: what an engine's receipt must say, told on another way than the
+        payload itself took."""
+        return self._exported_digest
 
     def probe(self, sequences: list[Tokens]) -> list[np.ndarray]:
         """Log-probabilities (temperature 1) of tokens 1.. of each sequence, as `rollout.Engine.probe`; the same on

@@ -1,0 +1,176 @@
+"""GRPO as a whole: identities, splitting, empty input, and beside TRL's trainer."""
+
+from collections import defaultdict
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rlpipe.algorithms.grpo import Grpo
+from rlpipe.algorithms.registry import ALGORITHMS, build
+from rlpipe.recipe import algorithm as recipes
+
+SETTINGS = {"clip_low": 0.2, "clip_high": 0.28, "scale_by_std": True, "kl_coefficient": 0.0, "kl_estimator": "k3"}
+
+
+def grpo(**settings) -> Grpo:
+    return build("grpo", SETTINGS | settings)
+
+
+def random_inputs(seed=0, rows=6, columns=10):
+    generator = torch.Generator().manual_seed(seed)
+
+    def logprobs():
+        return -torch.rand(rows, columns, generator=generator) * 2
+
+    lengths = torch.randint(1, columns, (rows, 1), generator=generator)
+    mask = (torch.arange(columns)[None] < lengths).float()
+    old = logprobs()
+    return {
+        "logprobs_BT": (old + 0.4 * torch.randn(rows, columns, generator=generator)).requires_grad_(),
+        "behaviour_logprobs_BT": old + 0.01,
+        "old_logprobs_BT": old,
+        "reference_logprobs_BT": logprobs(),
+        "advantages_BT": torch.randn(rows, 1, generator=generator).expand(rows, columns),
+        "mask_BT": mask,
+        "normalizer": float(mask.sum()),
+    }
+
+
+def rows_of(inputs, rows):
+    return {name: value if name == "normalizer" else value[rows] for name, value in inputs.items()}
+
+
+def test_on_policy_loss_and_gradient():
+    logprobs = torch.tensor([[-1.0, -2.0, -3.0]]).requires_grad_()
+    advantages, mask = torch.tensor([[0.5, 0.5, 0.5]]), torch.tensor([[1.0, 1.0, 0.0]])
+    loss, sums = grpo().loss(
+        logprobs_BT=logprobs, behaviour_logprobs_BT=logprobs.detach() - 0.1, advantages_BT=advantages, mask_BT=mask,
+        normalizer=4.0,
+    )  # fmt: skip
+    loss.backward()
+    assert loss.item() == -0.25
+    assert logprobs.grad.tolist() == [[-0.125, -0.125, 0.0]]
+    assert (sums["ratio"], sums["clip_fraction"], sums["policy_kl"]) == (2.0, 0.0, 0.0)
+    assert sums["mismatch/abs"].item() == pytest.approx(0.2)
+
+
+def test_without_old_logprobs_it_is_the_first_update():
+    """Passing the trainer's own log-probabilities as old ones, or none, is the same on policy."""
+    inputs = random_inputs()
+    inputs["old_logprobs_BT"] = inputs["logprobs_BT"].detach()
+    first, _ = grpo().loss(**inputs)
+    second, _ = grpo().loss(**(inputs | {"old_logprobs_BT": None}))
+    assert first == second
+
+
+def test_the_gradient_does_not_depend_on_the_split():
+    inputs = random_inputs()
+    algorithm = grpo(kl_coefficient=0.1)
+    whole = torch.autograd.grad(algorithm.loss(**inputs)[0], inputs["logprobs_BT"])[0]
+    parts = [algorithm.loss(**rows_of(inputs, rows))[0] for rows in ([0], [3, 1], [2, 4, 5])]
+    torch.testing.assert_close(torch.autograd.grad(sum(parts), inputs["logprobs_BT"])[0], whole)
+
+
+def test_metrics_are_sums():
+    inputs = random_inputs()
+    algorithm = grpo(kl_coefficient=0.1)
+    whole = algorithm.loss(**inputs)[1]
+    parts = [algorithm.loss(**rows_of(inputs, rows))[1] for rows in ([0, 1], [2, 3, 4, 5])]
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[0][name] + parts[1][name], value, msg=name)
+
+
+def test_kl_to_the_reference_joins_the_loss():
+    inputs = random_inputs()
+    plain, _ = grpo().loss(**inputs)
+    loss, sums = grpo(kl_coefficient=0.1).loss(**inputs)
+    torch.testing.assert_close(loss, plain + 0.1 * sums["reference_kl"] / inputs["normalizer"])
+
+
+def test_a_missing_reference_is_an_error():
+    algorithm = grpo(kl_coefficient=0.1)
+    assert algorithm.needs_reference and not grpo().needs_reference
+    with pytest.raises(ValueError, match="Reference"):
+        algorithm.loss(**(random_inputs() | {"reference_logprobs_BT": None}))
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (0, 4)])
+def test_nothing_to_train_on_gives_zero(shape):
+    empty = torch.zeros(shape)
+    logprobs = torch.zeros(shape, requires_grad=True)
+    loss, sums = grpo(kl_coefficient=0.1).loss(
+        logprobs_BT=logprobs, behaviour_logprobs_BT=empty, advantages_BT=empty, mask_BT=empty, normalizer=0.0,
+        old_logprobs_BT=empty, reference_logprobs_BT=empty,
+    )  # fmt: skip
+    loss.backward()
+    assert loss == 0.0 and not logprobs.grad.any() and all(value == 0.0 for value in sums.values())
+
+
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize("kl_coefficient", [0.0, 0.04])
+def test_equals_trl(old, kl_coefficient):
+    """GRPOTrainer's own _compute_loss, with its forward pass replaced; loss_type "bnpo" is the token mean."""
+    trainer = pytest.importorskip("trl.trainer.grpo_trainer").GRPOTrainer
+    inputs = random_inputs() | ({} if old else {"old_logprobs_BT": None})
+    ours, sums = grpo(kl_coefficient=kl_coefficient).loss(**inputs)
+    fake = _trl_trainer(inputs, kl_coefficient)
+    theirs = trainer._compute_loss(fake, None, _trl_inputs(inputs))
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad(loss, inputs["logprobs_BT"])[0] for loss in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
+    clipped = fake._metrics["train"]["clip_ratio/region_mean"][0]
+    assert sums["clip_fraction"].item() / inputs["normalizer"] == pytest.approx(clipped, abs=1e-6)
+
+
+def _trl_inputs(inputs):
+    nothing = torch.zeros(inputs["mask_BT"].shape[0], 0, dtype=torch.long)
+    return {
+        "prompt_ids": nothing,
+        "prompt_mask": nothing,
+        "completion_ids": torch.zeros_like(inputs["mask_BT"], dtype=torch.long),
+        "completion_mask": inputs["mask_BT"],
+        "advantages": inputs["advantages_BT"][:, 0],
+        "old_per_token_logps": inputs["old_logprobs_BT"],
+        "ref_per_token_logps": inputs["reference_logprobs_BT"],
+    }
+
+
+def _trl_trainer(inputs, beta):
+    """What `_compute_loss` reads of the trainer."""
+    logprobs = inputs["logprobs_BT"]
+    return SimpleNamespace(
+        _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, torch.zeros_like(logprobs), None),
+        args=SimpleNamespace(delta=None, use_bias_correction_kl=False),
+        accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x),
+        model=SimpleNamespace(training=True),
+        beta=beta,
+        epsilon_low=SETTINGS["clip_low"],
+        epsilon_high=SETTINGS["clip_high"],
+        loss_type="bnpo",
+        importance_sampling_level="token",
+        current_gradient_accumulation_steps=1,
+        off_policy_mask_threshold=None,
+        top_entropy_quantile=1.0,
+        use_vllm=False,
+        aux_loss_enabled=False,
+        _entropy_bonus_enabled=False,
+        _metrics={"train": defaultdict(list)},
+    )
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_recipe_defaults_build_every_algorithm(name):
+    sampling_side = {"name", "group_size"}
+    config = next(c for c in vars(recipes).values() if isinstance(c, type) and _name_of(c) == name)
+    build(name, config(name=name).model_dump(exclude=sampling_side))
+
+
+def _name_of(config):
+    field = getattr(config, "model_fields", {}).get("name")
+    return field.annotation.__args__[0] if field is not None else None
+
+
+def test_an_unknown_algorithm_names_the_known_ones():
+    with pytest.raises(ValueError, match="grpo"):
+        build("gpro", {})
