@@ -30,7 +30,7 @@ class Publisher:
         Raises `WeightSyncError` if an engine does not answer as the trainer does.
         """
         # Every rank takes part in gathering; rank 0 holds the payload. Nothing is waited for until all is under way.
-        exports = [rank.call(self._within, Policy.export, version) for rank in self._policy]
+        exports = [rank.call(self._within, Policy.export) for rank in self._policy]
         expected = [rank.call(self._within, Policy.probe, self._probes) for rank in self._policy]
         receipts = self._pool.publish(self._model, version, exports[0])
         answers = self._pool.probe(self._model, self._probes)

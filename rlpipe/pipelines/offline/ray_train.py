@@ -1,0 +1,239 @@
+"""Running a training function on Ray Train: in the driver's process (its local mode), or as ranks on the cluster."""
+
+import contextlib
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rlpipe.pipelines.offline.progress import Channel, LocalProgress, Progress, RemoteProgress, Report
+from rlpipe.recipe.run import Deadlines
+from rlpipe.recipe.training import Resources
+from rlpipe.runtime.handle import DeadlineExceeded
+from rlpipe.runtime.roles import PlacementError
+
+TrainFunction = Callable[[Any, Progress], None]
+_POLL_SECONDS = 0.2
+
+
+class TrainingFailed(RuntimeError):
+    """A training process raised or died; the message says which rank and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What to start, and how long to wait for it."""
+
+    name: str
+    """For people: `SFT`."""
+    ranks: int
+    resources: Resources
+    threads: int
+    """CPU threads of each rank; 0 shares all cores of a node among its ranks."""
+    deadlines: Deadlines
+
+
+def run_local(train: TrainFunction, job: Any, launch: Launch, report: Report) -> None:
+    """Run `train` here, in Ray Train's local mode; a breakpoint in it stops the world."""
+    with _environment_restored():
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)  # left by a stage before; Ray Train would take them for torchrun's
+        from ray.train import ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        def train_here(_: dict[str, Any]) -> None:
+            _set_threads(launch.threads, ranks_here=1)
+            train(job, LocalProgress(report))
+
+        logging.getLogger("ray.train").setLevel(logging.WARNING)  # it announces its local mode
+        TorchTrainer(train_here, train_loop_config={}, scaling_config=ScalingConfig(num_workers=0)).fit()
+
+
+def run_remote(train: TrainFunction, job: Any, launch: Launch, report: Report) -> None:
+    """Run `train` as `launch.ranks` processes on the cluster that Ray is connected to."""
+    import ray
+
+    channel = ray.remote(num_cpus=0)(Channel).remote()
+    with tempfile.TemporaryDirectory(prefix="rlpipe-train-") as scratch, _train_settings(launch.deadlines):
+        fit = _Fit(_trainer(train, job, launch, channel, scratch))
+        try:
+            _follow(fit, channel, launch, report)
+        except BaseException:
+            _end(channel, fit)
+            raise
+        finally:
+            ray.kill(channel)
+
+
+class _Fit:
+    """`TorchTrainer.fit` in a thread of its own: the driver goes on reporting, and Ctrl-C stays ours."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.error: BaseException | None = None
+        self._trainer = trainer
+        self._thread = threading.Thread(target=self._run, name="ray-train-fit", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._trainer.fit()
+        except BaseException as error:  # handed to the driver's own thread
+            self.error = error
+
+    def finished(self, wait_seconds: float) -> bool:
+        self._thread.join(wait_seconds)
+        return not self._thread.is_alive()
+
+
+def _trainer(train: TrainFunction, job: Any, launch: Launch, channel: Any, scratch: str) -> Any:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    gpus = _gpus(launch.resources)
+    environment = {"TOKENIZERS_PARALLELISM": "false"} | ({} if gpus else {"DS_ACCELERATOR": "cpu"})
+
+    def train_remotely(config: dict[str, Any]) -> None:
+        context = ray.train.get_context()
+        config["channel"].join.remote(ray.get_runtime_context().current_actor)
+        _set_threads(launch.threads, context.get_local_world_size())
+        train(config["job"], RemoteProgress(config["channel"], speaks=context.get_world_rank() == 0))
+
+    return TorchTrainer(
+        train_remotely,
+        train_loop_config={"job": job, "channel": channel},
+        scaling_config=ScalingConfig(
+            num_workers=launch.ranks, use_gpu=gpus > 0, resources_per_worker=_bundle(launch.resources)
+        ),
+        run_config=RunConfig(
+            name="train",
+            storage_path=scratch,
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            worker_runtime_env={"env_vars": environment},
+        ),
+    )
+
+
+def _follow(fit: _Fit, channel: Any, launch: Launch, report: Report) -> None:
+    """Report until training ends; raise if it fails, does not start, or says nothing for too long."""
+    last_sign, doing = time.monotonic(), None
+    while True:
+        finished = fit.finished(_POLL_SECONDS)
+        metrics, sign = _fetch(channel)
+        for step, values in metrics:
+            report(step, values)
+        if sign is not None:
+            last_sign, doing = time.monotonic(), sign
+        if finished:
+            break
+        _check_deadline(launch, doing, time.monotonic() - last_sign)
+    if fit.error is not None:
+        raise _explained(fit.error, launch) from fit.error
+
+
+def _fetch(channel: Any) -> tuple[list[tuple[int, dict[str, float]]], str | None]:
+    import ray
+
+    return ray.get(channel.fetch.remote(), timeout=60)
+
+
+def _check_deadline(launch: Launch, doing: str | None, silent_seconds: float) -> None:
+    phase = "start" if doing is None else "train"
+    allowed = getattr(launch.deadlines, phase)
+    if doing is None:
+        allowed += launch.deadlines.placement
+    if silent_seconds > allowed:
+        what = "its processes to start" if doing is None else f"a sign of life after {doing}"
+        raise DeadlineExceeded(
+            f"The driver waited {silent_seconds:.0f} s for {launch.name} training ({launch.ranks} ranks): {what} "
+            f"(deadlines.{phase}={getattr(launch.deadlines, phase):g})."
+        )
+
+
+def _end(channel: Any, fit: _Fit) -> None:
+    """Kill the training processes; Ray Train then clears up the rest."""
+    import ray
+
+    with contextlib.suppress(Exception):
+        for process in ray.get(channel.processes.remote(), timeout=5):
+            ray.kill(process)
+    fit.finished(wait_seconds=10)
+
+
+def _explained(error: BaseException, launch: Launch) -> BaseException:
+    from ray.train import ControllerError, WorkerGroupError
+
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        return _first_failure(error.worker_failures, launch)
+    if isinstance(error, ControllerError) and "Startup" in type(error.controller_failure).__name__:
+        return PlacementError(_placement_message(launch))
+    return TrainingFailed(f"{launch.name} training failed: {error}")
+
+
+def _first_failure(failures: dict[int, Exception], launch: Launch) -> BaseException:
+    """The cause, not the other ranks' broken connections to the rank that failed."""
+    rank, cause = min(failures.items(), key=lambda item: (_is_collateral(item[1]), item[0]))
+    if type(cause).__module__.startswith("rlpipe."):
+        return cause
+    return TrainingFailed(f"{launch.name} training failed on rank {rank}: {type(cause).__name__}: {cause}")
+
+
+def _is_collateral(error: Exception) -> bool:
+    return any(word in str(error) for word in ("Connection closed", "Connection reset", "gloo", "NCCL"))
+
+
+def _placement_message(launch: Launch) -> str:
+    import ray
+
+    def shown(resources: dict[str, float]) -> str:
+        return ", ".join(f"{key} {resources.get(key, 0):g}" for key in ("CPU", "GPU"))
+
+    return (
+        f"The cluster did not give {launch.name} training its resources within {launch.deadlines.placement:g} s "
+        f"(deadlines.placement). Asked for: {launch.ranks} x {_bundle(launch.resources)} (train.ranks and "
+        f"train.resources). The cluster has {shown(ray.cluster_resources())}, of which free: "
+        f"{shown(ray.available_resources())}. Lower those lines, or add nodes."
+    )
+
+
+def _gpus(resources: Resources) -> float:
+    import ray
+
+    if resources.gpus == "auto":
+        return 1.0 if ray.cluster_resources().get("GPU") else 0.0
+    return resources.gpus
+
+
+def _bundle(resources: Resources) -> dict[str, float]:
+    gpus = _gpus(resources)
+    return {"CPU": resources.cpus} | ({"GPU": gpus} if gpus else {})
+
+
+def _set_threads(threads: int, ranks_here: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // ranks_here))
+
+
+@contextlib.contextmanager
+def _train_settings(deadlines: Deadlines) -> Iterator[None]:
+    """Ray Train takes these from the driver's environment only."""
+    with _environment_restored():
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(deadlines.placement)
+        os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
+        yield
+
+
+@contextlib.contextmanager
+def _environment_restored() -> Iterator[None]:
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)

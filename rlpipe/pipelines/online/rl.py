@@ -1,0 +1,121 @@
+"""An online RL stage: start the roles, run the loop, save the policy."""
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rlpipe.algorithms import registry
+from rlpipe.data.cursor import PromptCursor
+from rlpipe.data.flow import Prompt, Sampling
+from rlpipe.data.records import DataError
+from rlpipe.ledger.memory import MemoryLedger
+from rlpipe.pipelines import roles
+from rlpipe.pipelines.evaluation import Evaluator
+from rlpipe.pipelines.online.loop import Loop
+from rlpipe.pipelines.online.publisher import Publisher
+from rlpipe.pipelines.online.sampler import Sampler
+from rlpipe.pipelines.online.trainer import Trainer
+from rlpipe.pipelines.stage import Stage
+from rlpipe.recipe.tasks import RlRecipe
+from rlpipe.rewards import stage as rewards
+from rlpipe.rollout.pool import EnginePool
+from rlpipe.runtime.handle import Handle, Within, results
+from rlpipe.training.policy import Policy
+from rlpipe.weights.probes import choose_probes
+from rlpipe.weights.verify import Verifier, tolerance_for
+
+logger = logging.getLogger(__name__)
+
+
+def run_rl(stage: Stage, recipe: RlRecipe) -> None:
+    """Train `recipe` in `stage`; the result lies in `stage.result`."""
+    with ExitStack() as stack:
+        stack.callback(stage.runtime.stop)
+        with stage.events.phase("start", says=_starting(recipe)):
+            scoring = stack.enter_context(rewards.build(recipe.rewards, Path(), recipe.deadlines, stage.debug))
+            algorithm = registry.build(recipe.algorithm.name, _settings(recipe))
+            specs = [roles.policy(stage), roles.engines(stage, stage.model_path)]
+            started = stage.runtime.start(specs + ([roles.reference(stage)] if algorithm.needs_reference else []))
+            loop = _loop(stage, recipe, scoring, algorithm, started.handles)
+            started.ready()
+            scoring.ready()
+        loop.run()
+        with stage.events.phase("save", says="saving the model"):
+            _save(stage, recipe, started.handles[roles.POLICY])
+
+
+def _starting(recipe: RlRecipe) -> str:
+    engines, ranks = recipe.rollout.engines, recipe.train.ranks
+    what = f"{engines} {recipe.rollout.engine} engine{'s' * (engines > 1)}"
+    return f"starting {what} and {ranks} DeepSpeed rank{'s' * (ranks > 1)}"
+
+
+def _settings(recipe: RlRecipe) -> dict[str, Any]:
+    return recipe.algorithm.model_dump(exclude={"name", "group_size"})
+
+
+def _loop(
+    stage: Stage,
+    recipe: RlRecipe,
+    scoring: rewards.RewardStage,
+    algorithm: registry.Algorithm,
+    handles: dict[str, list[Handle[Any]]],
+) -> Loop:
+    pool = EnginePool({roles.POLICY: handles["engine"]}, recipe.deadlines)
+    train, heldout = (_that_fit(prompts, recipe, stage) for prompts in stage.prompts)
+    cursor = PromptCursor(train, recipe.seed)
+    ledger = MemoryLedger(cursor, lease_seconds=recipe.deadlines.rollout + recipe.deadlines.reward)
+    group_size = recipe.algorithm.group_size
+    sampling = Sampling(recipe.rollout.max_new_tokens, recipe.rollout.temperature, stage.stop_token_ids)
+    evaluator = Evaluator(
+        heldout, recipe.evaluation, recipe.rollout, stage.stop_token_ids, stage.tokenizer, recipe.seed
+    )
+    return Loop(
+        schedule=recipe.schedule,
+        evaluate_every=recipe.evaluation.every,
+        ledger=ledger,
+        sampler=Sampler(
+            roles.POLICY, ledger, pool, scoring, stage.tokenizer, sampling, group_size, recipe.seed
+        ),
+        rewards=scoring,
+        trainer=Trainer(handles, algorithm, recipe.train, group_size, recipe.deadlines.train),
+        publisher=_publisher(stage, recipe, handles[roles.POLICY], pool, heldout),
+        evaluate=lambda: evaluator.run(pool, scoring, roles.POLICY),
+        storage=stage.storage,
+        events=stage.events,
+    )
+
+
+def _publisher(
+    stage: Stage, recipe: RlRecipe, policy: list[Handle[Policy]], pool: EnginePool, heldout: list[Prompt]
+) -> Publisher:
+    probes = choose_probes([p.tokens for p in heldout], len(stage.tokenizer), _longest(recipe, stage))
+    verifier = Verifier(tolerance_for(recipe.publishing.tolerance, stage.dtype))
+    return Publisher(roles.POLICY, policy, pool, verifier, probes, recipe.deadlines.publish)
+
+
+def _that_fit(prompts: list[Prompt], recipe: RlRecipe, stage: Stage) -> list[Prompt]:
+    """Prompts that leave room for a whole response; says how many do not."""
+    room = _longest(recipe, stage) - recipe.rollout.max_new_tokens
+    fitting = [prompt for prompt in prompts if len(prompt.tokens) <= room]
+    if len(fitting) < len(prompts):
+        left_out = (
+            f"{len(prompts) - len(fitting)} of {len(prompts)} prompts are longer than {room} tokens, which is what the model's "
+            f"length leaves beside rollout.max_new_tokens={recipe.rollout.max_new_tokens}"
+        )
+        if not fitting:
+            raise DataError(f"{left_out}. Lower rollout.max_new_tokens, or raise rollout.max_model_len.")
+        logger.warning("%s; they are left out.", left_out)
+    return fitting
+
+
+def _longest(recipe: RlRecipe, stage: Stage) -> int:
+    return recipe.rollout.max_model_len or stage.model_length
+
+
+def _save(stage: Stage, recipe: RlRecipe, policy: list[Handle[Policy]]) -> None:
+    within = Within("train", recipe.deadlines.train)
+    results([rank.call(within, Policy.save, str(stage.result)) for rank in policy])
+    # The policy's ranks copied the base model's tokenizer; this one also has the recipe's chat template.
+    stage.tokenizer.save_pretrained(stage.result)

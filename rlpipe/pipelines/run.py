@@ -1,0 +1,185 @@
+"""A recipe from start to end: its stages in order, each with its own directory, events and roles."""
+
+import logging
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from rlpipe.data.records import DataError
+from rlpipe.data.storage import Storage
+from rlpipe.models.load import ModelError
+from rlpipe.observe import report, runinfo
+from rlpipe.observe.console import console_view
+from rlpipe.observe.events import EventLog, View
+from rlpipe.observe.tracking import TrackerMissing, trackers
+from rlpipe.pipelines.stage import FINAL_MODEL, Stage
+from rlpipe.recipe.references import resolve
+from rlpipe.recipe.resolved import to_yaml
+from rlpipe.recipe.tasks import PipelineRecipe, Recipe, RlRecipe, SftRecipe
+from rlpipe.rewards.reward import RewardUnusable
+from rlpipe.rewards.stage import RewardFailed
+from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
+from rlpipe.runtime.local import LocalRuntime
+from rlpipe.runtime.roles import PlacementError, Runtime
+from rlpipe.weights.payload import WeightsRejected
+from rlpipe.weights.verify import WeightSyncError
+
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+
+TOLD = (
+    DataError, ModelError, RewardUnusable, RewardFailed, TrackerMissing, DeadlineExceeded, RoleDied, PlacementError,
+    WeightsRejected, WeightSyncError,
+)  # fmt: skip
+"""Errors whose message says all there is to say: no traceback."""
+
+
+def run(recipe: Recipe, run_dir: Path, debug: bool) -> int:
+    """Run all stages; returns the process's exit code. Everything that happens is shown on the terminal and stands in
+    `run_dir`. With `debug`, everything runs in this process and an unexpected error is raised."""
+    console = Console()
+    directory = run_dir.resolve()
+    Storage(directory).write("recipe.yaml", to_yaml(recipe).encode())
+    _quiet()
+    try:
+        with _cluster(debug):
+            _run_stages(recipe, directory, console_view(debug, console), debug)
+        code = DONE
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except TOLD as error:
+        code = _failed(console, str(error))
+    except Exception as error:
+        if debug:
+            raise
+        code = _failed(console, "".join(traceback.format_exception(error)))
+    _say_where(console, run_dir, code)
+    return code
+
+
+def stages_of(recipe: Recipe, directory: Path) -> dict[str, tuple[SftRecipe | RlRecipe, Path]]:
+    """Each stage's task and directory; a recipe that is one task is the only stage, in the run directory itself."""
+    if isinstance(recipe, PipelineRecipe):
+        return {name: (task, directory / "stages" / name) for name, task in recipe.stages.items()}
+    return {"": (recipe, directory)}
+
+
+def _run_stages(recipe: Recipe, directory: Path, view: View, debug: bool) -> None:
+    models: dict[str, str] = {}
+    for name, (task, place) in stages_of(recipe, directory).items():
+        _run_stage(name, resolve(task, models), place, view, debug)
+        models[name] = str(place / FINAL_MODEL)
+
+
+def _run_stage(name: str, recipe: SftRecipe | RlRecipe, directory: Path, view: View, debug: bool) -> None:
+    storage = Storage(directory)
+    run_name = f"{directory.parent.parent.name}/{name}" if name else directory.name
+    events = EventLog(storage, stage=name or None, views=[view, *trackers(recipe.tracking, storage, run_name)])
+    stage = Stage(recipe, directory, _runtime(recipe, debug), events, debug)
+    try:
+        with _recorded(events), _warnings_to(events):
+            _start(stage)
+    finally:
+        events.close()
+
+
+def _start(stage: Stage) -> None:
+    match stage.recipe:
+        case RlRecipe() as recipe:
+            stage.events.run_started(recipe.task, recipe.schedule.steps, runinfo.collect(recipe.model_dump()))
+            from rlpipe.pipelines.online.rl import run_rl
+
+            run_rl(stage, recipe)
+        case SftRecipe() as recipe:
+            stage.events.run_started(recipe.task, recipe.train.max_steps, runinfo.collect(recipe.model_dump()))
+            from rlpipe.pipelines.offline.stage import run_sft_stage
+
+            run_sft_stage(stage, recipe)
+
+
+def _runtime(recipe: SftRecipe | RlRecipe, debug: bool) -> Runtime:
+    if debug:
+        return LocalRuntime()
+    from rlpipe.runtime.ray_runtime import RayRuntime
+
+    return RayRuntime(recipe.deadlines)
+
+
+@contextmanager
+def _cluster(debug: bool) -> Iterator[None]:
+    """Ray for the length of the run, unless everything happens in this process."""
+    if debug:
+        yield
+        return
+    from rlpipe.runtime.ray_runtime import connect, disconnect
+
+    connect()
+    try:
+        yield
+    finally:
+        disconnect()
+
+
+@contextmanager
+def _recorded(events: EventLog) -> Iterator[None]:
+    """How the stage ended, as events."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        events.run_finished("interrupted", "stopped with Ctrl-C")
+        raise
+    except BaseException as error:
+        events.fault(f"{type(error).__name__}: {error}", fatal=True)
+        events.run_finished("failed", type(error).__name__)
+        raise
+    events.run_finished("completed")
+
+
+@contextmanager
+def _warnings_to(events: EventLog) -> Iterator[None]:
+    """Warnings of ours become events: the terminal shows them and the report keeps them."""
+    handler = _ToEvents(events)
+    logger = logging.getLogger("rlpipe")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _ToEvents(logging.Handler):
+    def __init__(self, events: EventLog) -> None:
+        super().__init__(logging.WARNING)
+        self._events = events
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._events.emit("warning", message=record.getMessage())
+
+
+def _quiet() -> None:
+    """What other libraries tell about themselves hides what the run tells."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("rlpipe").propagate = False
+
+
+def _failed(console: Console, message: str) -> int:
+    console.print(f"rlpipe: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    return FAILED
+
+
+def _say_where(console: Console, run_dir: Path, code: int) -> None:
+    """What there is to look at, also after a run that stopped half-way."""
+    page = report.write(run_dir)
+    lines = {DONE: "Done.", FAILED: "The run failed; what it did until then is kept.", INTERRUPTED: "Stopped."}
+    console.print(
+        f"{lines[code]}\n"
+        f"  run directory  {run_dir}\n"
+        f"  report         {page}\n"
+        f"  curves         tensorboard --logdir {run_dir}",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip

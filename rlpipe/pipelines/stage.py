@@ -1,0 +1,74 @@
+"""What every stage works with: its directory, its events, where its roles run, its data and its model."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlpipe.data.chat import render_prompts
+from rlpipe.data.flow import Prompt
+from rlpipe.data.source import Records, load_records
+from rlpipe.data.storage import Storage
+from rlpipe.models.load import context_length, load_tokenizer, materialise, resolve_dtype
+from rlpipe.observe.events import EventLog
+from rlpipe.recipe.tasks import RlRecipe, SftRecipe
+from rlpipe.runtime.roles import Runtime
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FINAL_MODEL = "model"
+"""Folder of a stage's result in its directory: Hugging Face weights, configuration and tokenizer."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One task of a run. What is expensive is made when it is first asked for."""
+
+    recipe: SftRecipe | RlRecipe
+    directory: Path
+    runtime: Runtime
+    events: EventLog
+    debug: bool
+
+    @cached_property
+    def storage(self) -> Storage:
+        return Storage(self.directory)
+
+    @cached_property
+    def model_path(self) -> str:
+        """The model the stage starts from; a scratch model is built here."""
+        return materialise(self.recipe.model, self.recipe.seed, self.directory / "base")
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        return load_tokenizer(self.recipe.model, self.model_path)
+
+    @cached_property
+    def dtype(self) -> str:
+        """`float32` or `bfloat16`, for training and engines alike."""
+        return str(resolve_dtype(self.recipe.model.dtype)).removeprefix("torch.")
+
+    @cached_property
+    def model_length(self) -> int:
+        """Longest sequence of the model, in tokens."""
+        return context_length(self.recipe.model, self.model_path)
+
+    @cached_property
+    def records(self) -> Records:
+        return load_records(self.recipe.data, only_prompts=isinstance(self.recipe, RlRecipe))
+
+    @cached_property
+    def prompts(self) -> tuple[list[Prompt], list[Prompt]]:
+        """(training, held-out) prompts as tokens."""
+        return render_prompts(self.records, self.tokenizer)
+
+    @cached_property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """What ends a response: end-of-sequence and the recipe's own."""
+        eos = self.tokenizer.eos_token_id
+        return tuple(dict.fromkeys([*([] if eos is None else [eos]), *self.recipe.rollout.stop_token_ids]))
+
+    @property
+    def result(self) -> Path:
+        return self.directory / FINAL_MODEL
