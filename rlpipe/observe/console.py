@@ -81,7 +81,7 @@ class LiveView:
                 self._progress = Progress(event.get("stage", ""))
             self._progress.update(event)
         for line in lasting_lines(event) + self._long_phase(event):
-            style = "red" if event["kind"] == "fault" else ""
+            style = {"fault": "red", "warning": "yellow"}.get(event["kind"], "")
             stage = f"[bold]{escape(self._progress.stage)}[/]  " if self._progress.stage else ""
             self._console.print(Text.from_markup(stage) + Text(line, style))
         if event["kind"] == "run_finished":
@@ -175,6 +175,8 @@ def lasting_lines(event: Event) -> list[str]:
         case "fault":
             where = "" if event["step"] is None else f" in step {event['step']}"
             return [f"FAULT{where}: {event['message']}"]
+        case "warning":
+            return [f"warning: {event['message']}"]
         case "run_finished":
             message = f": {event['message']}" if event["message"] else ""
             return [f"{event['status']} after {duration(event['seconds'])}{message}"]

@@ -10,6 +10,7 @@ Every event has `time` (seconds since 1970), `kind` and, in a pipeline, `stage`.
     sample          step, prompt, completion, reward or failure                   one response of the step, to look at
     commit          step, version                                                 the step is trained and published
     fault           message, step or null, fatal
+    warning         message                                       what rlpipe's own loggers warn of
     run_finished    status (completed | interrupted | failed), seconds, message
 
 NaN and infinities are written as the strings "nan", "inf", "-inf"; `read` gives them back as numbers in `metrics`.
@@ -98,6 +99,9 @@ class EventLog:
     def fault(self, message: str, step: int | None = None, fatal: bool = False) -> None:
         self.emit("fault", message=message, step=step, fatal=fatal)
 
+    def warning(self, message: str) -> None:
+        self.emit("warning", message=message)
+
     def run_finished(self, status: str, message: str = "") -> None:
         self.emit("run_finished", status=status, seconds=time.monotonic() - self._begin, message=message)
 
@@ -118,6 +122,8 @@ class EventLog:
 
 def read(storage: Storage) -> tuple[list[Event], list[str]]:
     """The events, and in words what could not be read: the last line of a killed run may be torn."""
+    if not storage.exists(NAME):
+        return [], [f"There is no {NAME}: the run ended before it wrote anything."]
     events, torn = [], []
     for number, line in enumerate(storage.read(NAME).splitlines(), start=1):
         try:

@@ -16,11 +16,15 @@ class Label(NamedTuple):
 
     def text(self, value: float) -> str:
         """The value with its unit: `5.1 tokens`."""
-        return f"{value:{self.format}}" + (f" {self.unit}" if self.unit else "")
+        return self.number(value) + (f" {self.unit}" if self.unit else "")
 
     def brief(self, value: float) -> str:
         """For a line of many: `length 5.1`."""
-        return f"{self.short} {value:{self.format}}"
+        return f"{self.short} {self.number(value)}"
+
+    def number(self, value: float) -> str:
+        """The value alone."""
+        return f"{value:{self.format}}"
 
 
 METRICS = {
@@ -41,6 +45,11 @@ METRICS = {
     "grad_norm": Label("gradient norm", "grad norm", "", ".3g"),
     "clip_fraction": Label("clipped tokens", "clipped", "", ".2%"),
     "reward_failures": Label("failed rewards", "failed rewards", "", ".0f"),
+    "groups_without_signal": Label("groups whose rewards are all equal", "no signal", "", ".1%"),
+    "heldout_loss": Label("held-out loss", "held-out loss", "nats/token", ".4g"),
+    "token_accuracy": Label("token accuracy", "token accuracy", "", ".1%"),
+    "heldout_token_accuracy": Label("held-out token accuracy", "held-out token accuracy", "", ".1%"),
+    "probe_difference": Label("trainer-engine difference on probe tokens", "probes", "nats/token", ".1e"),
 }
 
 

@@ -1,6 +1,6 @@
 """Where a stage stands, as the events tell it: what the terminal views draw."""
 
-from collections import defaultdict, deque
+from collections import deque
 from typing import Any
 
 from rlpipe.observe.events import Event
@@ -27,7 +27,9 @@ class Progress:
         self.sample: Event | None = None
         self.doing: list[tuple[str, float]] = []
         """Open phases, outermost first: what it says, and since when."""
-        self._seconds: dict[int, dict[str, float]] = defaultdict(dict)
+        self._open: dict[str, float] = {}
+        """Seconds so far of the phases of the step under way."""
+        self._done: dict[str, float] = {}
         self._times: deque[tuple[int, float]] = deque(maxlen=20)
 
     def update(self, event: Event) -> None:
@@ -57,9 +59,8 @@ class Progress:
 
     def shares(self) -> list[tuple[str, float]]:
         """Where the last step's time went: (phase, share), in the order of the phases."""
-        seconds = self._seconds.get(self.step, {})
-        total = sum(seconds.values())
-        return [(name, value / total) for name, value in seconds.items()] if total else []
+        total = sum(self._done.values())
+        return [(name, seconds / total) for name, seconds in self._done.items()] if total else []
 
     def seconds_per_step(self) -> float | None:
         """Over the last steps, evaluations included."""
@@ -76,17 +77,16 @@ class Progress:
         names = [says for says, _ in self.doing]
         if event["says"] in names:
             del self.doing[len(names) - 1 - names[::-1].index(event["says"])]
-        if event["step"] is not None and event["parent"] is None:
-            phases = self._seconds[event["step"]]
-            phases[event["phase"]] = phases.get(event["phase"], 0.0) + event["seconds"]
+        # A step that already has its metrics is over: what follows (an evaluation) is no part of it.
+        if event["parent"] is None and event["step"] is not None and event["step"] > self.step:
+            self._open[event["phase"]] = self._open.get(event["phase"], 0.0) + event["seconds"]
 
     def _advance(self, event: Event) -> None:
         self.step, self.metrics = event["step"], event["metrics"]
         self._times.append((event["step"], event["time"]))
         if self.headline in self.metrics:
             self.curve.append(self.metrics[self.headline])
-        for old in [step for step in self._seconds if step < self.step]:
-            del self._seconds[old]
+        self._done, self._open = self._open, {}
 
 
 def evaluation_line(event: dict[str, Any]) -> str:

@@ -1,0 +1,66 @@
+"""The table at the end of a run: the same held-out prompts before, between and after its stages."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlpipe.data.storage import Storage
+from rlpipe.observe.events import Event
+from rlpipe.observe.metrics import label
+from rlpipe.observe.report.collect import milestones, stages
+
+LONGEST_TEXT = 60
+
+
+def show(console: Console, run_dir: str | os.PathLike) -> None:
+    """Print the measures of each milestone, and the greedy answers to a few prompts. Nothing, if nothing was
+    evaluated."""
+    found = milestones(stages(Storage(run_dir)))
+    if found:
+        console.print(measures(found))
+        console.print(answers(found))
+
+
+def measures(found: Sequence[tuple[str, Event]]) -> Table:
+    """One row per milestone, one column per held-out metric."""
+    names = list(dict.fromkeys(name for _, event in found for name in event["metrics"]))
+    names = [name for name in names if name != "failures" or any(event["metrics"].get(name) for _, event in found)]
+    names.sort(key=lambda name: (name != "accuracy", not name.startswith("pass@")))
+    table = Table(title="Held-out prompts", title_justify="left", title_style="bold")
+    table.add_column("")
+    for name in names:
+        table.add_column(label(name).short, justify="right")
+    for milestone, event in found:
+        values = [event["metrics"].get(name) for name in names]
+        cells = [label(n).number(v) if v is not None else "" for n, v in zip(names, values, strict=True)]
+        table.add_row(milestone, *cells)
+    return table
+
+
+def answers(found: Sequence[tuple[str, Event]]) -> Table:
+    """One row per prompt, one column per milestone; a rewarded answer is green."""
+    by_milestone = [{sample["prompt"]: sample for sample in event["samples"]} for _, event in found]
+    references = {prompt: sample["columns"].get("answer") for prompt, sample in by_milestone[-1].items()}
+    known = any(answer is not None for answer in references.values())
+    table = Table(title="Greedy answers", title_justify="left", title_style="bold")
+    for heading in ("prompt", *(["reference"] if known else []), *(name for name, _ in found)):
+        table.add_column(heading, overflow="fold")
+    for prompt, answer in references.items():
+        cells = [_answer(samples[prompt]) if prompt in samples else Text("") for samples in by_milestone]
+        table.add_row(Text(_short(prompt)), *([Text(_short(str(answer)))] if known else []), *cells)
+    return table
+
+
+def _answer(sample: dict[str, Any]) -> Text:
+    style = "red" if "failure" in sample else "green" if sample["reward"] > 0 else ""
+    return Text(_short(sample["completion"]), style)
+
+
+def _short(text: str) -> str:
+    """On one line, without what a terminal would obey; of long texts the beginning and the end."""
+    line = " ".join("".join(c if c.isprintable() or c.isspace() else "·" for c in text).split())
+    return line if len(line) <= LONGEST_TEXT else f"{line[: LONGEST_TEXT // 2]} … {line[-LONGEST_TEXT // 2 :]}"
