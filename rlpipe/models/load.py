@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rlpipe.models.quiet import quiet_libraries
 from rlpipe.recipe.model import Dtype, Model, PretrainedModel, ScratchModel
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -42,26 +43,18 @@ def load_tokenizer(spec: Model, path: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_config(spec: Model, path: str) -> "PretrainedConfig":
-    """The architecture of the materialised model at `path`, without its weights."""
-    from transformers import AutoConfig
-
-    return _naming_the_line(path, "configuration", lambda: AutoConfig.from_pretrained(path, **_hub_options(spec)))
-
-
 def load_causal_lm(spec: Model, path: str, dtype: "torch.dtype") -> "PreTrainedModel":
     """The materialised model at `path` on the CPU, with torch's own fused attention."""
+    quiet_libraries()
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
     options = {"dtype": dtype, "attn_implementation": "sdpa", "output_loading_info": True} | _hub_options(spec)
     model, info = _naming_the_line(path, "model", lambda: AutoModelForCausalLM.from_pretrained(path, **options))
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if absent:
         raise ModelError(
-            f"model.path: {len(absent)} weights of {path} are missing or of another shape (first: {absent[0]}) and would "
-            "be random. It does not hold the causal language model that its config.json describes."
+            f"model.path: {len(absent)} weights of {path} are missing or misshapen (first: {absent[0]}) and would be "
+            "random. It does not hold the causal language model that its config.json describes."
         )
     return model
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlpipe.models.quiet import quiet_libraries
 from rlpipe.recipe.model import ScratchModel
 
 if TYPE_CHECKING:
@@ -28,9 +29,7 @@ CHAT_TEMPLATE = (
 
 def build(spec: ScratchModel, seed: int, directory: Path) -> None:
     """Write the model (float32 safetensors) and its tokenizer as a Hugging Face folder."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
+    quiet_libraries()
     tokenizer = build_tokenizer(spec.max_position_embeddings)
     model = build_model(spec, seed, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
     model.save_pretrained(directory)

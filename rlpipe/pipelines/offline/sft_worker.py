@@ -60,9 +60,7 @@ class TokenTable:
         from datasets import Dataset
 
         cuts = self.offsets_B1[1:-1]
-        return Dataset.from_dict(
-            {"input_ids": np.split(self.tokens_N, cuts), "labels": np.split(self.labels_N, cuts)}
-        )
+        return Dataset.from_dict({"input_ids": np.split(self.tokens_N, cuts), "labels": np.split(self.labels_N, cuts)})
 
 
 @dataclass(frozen=True, slots=True)
