@@ -45,7 +45,7 @@ AttentionInterface.register(ATTENTION, grouped_attention)
 
 
 class SlabLayer(CacheLayerMixin):
-    """One layer's keys and values in one allocation; `update` fills the next columns and returns views of all so far."""
+    """One layer's keys and values in one allocation; `update` fills columns and returns views of all so far."""
 
     is_sliding = False
 

@@ -14,7 +14,7 @@ from rlpipe.rollout.kv_cache import ATTENTION
 from rlpipe.rollout.records import Pulse, check_request
 from rlpipe.rollout.wave import Wave, Work, causal_mask, pad_left
 from rlpipe.weights.packing import digest_of, unpack
-from rlpipe.weights.payload import Payload, WeightsRejected
+from rlpipe.weights.payload import Payload, WeightsRejected, check_fits
 
 
 class TransformersEngine:
@@ -129,19 +129,9 @@ class TransformersEngine:
 
     def _load(self, payload: Payload) -> None:
         parameters = dict(self._model.named_parameters())
-        names = {entry.name: entry.shape for entry in payload.index}
-        wrong = {name for name, shape in names.items() if name not in parameters or parameters[name].shape != shape}
-        if wrong or names.keys() != parameters.keys():
-            raise WeightsRejected(
-                f"the payload does not fit {type(self._model).__name__}: missing {_some(parameters.keys() - names)}, "
-                f"unknown or of another shape {_some(wrong)}; trainer and engine must load the same model"
-            )
+        check_fits(payload, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
         for name, tensor in unpack(payload):
             parameters[name].copy_(tensor)
-
-
-def _some(names: set[str]) -> str:
-    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
 
 
 def _check_attention(config: PretrainedConfig, max_model_len: int) -> None:

@@ -33,6 +33,8 @@ class EngineSpec:
     gpu_memory_utilization: float = 0.5
     """Share of its GPU that a vLLM engine takes."""
     seed: int = 0
+    lora_rank: int | None = None
+    """Serve adapters up to this rank on `model`'s weights (vLLM only); the engine then starts without a version."""
     revision: str | None = None
     trust_remote_code: bool = False
 
@@ -96,5 +98,6 @@ def _start(spec: EngineSpec) -> Engine:
         kv_cache_gib=spec.kv_cache_gib,
         gpu_memory_utilization=spec.gpu_memory_utilization,
         seed=spec.seed,
+        lora_rank=spec.lora_rank,
         **common,
     )

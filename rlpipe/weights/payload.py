@@ -1,5 +1,6 @@
 """Policy weights on their way to the engines: a few large buffers and an index, not one message per parameter."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,3 +39,19 @@ class Payload:
     """`packing.digest_of(buckets)`, computed by the publisher."""
     adapter_config: dict[str, Any] | None = None
     """The adapter's `adapter_config.json`; None for kind `full`."""
+
+
+def check_fits(payload: Payload, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises `WeightsRejected` unless `payload` carries exactly the parameters of `shapes`."""
+    names = {entry.name: entry.shape for entry in payload.index}
+    wrong = {name for name, shape in names.items() if shapes.get(name) != shape}
+    missing = shapes.keys() - names.keys()
+    if payload.kind != "full" or wrong or missing:
+        raise WeightsRejected(
+            f"a payload of kind {payload.kind} does not fit the engine's model: missing {_some(missing)}; unknown or "
+            f"of another shape {_some(wrong)}. Trainer and engine must load the same model."
+        )
+
+
+def _some(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"

@@ -23,9 +23,6 @@ def choose_probes(
     """
     size = min(length, longest - 1)
     real = [tokens[:size] for tokens in islice((t for t in prompts if len(t) > 1), prompt_count)]
-    return real + [_sweep(vocab_size, size, start) for start in range(sweep_count)]
-
-
-def _sweep(vocab_size: int, size: int, start: int) -> Tokens:
-    """Tokens spread over the vocabulary in a scrambled, fixed order."""
-    return np.random.default_rng(start).permutation(vocab_size)[:size].astype(np.int32)
+    # A fixed, scrambled order of the whole vocabulary, cut into sequences.
+    order = np.random.default_rng(0).permutation(vocab_size).astype(np.int32)
+    return real + [order.take(range(i * size, (i + 1) * size), mode="wrap") for i in range(sweep_count)]

@@ -164,7 +164,7 @@ def test_requests_that_do_not_fit_are_refused_by_name(engine):
 def test_payloads_that_do_not_fit_are_refused(engine, model):
     some = dict(model.named_parameters())
     some.pop("model.norm.weight")
-    with pytest.raises(WeightsRejected, match="missing model.norm.weight"):
+    with pytest.raises(WeightsRejected, match=r"missing model\.norm\.weight"):
         engine.publish(1, pack(some.items()))
     with pytest.raises(WeightsRejected, match="full weights only"):
         engine.publish(1, Payload("adapter", (), (), "", {}))

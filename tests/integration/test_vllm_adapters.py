@@ -1,0 +1,74 @@
+"""vLLM engines that serve adapters on fixed weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from tiny_models import END, request, teacher_forced
+
+from rlpipe.rollout.records import NotCurrent
+from rlpipe.rollout.vllm_engine import VllmEngine
+from rlpipe.weights.packing import pack
+from rlpipe.weights.payload import Payload, WeightsRejected
+from rlpipe.weights.probes import choose_probes
+
+pytestmark = pytest.mark.integration
+PROBES = choose_probes([request(0).prompt_tokens], tiny_models.VOCABULARY, longest=128)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_models.save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def engine(folder):
+    return VllmEngine(
+        folder, dtype="float32", version=0, eos_token_ids=(END,), max_num_seqs=16, kv_cache_gib=0.05, lora_rank=5
+    )
+
+
+@pytest.fixture
+def adapted(folder):
+    config = LoraConfig(r=5, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(tiny_models.load(folder), config)
+
+
+def payload(adapted: PeftModel, seed: int, folder: Path) -> Payload:
+    """Another adapter of the same size."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    adapted.save_pretrained(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    return pack(load_file(folder / "adapter_model.safetensors").items(), adapter_config=config)
+
+
+def test_it_serves_nothing_before_its_first_adapter(engine, folder):
+    with pytest.raises(NotCurrent):
+        engine.submit([request(0)])
+    with pytest.raises(WeightsRejected, match="start it without lora_rank"):
+        engine.publish(1, pack(tiny_models.load(folder).named_parameters()))
+
+
+def test_every_adapter_arrives_also_in_running_requests(engine, adapted, tmp_path):
+    for version in (1, 2, 3):
+        sent = payload(adapted, version, tmp_path)
+        assert engine.publish(version, sent).digest == sent.digest
+        if version == 1:
+            engine.submit([request(i, prompt_length=40) for i in range(6)])
+        engine.step()
+        for tokens, answer in zip(PROBES, engine.probe(PROBES), strict=True):
+            np.testing.assert_allclose(answer, teacher_forced(adapted, tokens[:1], tokens[1:]), atol=2e-5)
+    while engine.health().outstanding:
+        for t in engine.step():
+            first = t.versions[-1].first_token
+            expected = teacher_forced(adapted, t.prompt_tokens, t.response_tokens)
+            np.testing.assert_allclose(t.behaviour_logprobs[first:], expected[first:], atol=2e-5)
+            assert t.versions[-1].version == 3
