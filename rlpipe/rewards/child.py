@@ -9,6 +9,7 @@ own accord, so that it starts at the speed of what it loads. Messages, each a pi
                      ("value", result) | ("raised", why)
 """
 
+import bdb
 import importlib
 import os
 import queue
@@ -30,9 +31,11 @@ def load(factory: str, options: dict[str, Any]) -> Callable[[Any], Any]:
 
 
 def answer(function: Callable[[Any], Any], request: Any) -> tuple[str, Any]:
-    """Call it; an exception becomes its description."""
+    """Call it; an exception becomes its description. Quitting the debugger is no fault of the reward."""
     try:
         return "value", function(request)
+    except bdb.BdbQuit:
+        raise
     except (Exception, SystemExit) as error:
         return "raised", describe(error)
 
@@ -42,7 +45,7 @@ def describe(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if "site-packages" not in frame.filename and _OURS not in frame.filename]
     place = f" ({users[-1].filename}:{users[-1].lineno})" if users else ""
-    return f"{type(error).__name__}: {error}{place}"
+    return f"{type(error).__name__}: {error!s:.500}{place}"
 
 
 _OURS = os.sep + os.path.join("rlpipe", "rewards") + os.sep

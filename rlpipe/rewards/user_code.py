@@ -65,14 +65,20 @@ class _Bound:
         rewards = self._function(**arguments)
         if inspect.isawaitable(rewards):
             rewards = asyncio.run(_await(rewards))
-        rows = [_number(reward) for reward in rewards]
-        if len(rows) != len(columns["completions"]):
-            raise WrongLength(f"returned {len(rows)} rewards for {len(columns['completions'])} completions")
-        return rows
+        return _rows(rewards, len(columns["completions"]))
 
 
 async def _await(awaitable):
     return await awaitable
+
+
+def _rows(rewards: Any, count: int) -> list[Row]:
+    if not hasattr(rewards, "__iter__"):
+        raise WrongLength(f"returned {rewards!r:.100} instead of a list of {count} rewards")
+    rows = [_number(reward) for reward in rewards]
+    if len(rows) != count:
+        raise WrongLength(f"returned {len(rows)} rewards for {count} completions")
+    return rows
 
 
 def _number(reward: Any) -> Row:

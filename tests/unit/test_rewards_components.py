@@ -1,5 +1,9 @@
 """What each kind of reward gives, one by one: a number, None or a Failure, and never a bare 0 for what failed."""
 
+import bdb
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -101,6 +105,16 @@ def test_a_wrong_length_is_a_failure(python):
     assert outcomes == [Failure("wrong_length", "mine.py:f: WrongLength: returned 3 rewards for 1 completions")] * 2
 
 
+def test_a_function_that_forgets_to_return_is_told(python):
+    (outcome,) = score(python("def f(completions): pass"), make_group(["a"]))
+    assert outcome == Failure("wrong_length", "mine.py:f: WrongLength: returned None instead of a list of 1 rewards")
+
+
+def test_quitting_the_debugger_stops_the_run_instead_of_failing_the_row(python):
+    with pytest.raises(bdb.BdbQuit):
+        score(python("import bdb\ndef f(completions): raise bdb.BdbQuit", "debug"), make_group(["a"]))
+
+
 def test_a_row_that_hangs_is_killed_in_time_and_fails_alone(python):
     source = """
 import time
@@ -108,13 +122,13 @@ def f(completions, **_):
     if "hang" in completions: time.sleep(1000)
     return [1.0] * len(completions)
 """
-    reward = python(source, deadline=0.5)
+    reward = python(source, deadline=1.5)
     reward.ready()
     begin = time.monotonic()
     outcomes = score(reward, make_group(["a", "hang", "b", "c"]))
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 20
     assert [o for o in outcomes if not isinstance(o, Failure)] == [1.0, 1.0, 1.0]
-    assert outcomes[1] == Failure("deadline", "mine.py:f: no answer within 0.5 s; its process was killed")
+    assert outcomes[1] == Failure("deadline", "mine.py:f: no answer within 1.5 s; its process was killed")
 
 
 def test_a_group_that_hangs_everywhere_ends_within_its_allowance(python):
@@ -122,7 +136,7 @@ def test_a_group_that_hangs_everywhere_ends_within_its_allowance(python):
     reward.ready()
     begin = time.monotonic()
     outcomes = score(reward, make_group(["a", "b", "c"]), seconds=2.0)
-    assert time.monotonic() - begin < 6
+    assert time.monotonic() - begin < 20
     assert [o.kind for o in outcomes] == ["deadline"] * 3
 
 
@@ -180,6 +194,38 @@ def test_a_missing_file_is_named_with_every_place_looked_at(tmp_path):
     assert f"no such file: {tmp_path}/absent.py nor " in str(error.value)
 
 
+PARENT = """
+import sys
+from rlpipe.rewards.killable import Killable
+options = {"function": "mine.py:f", "base_dir": sys.argv[1], "options": {}}
+child = Killable("mine", "rlpipe.rewards.user_code:load", options, 60)
+child.ready()
+print(child._process.pid, flush=True)
+child.call({"completions": ["x"]}, 600)
+"""
+
+
+def test_a_parent_that_is_killed_leaves_no_process_behind(tmp_path):
+    (tmp_path / "mine.py").write_text("import time\ndef f(completions): time.sleep(1000)")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, tmp_path], stdout=subprocess.PIPE, env=environment)
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 10
+    while running(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running(child)
+
+
+def running(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 # Mathematics
 
 
@@ -213,10 +259,10 @@ def test_a_reference_without_its_mark_is_a_failure():
 
 def test_a_response_that_hangs_the_parser_is_killed_and_fails_alone():
     reward = math_reward()
-    reward._recipe = MathReward(kind="math", deadline=1.0)
+    reward._recipe = MathReward(kind="math", deadline=2.0)
     reward.ready()
     begin = time.monotonic()
     hang, right = score(reward, make_group(["$9^{9^{9^{9}}} + 1$", "42"], {"answer": "42"}))
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 30
     assert right == 1.0
-    assert hang == Failure("deadline", "no answer within 1 s; its process was killed")
+    assert hang == Failure("deadline", "no answer within 2 s; its process was killed")
