@@ -46,8 +46,8 @@ missing() {
             "Debian, Ubuntu: sudo apt install g++. Fedora, RHEL: sudo dnf install gcc-c++."
     local free_mb
     free_mb=$(df -Pm . | awk 'NR == 2 {print $4}')
-    # A completed environment needs no more room; an empty place needs all of it.
-    [ -d "$VENV" ] || [ "$free_mb" -ge "$NEEDED_MB" ] || echo "$NEEDED_MB MB of free disk here ($free_mb MB are free)."
+    # A completed environment needs no more room.
+    [ -e "$VENV/.installed" ] || [ "$free_mb" -ge "$NEEDED_MB" ] || echo "$NEEDED_MB MB of free disk here ($free_mb MB are free)."
 }
 
 stop_if_missing() {
@@ -180,9 +180,10 @@ PYTHON
 
 # ---- all of it -------------------------------------------------------------------------------------------------------
 
+ROUTE_TAKEN=$(route)
+[ -f "requirements/$ROUTE_TAKEN.txt" ] || { echo "ROUTE=$ROUTE_TAKEN: cpu or gpu is expected" >&2; exit 1; }
 python=$(find_python)
 stop_if_missing "$python"
-ROUTE_TAKEN=$(route)
 stop_if_other_route "$ROUTE_TAKEN"
 
 if [ "$ROUTE_TAKEN" = cpu ]; then

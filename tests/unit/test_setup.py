@@ -235,6 +235,7 @@ def test_a_driver_takes_the_gpu_route_and_route_overrides_it(ready):
     other = ready.setup(ROUTE="cpu")
     assert other.returncode == 1
     assert "holds the gpu set" in other.stderr
+    assert "cpu or gpu is expected" in ready.setup(ROUTE="CPU").stderr
 
 
 # ---- .ci/run ---------------------------------------------------------------------------------------------------------
