@@ -21,25 +21,32 @@ class ModelError(ValueError):
 
 
 def materialise(spec: Model, seed: int, directory: Path) -> str:
-    """The path or hub id of the model a task starts from; a scratch model is first built into `directory`."""
-    if isinstance(spec, PretrainedModel):
-        return spec.path
-    from rlpipe.models.scratch import build
+    """The path or hub id of the model a task starts from.
 
-    build(spec, seed, directory)
+    A scratch model is built into `directory`. A model that gets another chat template is put there too (its tokenizer
+    with that template, its other files as links), so that engines, training and results all have the same one.
+    """
+    if isinstance(spec, ScratchModel):
+        from rlpipe.models.scratch import build
+
+        build(spec, seed, directory)
+    elif spec.chat_template is not None:
+        tokenizer = load_tokenizer(spec, spec.path)
+        _override_template(tokenizer, Path(spec.chat_template).expanduser())
+        _beside_links(tokenizer, _folder(spec), directory)
+    else:
+        return spec.path
     return str(directory)
 
 
 def load_tokenizer(spec: Model, path: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer of the materialised model at `path`, with the recipe's chat template if it gives one."""
+    """The tokenizer of the materialised model at `path`."""
     from transformers import AutoTokenizer
 
     options = _hub_options(spec)
     tokenizer = _naming_the_line(path, "tokenizer", lambda: AutoTokenizer.from_pretrained(path, **options))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if isinstance(spec, PretrainedModel) and spec.chat_template is not None:
-        _override_template(tokenizer, Path(spec.chat_template).expanduser())
     return tokenizer
 
 
@@ -95,6 +102,21 @@ def _naming_the_line(path: str, what: str, load: Callable[[], T]) -> T:
             "For a local model give its folder (with config.json, tokenizer files and weights): model.path=FOLDER. "
             "For a hub id check the name, model.revision, the network, and for gated models `hf auth login`."
         ) from error
+
+
+def _folder(spec: PretrainedModel) -> Path:
+    if Path(spec.path).expanduser().is_dir():
+        return Path(spec.path).expanduser().resolve()
+    from huggingface_hub import snapshot_download
+
+    return Path(_naming_the_line(spec.path, "files", lambda: snapshot_download(spec.path, revision=spec.revision)))
+
+
+def _beside_links(tokenizer: "PreTrainedTokenizerBase", source: Path, directory: Path) -> None:
+    tokenizer.save_pretrained(directory)
+    for file in source.iterdir():
+        if not (directory / file.name).exists():
+            (directory / file.name).symlink_to(file)
 
 
 def _override_template(tokenizer: "PreTrainedTokenizerBase", file: Path) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import comb
 from typing import TYPE_CHECKING, Any, Sequence
 
-from rlpipe.data.flow import Failure, Group, GroupRequest, Prompt, Sampling, Score
+from rlpipe.data.flow import Failure, Group, GroupRequest, Outcome, Prompt, Sampling, Score
 from rlpipe.data.seeds import sample_seed
 from rlpipe.recipe.rollout import Evaluation, Rollout
 from rlpipe.rewards.stage import RewardStage
@@ -49,7 +49,7 @@ class Evaluator:
         if self._settings.pass_at and self._settings.correct_at is not None:
             sampled = self._answers(pool, rewards, model, self._sampled, self._settings.samples, "sampled")
             metrics |= _pass_metrics(sampled, self._settings.pass_at, self._settings.correct_at)
-        return Evaluated(metrics, [_shown(group) for group in greedy[: self._settings.show]])
+        return Evaluated(metrics, [_sample(group) for group in greedy[: self._settings.show]])
 
     def _answers(
         self, pool: EnginePool, rewards: RewardStage, model: str, sampling: Sampling, count: int, kind: str
@@ -106,9 +106,11 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
-def _shown(group: Group) -> dict[str, Any]:
-    outcome = group.outcomes[0]
-    shown = {"prompt": group.prompt.text, "completion": group.completions[0], "columns": group.prompt.columns}
-    if isinstance(outcome, Failure):
-        return shown | {"failure": outcome.message}
-    return shown | {"reward": outcome.value}
+def shown(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as events tell it."""
+    return {"failure": outcome.message} if isinstance(outcome, Failure) else {"reward": outcome.value}
+
+
+def _sample(group: Group) -> dict[str, Any]:
+    sample = {"prompt": group.prompt.text, "completion": group.completions[0], "columns": group.prompt.columns}
+    return sample | shown(group.outcomes[0])

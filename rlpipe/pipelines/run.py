@@ -12,7 +12,8 @@ from rich.console import Console
 from rlpipe.data.records import DataError
 from rlpipe.data.storage import Storage
 from rlpipe.models.load import ModelError
-from rlpipe.observe import report, runinfo
+from rlpipe.models.quiet import quiet_libraries
+from rlpipe.observe import report, runinfo, summary
 from rlpipe.observe.console import console_view
 from rlpipe.observe.events import EventLog, View
 from rlpipe.observe.tracking import TrackerMissing, trackers
@@ -156,7 +157,7 @@ class _ToEvents(logging.Handler):
         self._events = events
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._events.emit("warning", message=record.getMessage())
+        self._events.warning(record.getMessage())
 
 
 def _quiet() -> None:
@@ -164,6 +165,7 @@ def _quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet_libraries()
     logging.getLogger("rlpipe").propagate = False
 
 
@@ -175,6 +177,7 @@ def _failed(console: Console, message: str) -> int:
 def _say_where(console: Console, run_dir: Path, code: int) -> None:
     """What there is to look at, also after a run that stopped half-way."""
     page = report.write(run_dir)
+    summary.show(console, run_dir)
     lines = {DONE: "Done.", FAILED: "The run failed; what it did until then is kept.", INTERRUPTED: "Stopped."}
     console.print(
         f"{lines[code]}\n"

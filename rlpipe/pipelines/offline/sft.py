@@ -30,8 +30,8 @@ def run_sft(
     (run_local if debug else run_remote)(train, job, launch, report)
     if not (output_dir / "config.json").exists():
         raise FileNotFoundError(
-            f"Rank 0 wrote the model to {output_dir} on its own node, and this node does not see it. Put the run directory "
-            "on storage that all nodes share."
+            f"Rank 0 wrote the model to {output_dir} on its own node, and this node does not see it. Put the run "
+            "directory on storage that all nodes share."
         )
 
 
