@@ -41,7 +41,8 @@ def device_of(rank: Rank) -> torch.device:
 def join(rank: Rank, timeout_seconds: float) -> torch.device:
     """Meet the other ranks and make DeepSpeed ready; returns this rank's device.
 
-    Collective. Raises after `timeout_seconds` if a rank does not come; the same limit then holds for each collective.
+    Collective. Raises `TimeoutError` if a rank does not come within `timeout_seconds`; the same limit then holds for
+    each collective.
     """
     device = device_of(rank)
     os.environ.setdefault("DS_ACCELERATOR", device.type)
@@ -49,7 +50,7 @@ def join(rank: Rank, timeout_seconds: float) -> torch.device:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        _meet(rank, device, timedelta(seconds=timeout_seconds))
+        _meet_in_time(rank, device, timeout_seconds)
     elif (dist.get_rank(), dist.get_world_size()) != (rank.index, rank.world):
         raise RuntimeError(
             f"this process already is rank {dist.get_rank()} of {dist.get_world_size()} of a process group and cannot "
@@ -57,6 +58,16 @@ def join(rank: Rank, timeout_seconds: float) -> torch.device:
         )
     _attach_deepspeed(timedelta(seconds=timeout_seconds))
     return device
+
+
+def _meet_in_time(rank: Rank, device: torch.device, timeout_seconds: float) -> None:
+    try:
+        _meet(rank, device, timedelta(seconds=timeout_seconds))
+    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        raise TimeoutError(
+            f"training rank {rank.index} waited {timeout_seconds:g} s for the other {rank.world - 1} ranks at "
+            f"{rank.master_address}:{rank.master_port}: they did not start, or cannot reach that address. {error}"
+        ) from error
 
 
 def _meet(rank: Rank, device: torch.device, timeout: timedelta) -> None:

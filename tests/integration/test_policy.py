@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -293,6 +294,14 @@ def test_bfloat16(folder, stage):
     metrics = train_alone(policy)
     assert all(np.isfinite(list(m.values())).all() for m in metrics)
     assert {entry.dtype for entry in policy.export().index} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_rank_that_waits_alone_says_so(index):
+    rank = f"Rank({index}, 2, 0, '127.0.0.1', {free_port()})"
+    script = f"from rlpipe.training.distributed import Rank, join; join({rank}, timeout_seconds=1.0)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert f"TimeoutError: training rank {index} waited 1 s for the other 1 ranks" in done.stderr
 
 
 def test_metrics_of_ranks_add_up():
