@@ -17,6 +17,7 @@ class Health:
     outstanding: int
     """Responses submitted and not yet handed over."""
     seconds_since_step: float
+    """Since the last step ended; grows while nothing is outstanding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,8 @@ class Receipt:
 class Engine(Protocol):
     """Single-threaded, except `health`. `step` never blocks for longer than one decode step."""
 
-    def submit(self, requests: list[GroupRequest]) -> None: ...
+    def submit(self, requests: list[GroupRequest]) -> None:
+        """Queue groups. Raises `NotCurrent` while no weight version is known, ValueError for what cannot be served."""
 
     def step(self) -> list[Trajectory]:
         """One decode step; the responses it finished. Empty at once when nothing runs."""

@@ -37,7 +37,11 @@ class EnginePool:
         return sum(len(seat.groups) for seat in self._all())
 
     def submit(self, model: str, requests: Sequence[GroupRequest]) -> None:
-        """Give each group to the engine of `model` that has the fewest tokens to generate."""
+        """Give each group to the engine of `model` that has the fewest tokens to generate. Raises ValueError for a
+        group id that is outstanding already."""
+        outstanding = {group_id for seat in self._all() for group_id in seat.groups}
+        if twice := outstanding & {request.group_id for request in requests}:
+            raise ValueError(f"groups submitted twice: {', '.join(sorted(twice)[:3])}")
         seats = self._seats[model]
         loads = [seat.tokens for seat in seats]
         shares: list[list[_Group]] = [[] for _ in seats]

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from rlpipe.data.flow import FinishReason, GroupRequest, Trajectory, VersionSpan
+from rlpipe.data.flow import FinishReason, GroupRequest, Tokens, Trajectory, VersionSpan
 from rlpipe.rollout.engine import Health
 
 
@@ -13,20 +14,40 @@ class NotCurrent(RuntimeError):
     """An engine was asked for samples before it was told which weight version it serves."""
 
 
-def check_request(request: GroupRequest, max_model_len: int) -> None:
-    """Raises ValueError, naming the setting to change, for a request that could not be served in full."""
-    prompt, new = len(request.prompt_tokens), request.sampling.max_new_tokens
-    who = f"group {request.group_id} (prompt {request.prompt_id})"
-    if prompt == 0 or new < 1 or not request.seeds:
-        raise ValueError(
-            f"{who}: needs prompt tokens, seeds and max_new_tokens of at least 1; has {prompt}, "
-            f"{len(request.seeds)} and {new}"
-        )
-    if prompt + new > max_model_len:
-        raise ValueError(
-            f"{who}: {prompt} prompt tokens + max_new_tokens {new} exceed the engine's max_model_len {max_model_len}; "
-            "raise rollout.max_model_len or lower rollout.max_new_tokens"
-        )
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an engine can serve. Its checks raise ValueError that names the setting to change."""
+
+    max_model_len: int
+    vocab_size: int
+
+    def check_request(self, request: GroupRequest) -> None:
+        prompt, new = len(request.prompt_tokens), request.sampling.max_new_tokens
+        who = f"group {request.group_id} (prompt {request.prompt_id})"
+        if prompt == 0 or new < 1 or not request.seeds:
+            raise ValueError(
+                f"{who}: needs prompt tokens, seeds and max_new_tokens of at least 1; has {prompt}, "
+                f"{len(request.seeds)} and {new}"
+            )
+        if prompt + new > self.max_model_len:
+            raise ValueError(
+                f"{who}: {prompt} prompt tokens + max_new_tokens {new} exceed the engine's max_model_len "
+                f"{self.max_model_len}; raise rollout.max_model_len or lower rollout.max_new_tokens"
+            )
+        self._check_tokens(who, request.prompt_tokens)
+
+    def check_probes(self, sequences: Sequence[Tokens]) -> None:
+        for tokens in sequences:
+            if not 2 <= len(tokens) < self.max_model_len:
+                raise ValueError(f"a probe needs 2 to {self.max_model_len - 1} tokens, has {len(tokens)}")
+            self._check_tokens("a probe", tokens)
+
+    def _check_tokens(self, who: str, tokens: Tokens) -> None:
+        if tokens.min() < 0 or tokens.max() >= self.vocab_size:
+            raise ValueError(
+                f"{who}: has token {tokens.max()}, the model knows 0 to {self.vocab_size - 1}; model and tokenizer do "
+                "not belong together"
+            )
 
 
 def spans_of(spans: Iterable[VersionSpan], length: int) -> tuple[VersionSpan, ...]:

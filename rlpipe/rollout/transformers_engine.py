@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from rlpipe.data.flow import GroupRequest, Tokens, Trajectory
 from rlpipe.rollout.engine import Health, Receipt
 from rlpipe.rollout.kv_cache import ATTENTION
-from rlpipe.rollout.records import Pulse, check_request
+from rlpipe.rollout.records import Limits, Pulse
 from rlpipe.rollout.wave import Wave, Work, causal_mask, pad_left
 from rlpipe.weights.packing import digest_of, unpack
 from rlpipe.weights.payload import Payload, WeightsRejected, check_fits
@@ -50,8 +50,9 @@ class TransformersEngine:
             trust_remote_code=trust_remote_code,
         ).to(device)
         self._model.requires_grad_(False).eval()
-        self._max_model_len = max_model_len or self._model.config.max_position_embeddings
-        _check_attention(self._model.config, self._max_model_len)
+        config = self._model.config
+        self._limits = Limits(max_model_len or config.max_position_embeddings, config.vocab_size)
+        _check_attention(config, self._limits.max_model_len)
         self._max_num_seqs = max_num_seqs
         self._eos_token_ids = eos_token_ids
         self._waiting: deque[Work] = deque()
@@ -60,7 +61,7 @@ class TransformersEngine:
 
     def submit(self, requests: list[GroupRequest]) -> None:
         for request in requests:
-            check_request(request, self._max_model_len)
+            self._limits.check_request(request)
         self._pulse.require_current()
         for request in requests:
             count = len(request.seeds)
@@ -91,6 +92,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def probe(self, sequences: list[Tokens]) -> list[np.ndarray]:
+        self._limits.check_probes(sequences)
         tokens_BT, starts_B = pad_left(sequences, self._model.device)
         columns_T = torch.arange(tokens_BT.shape[1], device=self._model.device)
         logits_BTV = self._model(

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rlpipe.rollout.records import Limits
+
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import SamplingParams
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core lives in the hosting process, which steps it
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads are the host's to set
-    "VLLM_USE_V2_MODEL_RUNNER": "0",  # 0.26 computes no prompt log-probabilities with the new one
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # the one both builds have
     "VLLM_NO_USAGE_STATS": "1",
 }
 CPU_BLOCK_SIZE = 32
@@ -60,9 +62,12 @@ class VllmCore:
             from vllm.v1.executor import Executor
 
             config = _engine_args(settings).create_engine_config()
-            self._client = InprocClient(config, Executor.get_class(config), log_stats=False)
+            try:
+                self._client = InprocClient(config, Executor.get_class(config), log_stats=False)
+            except ValueError as error:
+                raise ValueError(_with_our_names(str(error))) from error
         self.hf_config = config.model_config.hf_config
-        self.max_model_len: int = config.model_config.max_model_len
+        self.limits = Limits(config.model_config.max_model_len, config.model_config.get_vocab_size())
         self._arrivals = count()
         self._is_cpu = config.device_config.device_type == "cpu"
         if self._is_cpu:
@@ -127,10 +132,12 @@ def prepare_environment() -> None:
 @contextmanager
 def host_kept() -> Iterator[None]:
     """Start an engine without its side effects on the process: vLLM seeds every global generator, replaces
-    torch.set_num_threads by a function that does nothing, and sets variables that child processes would inherit."""
+    torch.set_num_threads by a function that does nothing, binds the process's memory to one NUMA node, and sets
+    variables that child processes would inherit."""
     environment = dict(os.environ)
     set_threads, threads = torch.set_num_threads, torch.get_num_threads()
     generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    torch.ops._C.init_cpu_memory_env = lambda nodes: None  # what binds memory
     try:
         yield
     finally:
@@ -192,6 +199,13 @@ def _engine_args(settings: CoreSettings) -> Any:
         use_tqdm_on_load=False,
         **memory,
         **lora,
+    )
+
+
+def _with_our_names(message: str) -> str:
+    return (
+        f"vLLM could not start: {message}\nIf memory is short: the KV cache is set by rollout.kv_cache_gib on CPU and "
+        "rollout.gpu_memory_utilization on a GPU, the longest sequence by rollout.max_model_len."
     )
 
 

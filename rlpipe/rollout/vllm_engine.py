@@ -15,7 +15,7 @@ import torch
 
 from rlpipe.data.flow import FinishReason, GroupRequest, Tokens, Trajectory, VersionSpan
 from rlpipe.rollout.engine import Health, Receipt
-from rlpipe.rollout.records import Pulse, check_request, spans_of, trajectory
+from rlpipe.rollout.records import Pulse, spans_of, trajectory
 from rlpipe.rollout.vllm_compat import CoreSettings, VllmCore
 from rlpipe.weights.packing import digest_of, unpack
 from rlpipe.weights.payload import Payload, WeightsRejected, check_fits
@@ -83,7 +83,7 @@ class VllmEngine:
 
     def submit(self, requests: list[GroupRequest]) -> None:
         for request in requests:
-            check_request(request, self._core.max_model_len)
+            self._core.limits.check_request(request)
             _check_temperature(request)
         self._pulse.require_current()
         for request in requests:
@@ -116,6 +116,7 @@ class VllmEngine:
     def probe(self, sequences: list[Tokens]) -> list[np.ndarray]:
         from vllm.sampling_params import SamplingParams
 
+        self._core.limits.check_probes(sequences)
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         pending = dict(zip(self._ids, sequences, strict=False))
         order = list(pending)

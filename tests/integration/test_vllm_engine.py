@@ -1,6 +1,7 @@
 """vLLM's engine against plain forwards of the same weights, and the proof of publishes against engines that fail."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,6 +135,16 @@ def test_publish_amid_a_response_is_a_boundary_in_its_versions(engine, model, fo
         np.testing.assert_allclose(answer, teacher_forced(other, tokens[:1], tokens[1:]), atol=2e-5)
 
 
+def test_a_publish_of_the_same_weights_changes_no_token(engine, model):
+    engine.submit([request(i) for i in range(4)])
+    undisturbed = drain(engine)
+    engine.submit([request(i) for i in range(4)])
+    finished = [t for _ in range(4) for t in engine.step()]
+    engine.publish(1, pack(model.named_parameters()))
+    for t in [*finished, *drain(engine).values()]:
+        assert t.response_tokens.tolist() == undisturbed[t.group_id, t.sample_index].response_tokens.tolist()
+
+
 def test_an_engine_that_keeps_its_old_output_head_is_caught(engine, folder, model, monkeypatch):
     """vLLM's own fault with tied embeddings on CPU: the bytes arrive, the head goes on with what it packed before."""
     monkeypatch.setattr(vllm_compat, "repack_embeddings", lambda worker: None)
@@ -174,6 +185,21 @@ def test_aborted_groups_are_never_handed_over(engine):
     assert groups == {"g0", "g2", "g3", "g4"}
 
 
+def test_requests_that_cannot_be_served_are_refused_by_name(engine):
+    with pytest.raises(ValueError, match=r"group g0 .* exceed the engine's max_model_len 256"):
+        engine.submit([request(0, max_new_tokens=300)])
+    with pytest.raises(ValueError, match=r"group g0: vLLM cannot sample at temperature 0\.001"):
+        engine.submit([request(0, temperature=0.001)])
+    with pytest.raises(ValueError, match="has token 999, the model knows 0 to 261"):
+        engine.probe([np.array([1, 999], np.int32)])
+    assert engine.health().outstanding == 0
+
+
+def test_too_little_memory_is_explained_in_the_recipes_terms(folder):
+    with pytest.raises(ValueError, match=r"rollout\.kv_cache_gib"):
+        start(folder, kv_cache_gib=1e-5)
+
+
 def test_payloads_that_do_not_fit_are_refused(engine, model):
     some = dict(model.named_parameters())
     some.pop("model.norm.weight")
@@ -201,6 +227,7 @@ def test_starting_an_engine_leaves_its_process_as_it_was(folder):
     start(folder)
     assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(7)))
     assert np.random.rand() == np.random.RandomState(7).rand()
+    assert " bind:" not in Path("/proc/self/numa_maps").read_text()
     added = os.environ.keys() - before[2].keys()
     assert (torch.set_num_threads, torch.get_num_threads()) == before[:2]
     assert all(name.startswith("VLLM_") for name in added)

@@ -1,12 +1,16 @@
 """The reference engine against plain forwards of the same model."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny_models
 import torch
 from tiny_models import END, request, teacher_forced
+from transformers import AutoTokenizer
 
-from rlpipe.data.flow import FinishReason, Trajectory, VersionSpan
+from rlpipe.data.flow import FinishReason, GroupRequest, Sampling, Trajectory, VersionSpan
 from rlpipe.rollout.records import NotCurrent
 from rlpipe.rollout.transformers_engine import TransformersEngine
 from rlpipe.weights.packing import pack
@@ -117,6 +121,16 @@ def test_publish_amid_a_response_is_a_boundary_in_its_versions(engine, model, fo
         assert np.abs(old - new).mean() > 0.1
 
 
+def test_a_publish_of_the_same_weights_changes_no_token(engine, model):
+    engine.submit([request(i) for i in range(4)])
+    undisturbed = tokens_of(drain(engine))
+    engine.submit([request(i) for i in range(4)])
+    finished = [t for _ in range(4) for t in engine.step()]
+    engine.publish(1, pack(model.named_parameters()))
+    finished += drain(engine).values()
+    assert tokens_of({(t.group_id, t.sample_index): t for t in finished}) == undisturbed
+
+
 def test_two_publishes_between_steps_leave_one_boundary(engine, model):
     engine.submit([request(0, max_new_tokens=4)])
     engine.step()
@@ -161,6 +175,11 @@ def test_requests_that_do_not_fit_are_refused_by_name(engine):
     assert engine.health().outstanding == 0
 
 
+def test_tokens_the_model_does_not_know_are_refused(engine):
+    with pytest.raises(ValueError, match="has token 999, the model knows 0 to 261"):
+        engine.probe([np.array([1, 999], np.int32)])
+
+
 def test_payloads_that_do_not_fit_are_refused(engine, model):
     some = dict(model.named_parameters())
     some.pop("model.norm.weight")
@@ -178,3 +197,25 @@ def test_sliding_windows_are_refused_instead_of_ignored(tmp_path, folder):
     type(tiny_models.load(folder))(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="sliding window of 32 tokens"):
         TransformersEngine(tmp_path, dtype="float32", version=0, eos_token_ids=(END,))
+
+
+def test_a_real_model_answers_as_generate_does():
+    """A pretrained Llama, from the test data."""
+    if "RLPIPE_TEST_DATA" not in os.environ:
+        pytest.skip("RLPIPE_TEST_DATA is not set: no pretrained model to test with")
+    folder = Path(os.environ["RLPIPE_TEST_DATA"]) / "models" / "stories260K"
+    model, tokenizer = tiny_models.load(folder), AutoTokenizer.from_pretrained(folder)
+    engine = TransformersEngine(folder, dtype="float32", version=0, eos_token_ids=(1,))
+    prompts = [tokenizer(text).input_ids for text in ("Once upon a time", "Lily and her dog went to the park. They")]
+    for i, ids in enumerate(prompts):
+        tokens = np.array(ids, np.int32)
+        engine.submit([GroupRequest(f"g{i}", f"p{i}", tokens, (1,), Sampling(40, 0.0, ()))])
+        engine.submit([GroupRequest(f"s{i}", f"p{i}", tokens, (1, 2, 3), Sampling(40, 0.8, ()))])
+    for (group, _), t in drain(engine).items():
+        if group.startswith("g"):
+            ids = torch.from_numpy(t.prompt_tokens.astype(np.int64))[None]
+            expected = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=40)
+            assert t.response_tokens.tolist() == expected[0, ids.shape[1] :].tolist()
+        else:
+            expected = teacher_forced(model, t.prompt_tokens, t.response_tokens, temperature=0.8)
+            np.testing.assert_allclose(t.behaviour_logprobs, expected, atol=2e-5)
