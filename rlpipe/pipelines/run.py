@@ -4,7 +4,7 @@ import logging
 import os
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -109,19 +109,13 @@ def _runtime(recipe: SftRecipe | RlRecipe, debug: bool) -> Runtime:
     return RayRuntime(recipe.deadlines)
 
 
-@contextmanager
-def _cluster(debug: bool) -> Iterator[None]:
+def _cluster(debug: bool) -> AbstractContextManager[None]:
     """Ray for the length of the run, unless everything happens in this process."""
     if debug:
-        yield
-        return
-    from rlpipe.runtime.ray_runtime import connect, disconnect
+        return nullcontext()
+    from rlpipe.runtime.ray_runtime import connected
 
-    connect()
-    try:
-        yield
-    finally:
-        disconnect()
+    return connected()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -17,19 +18,21 @@ from rlpipe.runtime.roles import PlacementError, RoleSpec, Seat
 Bundle = dict[str, float]
 
 
-def connect() -> None:
-    """Join the cluster in RAY_ADDRESS, or start Ray on this machine for the length of this process."""
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """Joins the cluster in RAY_ADDRESS, or starts Ray on this machine for the length of the block. A process that is
+    connected already stays so."""
     if ray.is_initialized():
+        yield
         return
     address = os.environ.get("RAY_ADDRESS", "local")
     local = {"include_dashboard": False} if address == "local" else {}
     # Role processes say what matters through the driver; their raw output stays in Ray's session logs.
-    ray.init(address=address, log_to_driver="RLPIPE_ACTOR_LOGS" in os.environ, logging_level="error", **local)
-
-
-def disconnect() -> None:
-    """Leave the cluster; a Ray that `connect` started ends with all its processes."""
-    ray.shutdown()
+    ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 class RayStarted:
@@ -52,10 +55,10 @@ class RayStarted:
 
 
 class RayRuntime:
-    """One placement group per `start`; each role's processes are Ray actors in its bundles."""
+    """On the cluster this process is connected to: one placement group per `start`; each
+    role's processes are Ray actors in its bundles."""
 
     def __init__(self, deadlines: Deadlines) -> None:
-        connect()
         self._deadlines = deadlines
         self._hosts: list[Any] = []
         self._groups: list[PlacementGroup] = []

@@ -1,0 +1,192 @@
+"""The online loop as a user runs it: the same numbers wherever it runs, and a stop that says why when it must stop."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from rlpipe.data.storage import Storage
+from rlpipe.observe.events import read
+from rlpipe.pipelines.run import DONE, FAILED, INTERRUPTED, run
+from rlpipe.recipe.load import load
+from rlpipe.rollout.transformers_engine import TransformersEngine
+
+pytestmark = pytest.mark.integration
+
+RECIPE = """
+task: rl
+name: online-test
+model: {scratch: qwen2, hidden_size: 64, layers: 2, heads: 2, kv_heads: 1, intermediate_size: 128}
+data: {kind: arithmetic, largest: 9, heldout: 16}
+rewards: {mix: [{kind: python, name: digits, function: digits.py:share}]}
+algorithm: {name: grpo, group_size: 4}
+schedule: {steps: 3, prompts_per_step: 8}
+train: {threads: 1, optimizer: {learning_rate: 1e-2}, resources: {cpus: 0.1}}
+rollout: {engine: transformers, max_new_tokens: 6, threads: 1, resources: {cpus: 0.1}}
+evaluation: {prompts: 8, every: 3, samples: 2, pass_at: [1, 2]}
+"""
+
+# Every random model has some digits in its answers, so this reward has a signal from the first step.
+REWARD = """
+def share(completions, **columns):
+    return [sum(c.isdigit() for c in text) / 6 for text in completions]
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path) -> Path:
+    (tmp_path / "digits.py").write_text(REWARD)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE)
+    return file
+
+
+def train(recipe_file: Path, directory: Path, *changes: str, debug: bool = True) -> dict[int, dict[str, float]]:
+    """Metrics by step of a run that must succeed."""
+    assert run(load(recipe_file, changes), directory, debug) == DONE
+    return {event["step"]: event["metrics"] for event in events(directory, "metrics")}
+
+
+def events(directory: Path, kind: str) -> list[dict]:
+    return [event for event in read(Storage(directory))[0] if event["kind"] == kind]
+
+
+TRAINED_ON = ("loss", "reward", "response_length", "entropy", "grad_norm", "policy_kl")
+"""Metrics that depend on samples and weights alone, not on time."""
+
+
+def assert_same(ours: dict, theirs: dict, within: float) -> None:
+    assert ours.keys() == theirs.keys()
+    for step in ours:
+        for name in TRAINED_ON:
+            assert ours[step][name] == pytest.approx(theirs[step][name], abs=within), (step, name)
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory) -> tuple[Path, dict]:
+    """The recipe as it stands, in this process."""
+    folder = tmp_path_factory.mktemp("plain")
+    (folder / "digits.py").write_text(REWARD)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder, train(folder / "recipe.yaml", folder / "run")
+
+
+def test_a_step_is_on_policy_and_learns(plain_run):
+    _, metrics = plain_run
+    assert list(metrics) == [1, 2, 3]
+    for step in metrics.values():
+        assert step["mismatch/abs"] < 1e-4, "float32: engine and trainer agree"
+        assert step["ratio"] == pytest.approx(1.0, abs=1e-6), "one update per batch is on-policy"
+        assert step["tokens"] == pytest.approx(step["response_length"] * 32)
+    assert metrics[3]["reward"] > metrics[1]["reward"], "digits are easy to learn at this rate"
+
+
+def test_every_trajectory_is_kept_with_its_version(plain_run):
+    folder, metrics = plain_run
+    for step in metrics:
+        rows = pq.read_table(folder / "run" / "rollouts" / f"step-{step:06d}.parquet").to_pylist()
+        assert len(rows) == 8 * 4
+        assert all(row["versions"] == [{"first_token": 0, "version": step - 1}] for row in rows)
+        assert sum(row["reward"] for row in rows) / 32 == pytest.approx(metrics[step]["reward"], abs=1e-6)
+
+
+def test_no_prompt_is_trained_twice_in_an_epoch(plain_run):
+    folder, metrics = plain_run
+    files = [folder / "run" / "rollouts" / f"step-{step:06d}.parquet" for step in metrics]
+    prompts = [{row["prompt_id"] for row in pq.read_table(file).to_pylist()} for file in files]
+    assert sum(map(len, prompts)) == len(set.union(*prompts)) == 24
+
+
+def test_the_result_is_a_plain_model_that_has_learned(plain_run):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, _ = plain_run
+    model, base = (AutoModelForCausalLM.from_pretrained(folder / "run" / name) for name in ("model", "base"))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "run" / "model")
+    assert tokenizer.chat_template
+    moved = max((a - b).abs().max() for a, b in zip(model.parameters(), base.parameters(), strict=True))
+    assert moved > 1e-3
+
+
+def test_ray_gives_the_same_numbers_as_debug(plain_run, recipe_file, tmp_path, ray_cluster):
+    assert_same(plain_run[1], train(recipe_file, tmp_path / "ray", debug=False), within=1e-6)
+
+
+def test_two_engines_and_two_ranks_give_the_same_numbers(plain_run, recipe_file, tmp_path, ray_cluster):
+    changes = ("rollout.engines=2", "train.ranks=2", "train.zero_stage=2", "train.tokens_per_micro_batch=128")
+    assert_same(plain_run[1], train(recipe_file, tmp_path / "ray", *changes, debug=False), within=1e-5)
+
+
+def test_kl_to_the_reference_begins_at_zero_and_grows(recipe_file, tmp_path):
+    metrics = train(recipe_file, tmp_path / "run", "algorithm.kl_coefficient=0.1")
+    assert metrics[1]["reference_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics[3]["reference_kl"] > 1e-4
+
+
+def test_several_updates_per_batch_leave_the_policy_that_sampled(recipe_file, tmp_path):
+    metrics = train(recipe_file, tmp_path / "run", "train.minibatches=2", "train.epochs=2")
+    assert metrics[1]["policy_kl"] > 1e-5, "later updates are off-policy by what earlier ones changed"
+    assert metrics[1]["mismatch/abs"] < 1e-4, "the mismatch is measured before the first update"
+
+
+def test_an_engine_that_ignores_its_weights_stops_the_run(recipe_file, tmp_path, monkeypatch, capsys):
+    # The bytes arrive and are acknowledged with the right digest; the engine just goes on with its old weights.
+    monkeypatch.setattr(TransformersEngine, "_load", lambda self, payload: None)
+    assert run(load(recipe_file), tmp_path / "run", debug=True) == FAILED
+    said = capsys.readouterr().out
+    assert "WeightSyncError" in said or "engine, weight version 1" in said
+    [fault] = events(tmp_path / "run", "fault")
+    assert fault["fatal"] and "weight version 1" in fault["message"]
+    assert [event["step"] for event in events(tmp_path / "run", "commit")] == [], "no step counts on such weights"
+
+
+def test_failing_rewards_stop_the_run_with_an_example(recipe_file, tmp_path, capsys):
+    (tmp_path / "digits.py").write_text("def share(completions, **columns):\n    raise ZeroDivisionError('by design')\n")
+    assert run(load(recipe_file), tmp_path / "run", debug=True) == FAILED
+    said = capsys.readouterr().out
+    assert "rewards.max_failure_rate" in said and "by design" in said and "Traceback" not in said
+
+
+def test_an_engine_that_is_killed_ends_the_run_in_words(recipe_file, tmp_path, ray_cluster, capsys):
+    (tmp_path / "digits.py").write_text(KILLS_THE_ENGINE)
+    assert run(load(recipe_file), tmp_path / "run", debug=False) == FAILED
+    assert "engine died during RolloutWorker" in capsys.readouterr().out
+
+
+KILLS_THE_ENGINE = """
+import os, signal, subprocess
+
+def share(completions, **columns):
+    found = subprocess.run(["pgrep", "-f", "ray::Host.run"], capture_output=True, text=True).stdout.split()
+    idle = subprocess.run(["pgrep", "-f", "ray::Host"], capture_output=True, text=True).stdout.split()
+    for pid in set(found + idle):
+        os.kill(int(pid), signal.SIGKILL)
+    return [0.0] * len(completions)
+"""
+
+
+def test_ctrl_c_stops_cleanly_and_says_where_to_look(recipe_file, tmp_path):
+    command = [sys.executable, "-m", "rlpipe", "run", str(recipe_file), "schedule.steps=500", "--debug"]
+    directory = tmp_path / "run"
+    process = subprocess.Popen(
+        [*command, "--run-dir", str(directory)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    _wait_for(lambda: (directory / "events.jsonl").exists() and events(directory, "commit"), seconds=90)
+    os.kill(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED
+    assert str(directory) in said and "report.html" in said and "Traceback" not in said
+    assert events(directory, "run_finished")[-1]["status"] == "interrupted"
+    assert (directory / "report.html").exists()
+
+
+def _wait_for(condition, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "the run did not get there in time"
+        time.sleep(0.2)
