@@ -9,6 +9,7 @@ step are the tokens of one index in every response.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +34,22 @@ class Work:
     samples: range
 
 
+class Rows(NamedTuple):
+    """What belongs to each sample of a wave and does not change."""
+
+    seeds_R: torch.Tensor
+    temperatures_R: torch.Tensor
+    limits_R: torch.Tensor
+    """Longest response in tokens."""
+    stops_RK: torch.Tensor
+    """Tokens that end the response, filled with -1."""
+    starts_R: torch.Tensor
+    """Column of the prompt's first token."""
+
+    def take(self, rows: torch.Tensor) -> "Rows":
+        return Rows(*(column[rows] for column in self))
+
+
 class Wave:
     """Samples admitted together. Not thread-safe; call under `torch.inference_mode`."""
 
@@ -40,12 +57,12 @@ class Wave:
         self, model: PreTrainedModel, works: Sequence[Work], eos_token_ids: tuple[int, ...], version: int
     ) -> None:
         self._model = model
-        self._device = model.device
         self._owners = [(work.request, sample) for work in works for sample in work.samples]
+        self._running = len(self._owners)
+        self._alive_R = torch.ones(self._running, dtype=torch.bool, device=model.device)
         self._step = 0
         self._spans = [VersionSpan(0, version)]
-        self._set_rows(eos_token_ids)
-        self._set_tokens(works)
+        self._prefill(works, eos_token_ids)
 
     @property
     def running(self) -> int:
@@ -57,16 +74,17 @@ class Wave:
         if self._step > 0:
             column = self._width + self._step - 1
             fed_R1 = self._tokens_RC[:, column : column + 1]
-            self._logits_RV = forward(self._model, fed_R1, self._starts_R, column, self._cache)
-        tokens_R, logprobs_R = sampling.draw(self._logits_RV, self._temperatures_R, self._seeds_R, self._step)
+            self._logits_RV = forward(self._model, fed_R1, self._rows.starts_R, column, self._cache)
+        temperatures_R, seeds_R = self._rows.temperatures_R, self._rows.seeds_R
+        tokens_R, logprobs_R = sampling.draw(self._logits_RV, temperatures_R, seeds_R, self._step)
         self._tokens_RC[:, self._width + self._step] = tokens_R
         self._logprobs_RC[:, self._step] = logprobs_R
         self._step += 1
-        return self._finish(sampling.is_stop(tokens_R, self._stops_RK))
+        return self._finish(sampling.is_stop(tokens_R, self._rows.stops_RK))
 
     def abort(self, group_ids: set[str]) -> int:
         """Forget these groups; returns the number of samples forgotten."""
-        doomed = torch.tensor([request.group_id in group_ids for request, _ in self._owners], device=self._device)
+        doomed = torch.tensor([request.group_id in group_ids for request, _ in self._owners], device=self._model.device)
         before = self._running
         self._alive_R &= ~doomed
         self._running = int(self._alive_R.sum())
@@ -81,39 +99,25 @@ class Wave:
         self._spans.append(VersionSpan(self._step, version))
         # The token sampled last is not in the cache yet: the next step feeds it.
         cached_RC = self._tokens_RC[:, : self._width + self._step - 1]
-        self._cache, _ = prefill(self._model, cached_RC, self._starts_R, self._tokens_RC.shape[1])
+        self._cache, _ = prefill(self._model, cached_RC, self._rows.starts_R, self._tokens_RC.shape[1])
 
-    def _set_rows(self, eos_token_ids: tuple[int, ...]) -> None:
-        requests = [request for request, _ in self._owners]
-        stops = [list({*eos_token_ids, *request.sampling.stop_token_ids}) for request in requests]
-        longest = max(map(len, stops))
-        seeds = [sampling.as_int64(request.seeds[sample]) for request, sample in self._owners]
-        self._running = len(requests)
-        self._alive_R = torch.ones(len(requests), dtype=torch.bool, device=self._device)
-        self._seeds_R = torch.tensor(seeds, device=self._device)
-        self._temperatures_R = self._column([request.sampling.temperature for request in requests], torch.float32)
-        self._limits_R = self._column([request.sampling.max_new_tokens for request in requests], torch.int64)
-        self._stops_RK = self._column([row + [-1] * (longest - len(row)) for row in stops], torch.int64)
-
-    def _set_tokens(self, works: Sequence[Work]) -> None:
-        """Prefill every prompt once and hand its cache to each of its samples."""
-        prompts_GP, starts_G = pad_left([work.request.prompt_tokens for work in works], self._device)
+    def _prefill(self, works: Sequence[Work], eos_token_ids: tuple[int, ...]) -> None:
+        """Read every prompt once and hand its cache to each of its samples."""
+        device = self._model.device
+        prompts_GP, starts_G = pad_left([work.request.prompt_tokens for work in works], device)
         groups, self._width = prompts_GP.shape
-        copies = torch.tensor([len(work.samples) for work in works], device=self._device)
-        group_of_R = torch.arange(groups, device=self._device).repeat_interleave(copies)
-        longest = int(self._limits_R.max())
+        copies_G = torch.tensor([len(work.samples) for work in works], device=device)
+        group_of_R = torch.arange(groups, device=device).repeat_interleave(copies_G)
+        longest = max(work.request.sampling.max_new_tokens for work in works)
         cache, logits_GV = prefill(self._model, prompts_GP, starts_G, self._width)
         self._cache = cache.take(group_of_R, self._width + longest)
         self._logits_RV = logits_GV[group_of_R]
-        self._starts_R = starts_G[group_of_R]
         self._tokens_RC = torch.nn.functional.pad(prompts_GP[group_of_R], (0, longest))
-        self._logprobs_RC = torch.zeros(len(group_of_R), longest, device=self._device)
-
-    def _column(self, values: list, dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=self._device)
+        self._logprobs_RC = torch.zeros(self._running, longest, device=device)
+        self._rows = rows_of(self._owners, eos_token_ids, starts_G[group_of_R])
 
     def _finish(self, stopped_R: torch.Tensor) -> list[Trajectory]:
-        done_R = self._alive_R & (stopped_R | (self._limits_R <= self._step))
+        done_R = self._alive_R & (stopped_R | (self._rows.limits_R <= self._step))
         rows = done_R.nonzero()[:, 0]
         if len(rows) == 0:
             return []
@@ -140,10 +144,24 @@ class Wave:
         rows = self._alive_R.nonzero()[:, 0]
         self._owners = [self._owners[row] for row in rows.tolist()]
         self._cache.keep(rows)
-        self._logits_RV = self._logits_RV[rows]
-        for name in ("alive_R", "seeds_R", "temperatures_R", "limits_R", "stops_RK", "starts_R"):
-            setattr(self, f"_{name}", getattr(self, f"_{name}")[rows])
+        self._rows, self._alive_R = self._rows.take(rows), self._alive_R[rows]
         self._tokens_RC, self._logprobs_RC = self._tokens_RC[rows], self._logprobs_RC[rows]
+
+
+def rows_of(owners: Sequence[tuple[GroupRequest, int]], eos_token_ids: tuple[int, ...], starts_R: torch.Tensor) -> Rows:
+    """The rows of samples, each a request and an index into its seeds."""
+    settings = [request.sampling for request, _ in owners]
+    stops = [list({*eos_token_ids, *s.stop_token_ids}) for s in settings]
+    longest = max(map(len, stops))
+    seeds = [sampling.as_int64(request.seeds[sample]) for request, sample in owners]
+    device = starts_R.device
+    return Rows(
+        seeds_R=torch.tensor(seeds, device=device),
+        temperatures_R=torch.tensor([float(s.temperature) for s in settings], device=device),
+        limits_R=torch.tensor([s.max_new_tokens for s in settings], device=device),
+        stops_RK=torch.tensor([row + [-1] * (longest - len(row)) for row in stops], device=device),
+        starts_R=starts_R,
+    )
 
 
 def pad_left(sequences: Sequence[np.ndarray], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
