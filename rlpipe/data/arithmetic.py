@@ -11,7 +11,7 @@ _MOST_PROBLEMS = 100_000
 
 
 def problems(data: ArithmeticData) -> tuple[list[Record], list[Record]]:
-    """(training, held-out) records `prompt: 23+58, completion: 81, answer: 81`, in an order that `seed` decides."""
+    """(training, held-out) records such as `prompt: 23+58, completion: 81, answer: 81`; `seed` decides their order."""
     space = (data.largest + 1) ** data.operands
     order = _permutation(space, data.seed) if space <= _MOST_PROBLEMS else _sample(space, data.seed)
     drawn = [_operands(index, data) for index in order]

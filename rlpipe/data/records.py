@@ -42,10 +42,10 @@ class Record:
     """For people: `train.jsonl, line 7`."""
 
 
-def sft_format(first: Record) -> Format:
-    """The first of TRL's formats whose fields the first record has."""
+def sft_format(first: Record, *more: Record) -> Format:
+    """The first of TRL's formats whose fields one of the given records has."""
     for candidate in (Format.PROMPT_COMPLETION, Format.MESSAGES, Format.TEXT):
-        if all(name in first.fields for name in _FIELDS[candidate]):
+        if any(record.fields.keys() >= set(_FIELDS[candidate]) for record in (first, *more)):
             return candidate
     raise DataError(
         f"{first.origin}: fields {sorted(first.fields)} are none of TRL's formats: prompt and completion, messages, or "

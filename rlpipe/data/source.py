@@ -31,8 +31,8 @@ def load_records(data: Data, only_prompts: bool) -> Records:
     if not train or not heldout:
         which = "data.path" if not train else "data.heldout"
         raise DataError(f"{which}: no records found.")
-    expected = Format.PROMPT if only_prompts else sft_format(train[0])
-    for record in (*train, *heldout):
+    expected = Format.PROMPT if only_prompts else sft_format(train[0], heldout[0])
+    for record in (*heldout, *train):
         check(record, expected, data.chat)
     _warn_of_overlap(train, heldout)
     return Records(train, heldout, expected, data.chat, data.system)

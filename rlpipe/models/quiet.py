@@ -20,7 +20,6 @@ def quiet_libraries() -> None:
     logging.getLogger("accelerate.accelerator").addFilter(
         lambda record: "Gradient accumulation steps mismatch" not in record.getMessage()
     )
-    warnings.filterwarnings("ignore", message="OMP_NUM_THREADS/MKL_NUM_THREADS unset", module="accelerate.state")
     # DeepSpeed calls collectives by names that torch 2.13 is renaming.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
     from transformers.utils import logging as transformers_logging

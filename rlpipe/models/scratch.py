@@ -71,6 +71,7 @@ def build_model(spec: ScratchModel, seed: int, vocab_size: int, pad: int, eos: i
         num_attention_heads=spec.heads,
         num_key_value_heads=spec.kv_heads,
         intermediate_size=spec.intermediate_size,
+        initializer_range=spec.initializer_range,
         max_position_embeddings=spec.max_position_embeddings,
         tie_word_embeddings=spec.tie_word_embeddings,
         pad_token_id=pad,

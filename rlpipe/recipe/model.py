@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
 from rlpipe.recipe.base import FilePath, PathOrHubId, Strict
 
@@ -31,14 +31,16 @@ class ScratchModel(Strict):
     """Architecture family."""
     hidden_size: PositiveInt = 192
     """Width of the residual stream."""
-    layers: PositiveInt = 6
+    layers: PositiveInt = 4
     """Number of decoder layers."""
     heads: PositiveInt = 6
     """Attention heads; hidden_size / heads must be 32 or 64 for vLLM on CPU."""
     kv_heads: PositiveInt = 2
     """Key/value heads (grouped-query attention)."""
-    intermediate_size: PositiveInt = 512
+    intermediate_size: PositiveInt = 768
     """Width of the feed-forward layers."""
+    initializer_range: PositiveFloat = 0.05
+    """Standard deviation of the initial weights. At 0.02, usual for wide models, so narrow a one learns far slower."""
     max_position_embeddings: PositiveInt = 256
     """Longest sequence in tokens."""
     tie_word_embeddings: bool = True

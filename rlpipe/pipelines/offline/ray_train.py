@@ -13,7 +13,7 @@ from typing import Any
 from rlpipe.pipelines.offline.progress import Channel, LocalProgress, Progress, RemoteProgress, Report
 from rlpipe.recipe.run import Deadlines
 from rlpipe.recipe.training import Resources
-from rlpipe.runtime.handle import DeadlineExceeded
+from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
 from rlpipe.runtime.roles import PlacementError
 
 TrainFunction = Callable[[Any, Progress], None]
@@ -21,7 +21,7 @@ _POLL_SECONDS = 0.2
 
 
 class TrainingFailed(RuntimeError):
-    """A training process raised or died; the message says which rank and why."""
+    """A training process raised something unforeseen; the message says which rank and what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +179,8 @@ def _first_failure(failures: dict[int, Exception], launch: Launch) -> BaseExcept
     rank, cause = min(failures.items(), key=lambda item: (_is_collateral(item[1]), item[0]))
     if type(cause).__module__.startswith("rlpipe."):
         return cause
+    if type(cause).__name__ == "WorkerHealthCheckFailedError":
+        return RoleDied(f"Rank {rank} of {launch.name} training died: {str(cause).strip().splitlines()[-1]}")
     return TrainingFailed(f"{launch.name} training failed on rank {rank}: {type(cause).__name__}: {cause}")
 
 
@@ -216,7 +218,9 @@ def _bundle(resources: Resources) -> dict[str, float]:
 def _set_threads(threads: int, ranks_here: int) -> None:
     import torch
 
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // ranks_here))
+    count = threads or max(1, (os.cpu_count() or 1) // ranks_here)
+    torch.set_num_threads(count)
+    os.environ["OMP_NUM_THREADS"] = str(count)  # accelerate goes by it, and where it is absent takes all cores
 
 
 @contextlib.contextmanager

@@ -22,8 +22,8 @@ def run_sft(
     `model_path` is what `materialise` gave. `report(step, metrics)` is called every train.logging_steps with loss,
     learning_rate, grad_norm, token_accuracy, entropy, tokens and epoch, and before and after training with
     heldout_loss and heldout_token_accuracy on evaluation.prompts of the held-out records. `debug` trains in this
-    process; otherwise Ray must be connected. Raises `DataError`, `ModelError`, `PlacementError`, `DeadlineExceeded`, or
-    `TrainingFailed`.
+    process; otherwise Ray must be connected. Raises `DataError`, `ModelError`, `PlacementError`, `DeadlineExceeded`,
+    `RoleDied`, or `TrainingFailed` for what is not foreseen.
     """
     job = prepare(recipe, model_path, records, output_dir)
     launch = Launch("SFT", recipe.train.ranks, recipe.train.resources, recipe.train.threads, recipe.deadlines)

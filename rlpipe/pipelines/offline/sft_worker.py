@@ -248,4 +248,5 @@ def _save(trainer: "SFTTrainer", job: SftJob) -> None:
     with tempfile.TemporaryDirectory(prefix="rlpipe-tokenizer-") as folder:
         job.tokenizer.save_pretrained(folder)
         model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+        model.config.use_cache = True  # the trainer turns it off; whoever generates with the result wants it
         save_pretrained(model, folder, Path(job.output_dir), writer=trainer.is_world_process_zero())

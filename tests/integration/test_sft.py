@@ -1,0 +1,225 @@
+"""SFT on real Ray Train, DeepSpeed and TRL: stages, ranks and hosts agree, results load, failures are told."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlpipe.data.records import DataError
+from rlpipe.data.source import load_records
+from rlpipe.models.load import materialise
+from rlpipe.pipelines.offline.ray_train import Launch, run_local, run_remote
+from rlpipe.pipelines.offline.sft import prepare, run_sft
+from rlpipe.pipelines.offline.sft_worker import train
+from rlpipe.recipe.run import Deadlines
+from rlpipe.recipe.tasks import SftRecipe
+from rlpipe.recipe.training import Resources
+from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
+from rlpipe.runtime.roles import PlacementError
+
+pytestmark = pytest.mark.integration
+
+TINY = {"scratch": "qwen2", "hidden_size": 64, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate_size": 128}
+
+
+def recipe(model=TINY, data=None, **settings):
+    common = {"max_steps": 5, "per_device_train_batch_size": 16, "logging_steps": 1, "threads": 1}
+    data = data or {"kind": "arithmetic", "heldout": 32}
+    evaluation = {"prompts": 64}
+    return SftRecipe.model_validate(
+        {"task": "sft", "model": model, "data": data, "train": common | settings, "evaluation": evaluation}
+    )
+
+
+def launch(ranks=2, **deadlines):
+    return Launch("SFT", ranks, Resources(), 1, Deadlines(**deadlines))
+
+
+class Figures(list):
+    """Collects what is reported."""
+
+    def __call__(self, step, values):
+        self.append((step, values))
+
+    def of(self, name):
+        return [values[name] for _, values in self if name in values]
+
+
+def run(settings, tmp_path, name, debug=True):
+    figures = Figures()
+    path = materialise(settings.model, settings.seed, tmp_path / "base")
+    run_sft(settings, path, load_records(settings.data, False), tmp_path / name, debug, figures)
+    return figures
+
+
+class Renumbered:
+    """Progress of one of several trainings in the same processes."""
+
+    def __init__(self, progress, offset):
+        self.alive = progress.alive
+        self.metrics = lambda step, values: progress.metrics(offset + step, values)
+
+
+def train_one_after_another(jobs, progress):
+    for number, job in enumerate(jobs):
+        train(job, Renumbered(progress, 100 * number))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Losses and folder of one rank, ZeRO 0, in this process."""
+    folder = tmp_path_factory.mktemp("alone")
+    return run(recipe(), folder, "out"), folder / "out"
+
+
+def weights(folder):
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+@pytest.mark.slow
+def test_two_ranks_in_every_zero_stage_learn_as_one_rank_does(alone, ray_cluster, tmp_path):
+    expected, expected_folder = alone
+    stages = [0, 1, 2, 3]
+    jobs = []
+    for stage in stages:
+        settings = recipe(zero_stage=stage, ranks=2, per_device_train_batch_size=8)
+        path = materialise(settings.model, settings.seed, tmp_path / "base")
+        jobs.append(prepare(settings, path, load_records(settings.data, False), tmp_path / f"zero{stage}"))
+    figures = Figures()
+    run_remote(train_one_after_another, jobs, launch(), figures)
+    for stage in stages:
+        ours = Figures((step % 100, values) for step, values in figures if step // 100 == stage)
+        assert [step for step, _ in ours] == [step for step, _ in expected] == [0, 1, 2, 3, 4, 5, 5]
+        for name in ("loss", "grad_norm", "learning_rate", "tokens"):
+            np.testing.assert_allclose(ours.of(name), expected.of(name), rtol=2e-5, err_msg=f"ZeRO {stage}, {name}")
+        # The trainer averages it over batches, and these are of another size.
+        np.testing.assert_allclose(ours.of("heldout_loss"), expected.of("heldout_loss"), rtol=1e-3)
+        torch.testing.assert_close(weights(tmp_path / f"zero{stage}"), weights(expected_folder), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_ray_and_debug_learn_the_same(alone, ray_cluster, tmp_path):
+    expected, expected_folder = alone
+    figures = run(recipe(), tmp_path, "out", debug=False)
+    assert [step for step, _ in figures] == [step for step, _ in expected]
+    for name in ("loss", "grad_norm", "heldout_loss"):
+        np.testing.assert_allclose(figures.of(name), expected.of(name), rtol=1e-6, err_msg=name)
+    torch.testing.assert_close(weights(tmp_path / "out"), weights(expected_folder))
+
+
+def test_the_folder_is_a_plain_hugging_face_model(alone):
+    figures, folder = alone
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json",
+    ]  # fmt: skip
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.dtype == torch.float32
+    assert model.config.use_cache
+    turns = [{"role": "user", "content": "2+3"}]
+    assert tokenizer.apply_chat_template(turns, tokenize=False) == "<|user|>2+3<|end|>"
+    assert figures.of("heldout_loss")[1] < figures.of("heldout_loss")[0]
+
+
+def test_untied_embeddings_and_zero_3_save_every_weight(tmp_path):
+    run(recipe(TINY | {"tie_word_embeddings": False}, zero_stage=3, max_steps=2), tmp_path, "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
+    assert not torch.equal(model.lm_head.weight, weights(tmp_path / "base")["lm_head.weight"])
+
+
+def test_packing_gives_the_loss_of_the_same_records_unpacked(tmp_path):
+    """All records in one batch: packed documents must not see each other."""
+    rows = tmp_path / "d.jsonl"
+    rows.write_text("".join(f'{{"prompt": "{n}+{n}", "completion": "{2 * n}"}}\n' for n in range(40)))
+    data = {"kind": "records", "path": str(rows), "heldout": {"count": 8}}
+    unpacked = run(recipe(data=data, max_steps=1, per_device_train_batch_size=32), tmp_path, "unpacked")
+    packed = recipe(data=data, max_steps=1, per_device_train_batch_size=2, packing=True, max_length=256)
+    np.testing.assert_allclose(run(packed, tmp_path, "packed").of("loss"), unpacked.of("loss"), rtol=1e-5)
+
+
+def test_too_little_data_for_a_batch_is_an_error_with_the_fix(tmp_path):
+    rows = tmp_path / "d.jsonl"
+    rows.write_text("".join(f'{{"prompt": "{n}", "completion": "{n}"}}\n' for n in range(9)))
+    data = {"kind": "records", "path": str(rows), "heldout": {"count": 1}}
+    with pytest.raises(DataError, match=r"8 records, fewer than one batch of 16.*Lower train.per_device"):
+        run(recipe(data=data), tmp_path, "out")
+
+
+def one_rank_fails(job, progress):
+    import torch.distributed as dist
+
+    if dist.get_rank() == 1:
+        raise DataError(job)
+    dist.barrier()  # rank 0 waits for a rank that never comes
+
+
+def one_rank_dies(job, progress):
+    import torch.distributed as dist
+
+    if dist.get_rank() == 1:
+        os._exit(3)
+    dist.barrier()
+
+
+def says_nothing(job, progress):
+    progress.alive("its first step")
+    time.sleep(600)
+
+
+def nothing(step, values):
+    raise AssertionError("nothing is reported")
+
+
+def test_a_failing_rank_is_one_error_though_the_other_waits_for_it(ray_cluster):
+    with pytest.raises(DataError, match=r"^d.jsonl, line 7$"):
+        run_remote(one_rank_fails, "d.jsonl, line 7", launch(), nothing)
+
+
+def test_a_dying_rank_is_one_error(ray_cluster):
+    with pytest.raises(RoleDied, match=r"^Rank 1 of SFT training died: The actor is dead because its worker process"):
+        run_remote(one_rank_dies, None, launch(), nothing)
+
+
+def test_a_silent_training_runs_into_its_deadline_and_is_ended(ray_cluster):
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceeded, match=r"a sign of life after its first step \(deadlines.train=3\)"):
+        run_remote(says_nothing, None, launch(ranks=1, train=3), nothing)
+    assert time.monotonic() - started < 300
+
+
+def test_resources_that_the_cluster_lacks_are_an_error_with_the_lines_to_change(ray_cluster):
+    with pytest.raises(PlacementError, match=r"Asked for: 50 x {'CPU': 0.5} \(train.ranks .* The cluster has CPU 8"):
+        run_remote(says_nothing, None, launch(ranks=50, placement=2), nothing)
+
+
+def test_debug_leaves_the_process_as_it_was(tmp_path):
+    before = dict(os.environ)
+    run(recipe(max_steps=1), tmp_path, "out")
+    assert dict(os.environ) == before
+    assert not torch.distributed.is_initialized()
+
+
+def test_an_error_in_debug_is_the_function_s_own():
+    with pytest.raises(ZeroDivisionError):
+        run_local(lambda job, progress: 1 / 0, None, launch(), nothing)
+
+
+@pytest.mark.slow
+def test_gsm8k_from_a_real_pretrained_model(tmp_path):
+    """stories260K knows no mathematics: about 3.4 nats per token on the questions."""
+    if "RLPIPE_TEST_DATA" not in os.environ:
+        pytest.skip("RLPIPE_TEST_DATA is not set: a folder with models/stories260K and data/gsm8k")
+    folder = Path(os.environ["RLPIPE_TEST_DATA"])
+    data = {
+        "kind": "records", "path": str(folder / "data/gsm8k"), "columns": {"text": "question"}, "chat": False,
+        "heldout": {"split": "test"},
+    }  # fmt: skip
+    settings = recipe(str(folder / "models/stories260K"), data, loss_on="all", max_steps=32)
+    untrained, trained = run(settings, tmp_path, "out").of("heldout_loss")
+    assert 3.3 < untrained < 3.7
+    assert trained < 2.7

@@ -1,0 +1,41 @@
+"""The embedded task: right sums, nothing held out is trained on, the same for everyone."""
+
+import pytest
+
+from rlpipe.data.arithmetic import problems
+from rlpipe.data.records import DataError
+from rlpipe.recipe.data import ArithmeticData
+
+
+def data(**changes):
+    return ArithmeticData(kind="arithmetic", **changes)
+
+
+def test_first_problems_of_the_default_are_these():
+    train, heldout = problems(data())
+    assert [r.fields for r in train[:2]] == [
+        {"prompt": "62+27", "completion": "89", "answer": "89"},
+        {"prompt": "3+48", "completion": "51", "answer": "51"},
+    ]
+    assert heldout[0].fields == {"prompt": "67+46", "completion": "113", "answer": "113"}
+    assert (len(train), len(heldout)) == (9012, 512)
+
+
+@pytest.mark.parametrize("settings", [{}, {"operands": 3, "largest": 30}, {"operands": 4, "largest": 999}])
+def test_sums_are_right_and_held_out_problems_never_trained_on_in_any_order(settings):
+    train, heldout = problems(data(heldout=64, **settings))
+    for record in (*train, *heldout):
+        assert sum(map(int, record.fields["prompt"].split("+"))) == int(record.fields["completion"])
+    unordered = {tuple(sorted(record.fields["prompt"].split("+"))) for record in heldout}
+    assert not unordered & {tuple(sorted(record.fields["prompt"].split("+"))) for record in train}
+    texts = [record.fields["prompt"] for record in (*train, *heldout)]
+    assert len(set(texts)) == len(texts) <= 100_000
+
+
+def test_another_seed_draws_another_order():
+    assert problems(data(seed=1))[1][0] != problems(data())[1][0]
+
+
+def test_too_few_problems_is_an_error_with_the_fix():
+    with pytest.raises(DataError, match=r"2 operands up to 3 make 16 problems.*Lower data.heldout or raise"):
+        problems(data(largest=3, heldout=16))
