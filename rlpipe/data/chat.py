@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlpipe.data.flow import Prompt
-from rlpipe.data.records import DataError, Record
+from rlpipe.data.records import DataError, Format, Record
 from rlpipe.data.source import Records
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ class Rendered:
 
 def render_prompts(records: Records, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[Prompt], list[Prompt]]:
     """(training, held-out) prompts, ready to be continued by the model."""
+    if records.format in (Format.MESSAGES, Format.TEXT):
+        raise DataError(
+            f"Only records with a prompt can be answered, and these have {records.format}. Rename a column "
+            "(`data.columns: {prompt: ITS_NAME}`), or leave `rewards` out of an SFT recipe."
+        )
     train = _prompts(records, records.train, "train", tokenizer)
     return train, _prompts(records, records.heldout, "heldout", tokenizer)
 

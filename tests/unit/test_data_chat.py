@@ -142,6 +142,11 @@ def test_what_cannot_be_trained_on_is_an_error_with_the_fix(tokenizer, records, 
         encode(records.train, records, tokenizer, loss_on)
 
 
+def test_records_without_prompts_cannot_be_answered(tokenizer):
+    with pytest.raises(DataError, match="Only records with a prompt can be answered, and these have messages"):
+        render_prompts(of({"messages": CONVERSATION}, format=Format.MESSAGES), tokenizer)
+
+
 def test_a_tokenizer_without_template_is_an_error_with_both_fixes():
     tokenizer = build_tokenizer()
     tokenizer.chat_template = None

@@ -102,6 +102,8 @@ def _trainer(train: TrainFunction, job: Any, launch: Launch, channel: Any, scrat
         config["channel"].join.remote(ray.get_runtime_context().current_actor)
         _set_threads(launch.threads, context.get_local_world_size())
         train(config["job"], RemoteProgress(config["channel"], speaks=context.get_world_rank() == 0))
+        # Calls of one process arrive in order: after this one, all that was told is there for the driver's last fetch.
+        ray.get(config["channel"].put.remote("its end", None))
 
     return TorchTrainer(
         train_remotely,

@@ -1,6 +1,7 @@
 """One rank of SFT: TRL's trainer under DeepSpeed. Nothing here knows of Ray."""
 
 import math
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,12 +87,16 @@ def train(job: SftJob, progress: Progress) -> None:
     quiet_libraries()
     from rlpipe.training.distributed import Rank, join
 
-    rank = Rank(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Rank()
+    if dist.is_initialized():
+        rank = Rank(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)))
+    else:
+        rank = Rank()
     join(rank, job.timeout_seconds)
     try:
         with tempfile.TemporaryDirectory(prefix="rlpipe-sft-") as scratch:
             trainer = _trainer(job, scratch, progress)
             trainer.train()
+            progress.alive("its last step")
             _save(trainer, job)  # before the evaluation: its forwards leave ZeRO-3 with prefetched parameters in flight
             trainer.evaluate()
     finally:
@@ -112,12 +117,10 @@ def _trainer(job: SftJob, scratch: str, progress: Progress) -> "SFTTrainer":
     from transformers import PrinterCallback
     from trl import SFTTrainer
 
-    progress.alive("its imports")
     dtype = resolve_dtype(job.model.dtype)
     # The arguments come first: under ZeRO-3 they make `load_causal_lm` split the weights while it reads them.
     arguments = _arguments(job, scratch, dtype)
     model = load_causal_lm(job.model, job.model_path, dtype)
-    progress.alive("loading the model")
     trainer = SFTTrainer(
         model=model,
         args=arguments,
