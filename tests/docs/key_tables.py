@@ -1,0 +1,69 @@
+"""The tables of keys in docs/recipes.md, made from the schema.
+
+    python tests/docs/key_tables.py        write them again, after a change of rlpipe/recipe
+
+A table stands between `<!-- keys: Rollout -->` and `<!-- end -->`; the name is a class of rlpipe/recipe. A test checks
+that every table is what the schema says, and that every section of the schema has one.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from rlpipe.recipe import schema
+
+FILE = Path(__file__).parents[2] / "docs" / "recipes.md"
+BETWEEN = re.compile(r"(<!-- keys: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def with_tables(text: str) -> str:
+    """The page with every table as the schema has it now."""
+    return BETWEEN.sub(lambda found: f"{found[1]}{table(found[2])}\n{found[3]}", text)
+
+
+def tables(text: str) -> list[str]:
+    """The sections that have a table on the page."""
+    return [name for _, name, _ in BETWEEN.findall(text)]
+
+
+def sections() -> dict[str, dict]:
+    """Every section of a recipe with its keys, by the name of its class."""
+    found = schema.adapter().json_schema()["$defs"]
+    return {name: section for name, section in found.items() if "properties" in section}
+
+
+def table(name: str) -> str:
+    section = sections()[name]
+    rows = [_row(key, value, key in section.get("required", ())) for key, value in section["properties"].items()]
+    return "\n".join(["| key | value | default | |", "|---|---|---|---|", *rows])
+
+
+def _row(key: str, value: dict, required: bool) -> str:
+    # Of a section's class, only the first line: the rest stands under its own heading.
+    words = value.get("description") or schema.resolved(value).get("description", "").partition("\n")[0]
+    cells = (f"`{key}`", _value(value), _default(value, required), " ".join(words.split()).rstrip("."))
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _value(value: dict) -> str:
+    return "a section" if _is_section(value) else schema.describe(value)
+
+
+def _default(value: dict, required: bool) -> str:
+    if required:
+        return "**needed**"
+    default = value.get("default")
+    if isinstance(default, dict) or default is None:
+        return "" if default else "none"
+    return f"`{json.dumps(default)}`".replace('"', "")
+
+
+def _is_section(value: dict) -> bool:
+    """Keys of their own below, described under a heading of their own."""
+    if "properties" in schema.resolved(value) or "discriminator" in value:
+        return True
+    return any(_is_section(member) for member in value.get("oneOf", value.get("anyOf", ())))
+
+
+if __name__ == "__main__":
+    FILE.write_text(with_tables(FILE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,246 @@
+"""Every command and code block of README and docs is run as a reader would: page by page, top to bottom, in one folder.
+
+Runs are shrunk by overrides that are appended, and by --debug. What cannot be run in a test stands in `LISTED` with the
+reason and another check. A command that is neither is an error.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import shrink
+from markdown import Block, Command, blocks, commands
+from warm import Done, Warm
+
+import rlpipe
+from rlpipe.recipe.load import load
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MADE_BEFORE = {"recipes.md", "rewards.md", "algorithms.md"}
+"""Pages that say they start from the model of arithmetic/sft, without making it."""
+SHELL = {"ls", "pytest"}
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+
+@dataclass
+class Reader:
+    """Someone who does what a page says, in a folder of their own."""
+
+    folder: Path
+    warm: Warm
+    local: Path
+    changed_code: bool = False
+    """Whether the page has changed rlpipe's code, in a copy below the folder."""
+    last: Done | None = None
+
+    def do(self, block: Block) -> None:
+        match block.language:
+            case "bash":
+                for command in (found := commands(block)):
+                    self.last = self.run(command.text, block.said.get("types", "") if command is found[-1] else "")
+                    expected = int(block.said.get("exit", 0)) if command is found[-1] else 0
+                    assert self.last.code == expected, f"{command.text}: {self.last.code}\n{self.last.output}"
+                assert block.said.get("says", "") in self.last.output, self.last.output
+            case "text" if "output" in block.said:
+                assert shown(block.text).search(self.last.output), self.last.output
+            case "python" | "yaml" if "title" in block.said:
+                self.write(block)
+            case "python":
+                self.python(block)
+            case "yaml":
+                self.fragment(block)
+            case "diff":
+                self.change(block)
+
+    def run(self, text: str, typed: str = "") -> Done:
+        command = Command(text, 0)
+        if text in LISTED:
+            return LISTED[text].check(self)
+        if command.words[0] == "rlpipe":
+            return self.rlpipe(command.words[1:], typed)
+        assert command.words[0] in SHELL, f"`{text}` is neither runnable nor listed"
+        return self.shell(command.words)
+
+    def rlpipe(self, words: list[str], typed: str = "") -> Done:
+        if words[0] == "run":
+            words = self.shrunk(words)
+        if ">" in words:
+            *words, _, file = words
+            done = self.rlpipe(words)
+            (self.folder / file).write_text(done.output)
+            return done
+        if self.changed_code:
+            return self.shell([sys.executable, "-m", "rlpipe", *words])
+        return self.warm.rlpipe(words, self.folder, f"{typed}\n" * 100 if typed else "")
+
+    def shrunk(self, words: list[str]) -> list[str]:
+        """A small run in one process. A recipe that is wrong stays as it is."""
+        changes = [word for word in words[2:] if "=" in word]
+        here = Path.cwd()
+        os.chdir(self.folder)
+        try:
+            recipe = load(words[1], [change for change in changes if "algorithm.name" not in change])
+        except ValueError:
+            return words
+        finally:
+            os.chdir(here)
+        return [*words, *shrink.shrunk(recipe, self.local), *(["--debug"] * ("--debug" not in words))]
+
+    def shell(self, words: list[str]) -> Done:
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        code = {"PYTHONPATH": str(self.folder)} if self.changed_code else {}
+        done = subprocess.run(
+            words,
+            cwd=self.folder,
+            env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"} | code,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        return Done(done.returncode, done.stdout, 0.0)
+
+    def write(self, block: Block) -> None:
+        file = self.folder / block.said["title"]
+        if file.parts[len(self.folder.parts)] in ("rlpipe", "tests"):
+            self.copy_code()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(block.text)
+        if block.language == "yaml" and "mistakes" not in block.said:
+            done = self.rlpipe(["validate", file.name])
+            assert done.code == 0, done.output
+
+    def python(self, block: Block) -> None:
+        file = self.folder / f"line_{block.line}.py"
+        file.write_text(block.text)
+        done = self.warm.python(file, self.folder)
+        assert done.code == 0, done.output
+
+    def fragment(self, block: Block) -> None:
+        """Part of a recipe: right on top of a whole one."""
+        file = self.folder / f"line_{block.line}.yaml"
+        whole = re.search(r"^(task|extends):", block.text, re.MULTILINE)
+        file.write_text(("" if whole else f"extends: {block.said.get('extends', 'arithmetic/grpo')}\n") + block.text)
+        done = self.rlpipe(["validate", file.name])
+        assert done.code == 0, done.output
+
+    def change(self, block: Block) -> None:
+        """Apply a diff whose hunks have no line numbers: each old text stands once in its file."""
+        self.copy_code()
+        for name, hunks in re.findall(r"^\+\+\+ b/(\S+)\n(.*?)(?=^--- |\Z)", block.text, re.MULTILINE | re.DOTALL):
+            text = (self.folder / name).read_text()
+            for hunk in re.split(r"^@@.*\n", hunks, flags=re.MULTILINE)[1:]:
+                lines = hunk.splitlines()
+                old, new = ("".join(f"{line[1:]}\n" for line in lines if line[:1] in f" {side}") for side in "-+")
+                assert text.count(old) == 1, f"{name} has this {text.count(old)} times:\n{old}"
+                text = text.replace(old, new)
+            (self.folder / name).write_text(text)
+
+    def copy_code(self) -> None:
+        if not self.changed_code:
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(Path(rlpipe.__file__).parent, self.folder / "rlpipe", ignore=ignored)
+            self.changed_code = True
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A command that a test does not run, and what is looked at instead."""
+
+    reason: str
+    check: Callable[[Reader], Done]
+
+
+def make(goal: str, does: str) -> Callable[[Reader], Done]:
+    """make would do `does`, by its own word."""
+
+    def check(reader: Reader) -> Done:
+        done = subprocess.run(["make", "-n", goal], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and does in done.stdout, done
+        if "rlpipe run" in does:
+            return reader.run(does)
+        return Done(0, done.stdout, 0.0)
+
+    return check
+
+
+def environment_is_made_there(reader: Reader) -> Done:
+    assert "VENV := .venv\n" in (ROOT / "Makefile").read_text()
+    return Done(0, "", 0.0)
+
+
+def curves_are_there(reader: Reader) -> Done:
+    """What TensorBoard finds in the folder that it would serve."""
+    from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+
+    found = EventMultiplexer().AddRunsFromDirectory(str(reader.folder / "runs" / "arithmetic"))
+    found.Reload()
+    tags = {tag for run in found.Runs().values() for tag in run["tensors"] + run["scalars"]}
+    assert {"loss", "reward", "evaluation/accuracy", "phase/generate"} <= tags
+    return Done(0, "", 0.0)
+
+
+def doctor_knows(reader: Reader) -> Done:
+    done = _doctor()
+    # Other programs may have taken the memory that it looks for.
+    assert done.returncode == 0 or "cannot run: mend memory." in done.stdout, done.stdout
+    return Done(0, done.stdout, 0.0)
+
+
+@cache
+def _doctor() -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "rlpipe", "doctor"], capture_output=True, text=True, timeout=300)
+
+
+LISTED = {
+    "make demo": Listed(
+        "sets up an environment and trains for minutes; its recipe is run shrunk",
+        make("demo", "rlpipe run recipes/arithmetic/pipeline.yaml"),
+    ),
+    "make test": Listed("would run this test again", make("test", "-m pytest")),
+    "source .venv/bin/activate": Listed("tests bring their environment along", environment_is_made_there),
+    "tensorboard --logdir runs/arithmetic": Listed("serves until it is stopped", curves_are_there),
+    "rlpipe doctor": Listed("answers for a machine that others load; run once for all pages", doctor_knows),
+}
+
+
+def shown(text: str) -> re.Pattern:
+    """Matches the output that a page shows, in which `...` stands for anything on its line."""
+    return re.compile(re.escape(text.strip()).replace(re.escape("..."), "[^\n]*"))
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_reader_gets_through(page, warm_rlpipe, local, tmp_path):
+    for name in ("FOLDER", "train.jsonl"):
+        (tmp_path / name).symlink_to(local / name)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    if page.name in MADE_BEFORE:
+        (tmp_path / "runs/arithmetic-sft").mkdir(parents=True)
+        (tmp_path / "runs/arithmetic-sft/model").symlink_to(local / "FOLDER")
+    reader = Reader(tmp_path, warm_rlpipe, local)
+    for block in blocks(page):
+        try:
+            reader.do(block)
+        except AssertionError as error:
+            pytest.fail(f"{page.name}:{block.line}: {error}")
+
+
+def test_what_is_listed_is_used():
+    found = [block for page in PAGES for block in blocks(page) if block.language == "bash"]
+    assert set(LISTED) <= {command.text for block in found for command in commands(block)}
+
+
+@pytest.mark.parametrize("text", ["rm -r runs", "python train.py", "rlpip run x"])
+def test_an_unknown_command_is_noticed(text, tmp_path):
+    with pytest.raises(AssertionError, match="neither runnable nor listed"):
+        Reader(tmp_path, None, tmp_path).run(text)

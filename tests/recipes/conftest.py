@@ -1,0 +1,19 @@
+"""What the tests of recipes, and those of docs, run commands with."""
+
+import pytest
+import shrink
+import warm
+
+
+@pytest.fixture(scope="session")
+def warm_rlpipe():
+    """rlpipe and Python, with their imports done once."""
+    return warm.shared()
+
+
+@pytest.fixture(scope="session")
+def local(tmp_path_factory):
+    """A tiny model and a few records on disk, instead of the hub."""
+    folder = tmp_path_factory.mktemp("local")
+    shrink.make_local(folder)
+    return folder

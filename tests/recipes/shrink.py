@@ -1,0 +1,87 @@
+"""A recipe made small: overrides with which any recipe runs in seconds on a CPU and fetches nothing from a network."""
+
+import json
+from pathlib import Path
+
+from rlpipe.recipe.data import ArithmeticData
+from rlpipe.recipe.model import ScratchModel
+from rlpipe.recipe.references import is_reference
+from rlpipe.recipe.tasks import PipelineRecipe, Recipe, RlRecipe, SftRecipe
+
+STEPS = 2
+PROMPTS = 2
+GROUP = 4
+HELDOUT = 4
+TINY = {"hidden_size": 64, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate_size": 128}
+
+
+def make_local(folder: Path) -> None:
+    """`FOLDER`, a tiny model, and `train.jsonl`, a few questions in GSM8K's form: what stands in for the hub."""
+    from rlpipe.models.scratch import build
+
+    build(ScratchModel(scratch="qwen2", **TINY, max_position_embeddings=1024), 0, folder / "FOLDER")
+    rows = [
+        {
+            "question": f"Ann has {a} apples and gets {b} more. How many has she?",
+            "answer": f"{a}+{b}=<<{a}+{b}={a + b}>>{a + b}\n#### {a + b}",
+            "problem": f"{a}+{b}",
+            "solution": str(a + b),
+        }
+        for a in range(8)
+        for b in range(4)
+    ]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def shrunk(recipe: Recipe, local: Path, engine: str = "transformers") -> list[str]:
+    """Overrides that make it small; `local` is where `make_local` wrote."""
+    if isinstance(recipe, PipelineRecipe):
+        return [f"stages.{name}.{o}" for name, task in recipe.stages.items() for o in shrunk(task, local, engine)]
+    changes = _model(recipe, local) | _data(recipe, local) | _evaluation(recipe) | {"rollout.engine": engine}
+    changes["rollout.max_new_tokens"] = min(recipe.rollout.max_new_tokens, 16)
+    changes["rollout.kv_cache_gib"] = 0.05
+    changes |= _sft(recipe) if isinstance(recipe, SftRecipe) else _rl(recipe)
+    return [f"{key}={value}" for key, value in changes.items()]
+
+
+def _model(recipe: SftRecipe | RlRecipe, local: Path) -> dict[str, object]:
+    model = recipe.model
+    if isinstance(model, ScratchModel):
+        return {f"model.{key}": value for key, value in TINY.items()}
+    return {"model.path": local / "FOLDER"} if _elsewhere(model.path) else {}
+
+
+def _data(recipe: SftRecipe | RlRecipe, local: Path) -> dict[str, object]:
+    if isinstance(recipe.data, ArithmeticData):
+        return {"data.heldout": 2 * HELDOUT}
+    changes: dict[str, object] = {"data.heldout.count": HELDOUT}
+    if _elsewhere(recipe.data.path):
+        changes |= {"data.path": local / "train.jsonl"}
+    return changes
+
+
+def _evaluation(recipe: SftRecipe | RlRecipe) -> dict[str, object]:
+    return {"evaluation.prompts": HELDOUT, "evaluation.samples": max(recipe.evaluation.pass_at, default=1)}
+
+
+def _sft(recipe: SftRecipe) -> dict[str, object]:
+    return {
+        "train.max_steps": STEPS,
+        "train.per_device_train_batch_size": 4,
+        "train.gradient_accumulation_steps": min(2, recipe.train.gradient_accumulation_steps),
+        "train.logging_steps": 1,
+    }
+
+
+def _rl(recipe: RlRecipe) -> dict[str, object]:
+    return {
+        "schedule.steps": STEPS,
+        "schedule.prompts_per_step": PROMPTS * recipe.train.minibatches,
+        "algorithm.group_size": GROUP,
+        "evaluation.every": STEPS,
+    }
+
+
+def _elsewhere(path: str) -> bool:
+    """A hub id: what is neither here nor made by a stage or run."""
+    return not is_reference(path) and not path.startswith("runs/") and not Path(path).exists()

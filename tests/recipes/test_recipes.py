@@ -1,0 +1,175 @@
+"""Every shipped recipe, shrunk, from its file to its result; and what the result means."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import shrink
+
+from rlpipe.data.storage import Storage
+from rlpipe.observe import events
+from rlpipe.pipelines.run import stages_of
+from rlpipe.recipe.load import load, read
+from rlpipe.recipe.shipped import folder, names
+from rlpipe.recipe.tasks import PipelineRecipe, RlRecipe, SftRecipe
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+CHAINS = {
+    "arithmetic": {"arithmetic/sft": [], "arithmetic/grpo": []},
+    "gsm8k": {"gsm8k/sft": [], "gsm8k/grpo": ["model.path=runs/gsm8k-sft/model"]},
+    "stories": {"stories/grpo": []},
+}
+"""Recipes with changes that their headers name, run in one folder one after the other, in one process with the
+transformers engine. Later ones may start from what earlier ones made."""
+AS_SHIPPED = ["arithmetic/pipeline"]
+"""Recipes run under Ray with vLLM, as their users run them."""
+
+
+def test_every_recipe_is_run():
+    assert sorted([name for chain in CHAINS.values() for name in chain] + AS_SHIPPED) == names()
+
+
+@pytest.mark.parametrize("name", [name for chain in CHAINS.values() for name, changes in chain.items() if changes])
+def test_the_header_names_the_change(name):
+    [changes] = [chain[name] for chain in CHAINS.values() if name in chain]
+    assert " ".join(changes) in (folder() / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_header_says_what_it_is(name):
+    header = (folder() / f"{name}.yaml").read_text().partition("\n\ntask:")[0]
+    for part in ("What it does", "What it needs", f"Command        rlpipe run recipes/{name}.yaml", "Healthy run"):
+        assert part in header
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chain", CHAINS)
+def test_in_one_process(chain, warm_rlpipe, local, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, changes in CHAINS[chain].items():
+        changes = small(name, local, *changes)
+        done = warm_rlpipe.rlpipe(["run", f"{folder()}/{name}.yaml", *changes, "--debug"], tmp_path)
+        assert done.code == 0, done.output
+        check(Path("runs") / load(name).name, name, changes, done.output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AS_SHIPPED)
+def test_as_shipped(name, local, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changes = small(name, local, engine="vllm")
+    done = subprocess.run(
+        [sys.executable, "-m", "rlpipe", "run", f"{folder()}/{name}.yaml", *changes],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+    assert done.returncode == 0, done.stdout
+    check(Path("runs") / load(name).name, name, changes, done.stdout)
+
+
+def small(name: str, local: Path, *changes: str, engine: str = "transformers") -> list[str]:
+    """The changes, and what makes the recipe small."""
+    return [*changes, *shrink.shrunk(load(name, changes), local, engine)]
+
+
+def check(run_dir: Path, name: str, changes: list[str], output: str) -> None:
+    recipe = load(name, changes)
+    assert load(run_dir / "recipe.yaml") == recipe
+    assert read(run_dir / "recipe.yaml").missing == ()
+    page = (run_dir / "report.html").read_text()
+    for stage, (task, place) in stages_of(recipe, run_dir).items():
+        assert (stage or recipe.name) in page
+        check_stage(task, place)
+    assert f"run directory  {run_dir}" in output
+    assert "Traceback" not in output
+    if isinstance(recipe, PipelineRecipe):
+        rows = re.findall(r"│ (base|after \w+) *│", output)
+        assert rows == ["base", *(f"after {stage}" for stage in recipe.stages)]
+
+
+def check_stage(task: SftRecipe | RlRecipe, place: Path) -> None:
+    found, torn = events.read(Storage(place))
+    assert torn == []
+    assert [e["status"] for e in of(found, "run_finished")] == ["completed"]
+    assert of(found, "fault") == []
+    assert list((place / "tensorboard").iterdir())
+    if isinstance(task, RlRecipe):
+        check_rl(task, place, found)
+    else:
+        check_sft(task, found)
+    generates(place / "model")
+
+
+def check_rl(task: RlRecipe, place: Path, found: list[dict]) -> None:
+    steps = list(range(1, task.schedule.steps + 1))
+    assert [e["step"] for e in of(found, "metrics")] == steps
+    assert [(e["step"], e["version"]) for e in of(found, "commit")] == [(s, s) for s in steps]
+    assert [e["step"] for e in of(found, "evaluation")] == [
+        s for s in [0, *steps] if s % task.evaluation.every == 0 or s == steps[-1]
+    ]
+    for event in of(found, "metrics"):
+        assert event["metrics"]["mismatch/abs"] < 1e-4
+        assert event["metrics"]["probe_difference_max"] < 1e-3
+        assert ("reference_kl" in event["metrics"]) == (task.algorithm.kl_coefficient > 0)
+    check_evaluations(task, found)
+    check_rollouts(task, place)
+
+
+def check_sft(task: SftRecipe, found: list[dict]) -> None:
+    losses = {e["step"]: e["metrics"]["loss"] for e in of(found, "metrics") if "loss" in e["metrics"]}
+    assert list(losses) == list(range(1, task.train.max_steps + 1))
+    assert all(0 < loss < 20 for loss in losses.values())
+    heldout = [e["step"] for e in of(found, "metrics") if "heldout_loss" in e["metrics"]]
+    assert heldout == [0, task.train.max_steps]
+    if task.rewards is not None:
+        assert [e["step"] for e in of(found, "evaluation")] == [0, task.train.max_steps]
+        check_evaluations(task, found)
+
+
+def check_evaluations(task: SftRecipe | RlRecipe, found: list[dict]) -> None:
+    settings = task.evaluation
+    for event in of(found, "evaluation"):
+        assert len(event["samples"]) == min(settings.show, settings.prompts)
+        judged = settings.correct_at is not None
+        assert ("accuracy" in event["metrics"]) == judged
+        assert {f"pass@{k}" for k in settings.pass_at if judged} <= event["metrics"].keys()
+        assert event["metrics"]["failures"] == 0
+
+
+def check_rollouts(task: RlRecipe, place: Path) -> None:
+    rows = pd.read_parquet(place / "rollouts")
+    per_step = task.schedule.prompts_per_step * task.algorithm.group_size
+    assert rows.groupby("step").size().to_dict() == dict.fromkeys(range(1, task.schedule.steps + 1), per_step)
+    assert (rows.groupby("group_id").size() == task.algorithm.group_size).all()
+    assert not rows["prompt_id"].str.startswith("heldout").any()
+    weights = {reward.name: reward.weight for reward in task.rewards.mix}
+    mixed = sum(weight * rows[f"reward/{name}"] for name, weight in weights.items() if weight)
+    pd.testing.assert_series_equal(rows["reward"], mixed, check_names=False)
+    versions = [[span["version"] for span in spans] for spans in rows["versions"]]
+    assert versions == [[step - 1] for step in rows["step"]]  # on-policy
+    assert all(json.loads(columns) is not None for columns in rows["columns"])
+
+
+def generates(model_folder: Path) -> None:
+    """The result loads with transformers alone, and says something."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    prompt = tokenizer("Two and two make", return_tensors="pt")
+    output = model.generate(**prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    assert output.shape[1] == prompt["input_ids"].shape[1] + 4
+
+
+def of(found: list[dict], kind: str) -> list[dict]:
+    return [event for event in found if event["kind"] == kind]
