@@ -127,27 +127,8 @@ install_pinned() {
 
 site_packages() { "$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 
-deepspeed_is_built() {
-    local site torch
-    site=$(site_packages)
-    torch=$(pinned torch | sed 's/torch==\([0-9]*\.[0-9]*\).*/\1/')
-    [ -d "$site/deepspeed-$(pinned deepspeed | sed 's/.*==//').dist-info" ] &&
-        grep -q "'deepspeed_shm_comm': \(1\|True\)" "$site/deepspeed/git_version_info_installed.py" &&
-        grep -q "'version': '$torch'" "$site/deepspeed/git_version_info_installed.py"
-}
-
-# On CPU DeepSpeed compiles a shared-memory op at its first start. Built in now, it costs no training step its time, and
-# no rank waits on another's compile lock. The pip cache is passed by: it does not tell wheels with the op from others.
-install_cpu_deepspeed() {
-    deepspeed_is_built && return
-    say "$(pinned deepspeed), compiling its shared-memory op (about a minute)"
-    PATH="$(cd "$VENV/bin" && pwd):$PATH" CFLAGS=-g0 DS_ACCELERATOR=cpu DS_BUILD_SHM_COMM=1 DS_ENABLE_NINJA=1 \
-        pip_install --use-pep517 --no-build-isolation --no-cache-dir --force-reinstall "$(pinned deepspeed)" &&
-        deepspeed_is_built || fail "DeepSpeed's op could not be compiled."
-}
-
-# Its CUDA ops need nvcc and the GPU's architecture: they come at first use.
-install_gpu_deepspeed() {
+# No op is compiled: on CPU training needs none, and the CUDA ones need the GPU's architecture and come at first use.
+install_deepspeed() {
     say "$(pinned deepspeed)"
     DS_BUILD_OPS=0 pip_install --use-pep517 --no-build-isolation "$(pinned deepspeed)" ||
         fail "Installing DeepSpeed failed."
@@ -191,12 +172,12 @@ if [ "$ROUTE_TAKEN" = cpu ]; then
     make_venv "$python"
     install_cpu_torch
     install_pinned "about 2 minutes"
-    install_cpu_deepspeed
+    install_deepspeed
 else
     echo "Setting up rlpipe in $VENV: NVIDIA GPU, $("$python" --version), about 8 GB to fetch. Details: $LOG"
     make_venv "$python"
     install_pinned "torch and CUDA among them, 5 to 15 minutes"
-    install_gpu_deepspeed
+    install_deepspeed
 fi
 install_rlpipe
 compile_bytecode

@@ -45,7 +45,7 @@ def diagnose() -> list[Check]:
         check_torch(versions, cuda, gpus),
         check_torch_companions(versions, cuda),
         check_vllm(versions, cuda),
-        check_deepspeed(versions, cuda, machine.deepspeed_ops()),
+        check_deepspeed(versions, cuda),
         check_ray(versions),
         check_requirements(machine.rlpipe_requirements(), versions),
         check_loading(machine.import_errors()),
@@ -142,16 +142,13 @@ def check_vllm(versions: Mapping[str, str], cuda: str | None) -> Check:
     return ok("vllm", detail)
 
 
-def check_deepspeed(versions: Mapping[str, str], cuda: str | None, built_ops: Sequence[str]) -> Check:
+def check_deepspeed(versions: Mapping[str, str], cuda: str | None) -> Check:
     version = versions.get("deepspeed")
     if version is None:
         return fail("deepspeed", "not installed", SETUP)
     if cuda:
         return ok("deepspeed", f"{version}; CUDA ops compile at first use, in 1 to 2 minutes, where nvcc is installed")
-    if "deepspeed_shm_comm" not in built_ops:
-        detail = f"{version}, without its shared-memory op: the first start compiles it, for about a minute"
-        return warn("deepspeed", detail, f"rm -f .venv/.installed; {SETUP}")
-    return ok("deepspeed", f"{version}, shared-memory op built in")
+    return ok("deepspeed", version)
 
 
 def check_ray(versions: Mapping[str, str]) -> Check:

@@ -52,13 +52,6 @@ def torch_cuda() -> str | None:
     return found and found[1]
 
 
-def deepspeed_ops() -> list[str]:
-    """The ops that were compiled when DeepSpeed was installed."""
-    text = file_of("deepspeed", "deepspeed/git_version_info_installed.py")
-    found = re.search(r"^installed_ops=\{(.*)\}", text, re.MULTILINE)
-    return re.findall(r"'(\w+)': (?:1|True)\b", found[1]) if found else []
-
-
 def import_errors() -> list[str]:
     """The last line of each failing import's error. All are tried side by side, each in a process of its own."""
     tries = [(code, start_python(code)) for code in LOADED_TOGETHER]
