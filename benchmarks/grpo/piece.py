@@ -1,0 +1,99 @@
+"""One part of a run, started alone and timed:  python -m grpo.piece NAME MODEL_FOLDER"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+Parts = dict[str, float]
+
+
+def main() -> None:
+    name, folder = sys.argv[1:]
+    print(json.dumps(PIECES[name](Path(folder))))
+
+
+def ray(folder: Path) -> Parts:
+    watch = Watch()
+    import ray
+
+    watch.lap("import")
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+    watch.lap("start")
+    ray.get(ray.remote(lambda: 1).remote())
+    watch.lap("first call")
+    ray.shutdown()
+    return watch.parts
+
+
+def policy(folder: Path) -> Parts:
+    watch = Watch()
+    import deepspeed  # noqa: F401
+
+    from rlpipe.data.flow import TokenBatch
+    from rlpipe.recipe.model import PretrainedModel
+    from rlpipe.training.distributed import Rank
+    from rlpipe.training.microbatch import plan_step
+    from rlpipe.training.policy import Policy, PolicySpec
+
+    watch.lap("import")
+    spec = PolicySpec(PretrainedModel(path=str(folder)), str(folder), "grpo", {}, 1.0, 1)
+    trained = Policy(spec, Rank())
+    watch.lap("load, DeepSpeed init")
+    zeros_N = np.zeros(64, np.float32)
+    batch = TokenBatch(np.full(64, 10, np.int32), np.array([0, 32, 64]), zeros_N + 1, zeros_N - 5, zeros_N)
+    trained.update(plan_step(batch, range(2), 1, 4096)[0])
+    watch.lap("first step")
+    return watch.parts
+
+
+def vllm(folder: Path) -> Parts:
+    watch = Watch()
+    import vllm.v1.engine.core  # noqa: F401
+
+    return _engine("vllm", folder, watch)
+
+
+def transformers(folder: Path) -> Parts:
+    watch = Watch()
+    import rlpipe.rollout.transformers_engine  # noqa: F401
+
+    return _engine("transformers", folder, watch)
+
+
+def _engine(name: str, folder: Path, watch: "Watch") -> Parts:
+    from rlpipe.data.flow import GroupRequest, Sampling
+    from rlpipe.rollout.worker import EngineSpec, RolloutWorker
+
+    watch.lap("import")
+    worker = RolloutWorker(EngineSpec(name, str(folder), "float32", (1,), 0))
+    watch.lap("load")
+    worker.submit([GroupRequest("g", "p", np.array([3, 4, 5], np.int32), (1, 2), Sampling(4, 1.0, ()))])
+    while worker.health().outstanding:
+        worker.advance(1.0)
+    watch.lap("first request")
+    return watch.parts
+
+
+class Watch:
+    """Laps by name, since it was made."""
+
+    def __init__(self) -> None:
+        self.parts: Parts = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.parts[name] = now - self._last
+        self._last = now
+
+
+PIECES: dict[str, Callable[[Path], Parts]] = {
+    "ray": ray, "policy": policy, "vllm": vllm, "transformers": transformers,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    main()

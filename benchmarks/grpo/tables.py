@@ -1,0 +1,141 @@
+"""Tables of results, for the terminal and as Markdown."""
+
+from dataclasses import dataclass
+from statistics import median
+
+from rich.table import Table
+
+from grpo import machine, measure
+from grpo.contestant import Sample
+from grpo.measure import Measured
+
+FEWEST = 3
+"""Undisturbed steps that a median needs; with fewer, all steps count and the figure is marked."""
+GOALS = {"rlpipe / floor": "at most 1.25, aim 1.1", "trl / rlpipe": "transformers: above 1; vllm: at least 0.8"}
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A titled table of text; the first column is aligned left, the others right."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+    def rich(self) -> Table:
+        table = Table(title=self.title, caption=self.note or None, title_justify="left", caption_justify="left")
+        for i, name in enumerate(self.header):
+            table.add_column(name, justify="right" if i else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        line = ["---"] + ["---:"] * (len(self.header) - 1)
+        rows = [self.header, tuple(line), *self.rows]
+        table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        return f"### {self.title}\n\n{table}\n" + (f"\n{self.note}\n" if self.note else "")
+
+
+def counted(samples: list[Sample]) -> list[Sample]:
+    """The steps that count: those that other processes left alone, if there are enough."""
+    calm = [sample for sample in samples if sample.others < machine.QUIET]
+    return calm if len(calm) >= FEWEST else samples
+
+
+def seconds(samples: list[Sample]) -> float:
+    """Median of whole steps."""
+    return median(sample.seconds for sample in counted(samples))
+
+
+def part(samples: list[Sample], name: str) -> float:
+    """Median of one part."""
+    return median(sample.parts.get(name, 0.0) for sample in counted(samples))
+
+
+def floor_seconds(measured: Measured, engine: str) -> dict[str, float]:
+    """The floor's parts under an engine: its pure generation, and the bare training step."""
+    return {
+        "generate": part(measured.samples[f"floor {engine}"], "generate"),
+        "train": part(measured.samples[measure.FLOOR_TRANSFORMERS], "train"),
+    }
+
+
+def ratios(measured: Measured, engine: str) -> dict[str, float]:
+    """b/a and a/c of one engine, where both sides ran."""
+    ours, theirs = (measured.samples.get(name) for name in (f"rlpipe {engine}", measure.TRL))
+    found = {}
+    if ours and theirs:
+        found["trl / rlpipe"] = seconds(theirs) / seconds(ours)
+    if ours and {f"floor {engine}", measure.FLOOR_TRANSFORMERS} <= measured.samples.keys():
+        found["rlpipe / floor"] = seconds(ours) / sum(floor_seconds(measured, engine).values())
+    return found
+
+
+def contestants(measured: Measured) -> Grid:
+    """Every contestant's step."""
+    rows = [_row(name, samples) for name, samples in measured.samples.items()]
+    failed = [(name, "fails", "", "", "") for name in measured.failed]
+    note = "  ".join(f"{name} fails: {words}." for name, words in measured.failed.items())
+    header = ("seconds per step", "median", "fastest", "steps", "undisturbed")
+    return Grid(f"{measured.case.name}: {measured.case}", header, tuple(sorted(rows) + failed), note)
+
+
+def _row(name: str, samples: list[Sample]) -> tuple[str, ...]:
+    calm = sum(sample.others < machine.QUIET for sample in samples)
+    mark = "" if calm >= FEWEST else " (all)"
+    fastest = min(sample.seconds for sample in samples)
+    return name, f"{seconds(samples):.3f}{mark}", f"{fastest:.3f}", str(len(samples)), str(calm)
+
+
+def comparison(results: list[Measured], engines: tuple[str, ...]) -> Grid:
+    """The ratios that count."""
+    rows = []
+    for measured in results:
+        for engine in engines:
+            found = ratios(measured, engine)
+            cells = [f"{found[name]:.2f}" if name in found else "-" for name in ("trl / rlpipe", "rlpipe / floor")]
+            rows.append((f"{measured.case.name}, {engine}", *cells))
+    note = "; ".join(f"{name}: {goal}" for name, goal in GOALS.items())
+    return Grid("Ratios of medians", ("", "trl / rlpipe (b/a)", "rlpipe / floor (a/c)"), tuple(rows), f"Goals: {note}.")
+
+
+PARTS = (
+    ("generate", "generate"),
+    ("score", "score"),
+    ("prepare the batch", "prepare"),
+    ("record rollouts", "record"),
+    ("train", "train"),
+    ("publish and verify", "publish"),
+    ("rest (driver)", "rest"),
+)
+"""What a step is made of: title, and rlpipe's name of the phase."""
+
+
+def gap(measured: Measured, engine: str) -> Grid:
+    """What our step has on top of the floor, part by part, beside TRL's parts."""
+    ours = measured.samples[f"rlpipe {engine}"]
+    floor, theirs = floor_seconds(measured, engine), measured.samples.get(measure.TRL, [])
+    whole = seconds(ours)
+    rows = [_gap_row(title, part(ours, name), floor.get(name), theirs, name) for title, name in PARTS]
+    bare = sum(floor.values())
+    cells = (f"{whole:.3f}", f"{bare:.3f}", f"{whole - bare:+.3f}", f"{whole / bare - 1:+.0%}")
+    rows.append(("whole step", *cells, f"{seconds(theirs):.3f}" if theirs else "-"))
+    header = ("seconds, medians", "rlpipe", "floor", "more", "of the floor", "trl")
+    return Grid(f"{measured.case.name}, {engine}: where the step goes", header, tuple(rows))
+
+
+def _gap_row(title: str, ours: float, floor: float | None, theirs: list[Sample], name: str) -> tuple[str, ...]:
+    trl = f"{part(theirs, name):.3f}" if theirs and name in theirs[0].parts else "-"
+    if floor is None:
+        return title, f"{ours:.3f}", "-", f"{ours:+.3f}", "-", trl
+    return title, f"{ours:.3f}", f"{floor:.3f}", f"{ours - floor:+.3f}", f"{ours / floor - 1:+.0%}", trl
+
+
+def startup(title: str, runs: dict[str, dict[str, float]]) -> Grid:
+    """Seconds of each part of starting up, one run per column."""
+    names = list(dict.fromkeys(name for parts in runs.values() for name in parts))
+    rows = [(name, *(f"{p[name]:.1f}" if name in p else "-" for p in runs.values())) for name in names]
+    rows.append(("all", *(f"{sum(parts.values()):.1f}" for parts in runs.values())))
+    return Grid(title, ("seconds", *runs), tuple(rows))
