@@ -68,11 +68,19 @@ class LocalRuntime:
 
     def _start(self, spec: RoleSpec) -> LocalHandle:
         os.environ.update(spec.environment)
+        set_threads(spec.threads)  # one process: the role started last decides
         seat = Seat(index=0, count=1, local_index=0, address="127.0.0.1", port=free_port())
         return LocalHandle(spec.name, spec.role(*spec.arguments(seat)))
 
     def stop(self) -> None:
         """Nothing to stop: role objects go when the last handle does."""
+
+def set_threads(threads: int) -> None:
+    """torch's CPU threads in the calling thread; 0 takes all cores."""
+    import torch
+
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+
 
 def free_port() -> int:
     """A TCP port that is free on this node now."""

@@ -1,11 +1,10 @@
 """The Ray actor that hosts one role."""
 
-import os
 from typing import Any
 
 import ray
 
-from rlpipe.runtime.local import free_port
+from rlpipe.runtime.local import free_port, set_threads
 
 
 class Host:
@@ -26,7 +25,7 @@ class Host:
 
     @ray.method(concurrency_group="role")
     def build(self, role: type, arguments: tuple[Any, ...], threads: int) -> None:
-        _set_threads(threads)
+        set_threads(threads)
         self._role = role(*arguments)
 
     @ray.method(concurrency_group="role")
@@ -43,12 +42,6 @@ class Host:
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         frames = sys._current_frames().items()
         return "\n".join(f"-- {names.get(i, i)}\n" + "".join(traceback.format_stack(f)) for i, f in frames)
-
-
-def _set_threads(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads or os.cpu_count() or 1)
 
 
 RemoteHost = ray.remote(concurrency_groups={"role": 1, "alive": 1})(Host)
