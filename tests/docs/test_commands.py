@@ -93,7 +93,9 @@ class Reader:
             return words
         finally:
             os.chdir(here)
-        return [*words, *shrink.shrunk(recipe, self.local), *(["--debug"] * ("--debug" not in words))]
+        if "--debug" in words:  # the page's own
+            return [*words, *shrink.shrunk(recipe, self.local, own_engine=True)]
+        return [*words, *shrink.shrunk(recipe, self.local), "--debug"]
 
     def shell(self, words: list[str]) -> Done:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

@@ -33,13 +33,19 @@ def make_local(folder: Path) -> None:
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def shrunk(recipe: Recipe, local: Path, engine: str = "transformers") -> list[str]:
-    """Overrides that make it small; `local` is where `make_local` wrote."""
+def shrunk(recipe: Recipe, local: Path, own_engine: bool = False) -> list[str]:
+    """Overrides that make it small; `local` is where `make_local` wrote. Its engine is the quick one, unless it is to
+    keep its own."""
     if isinstance(recipe, PipelineRecipe):
-        return [f"stages.{name}.{o}" for name, task in recipe.stages.items() for o in shrunk(task, local, engine)]
-    changes = _model(recipe, local) | _data(recipe, local) | _evaluation(recipe) | {"rollout.engine": engine}
+        return [f"stages.{name}.{o}" for name, task in recipe.stages.items() for o in shrunk(task, local, own_engine)]
+    changes = _model(recipe, local) | _data(recipe, local) | _evaluation(recipe)
     changes["rollout.max_new_tokens"] = min(recipe.rollout.max_new_tokens, 16)
     changes["rollout.kv_cache_gib"] = 0.05
+    changes |= {
+        "rollout.threads": 1,
+        "train.threads": 1,
+    }  # on models this small a second thread costs more than it gives
+    changes |= {} if own_engine else {"rollout.engine": "transformers"}
     changes |= _sft(recipe) if isinstance(recipe, SftRecipe) else _rl(recipe)
     return [f"{key}={value}" for key, value in changes.items()]
 

@@ -28,7 +28,7 @@ CHAINS = {
 """Recipes with changes that their headers name, run in one folder one after the other, in one process with the
 transformers engine. Later ones may start from what earlier ones made."""
 AS_SHIPPED = ["arithmetic/pipeline"]
-"""Recipes run under Ray with vLLM, as their users run them."""
+"""Recipes run with vLLM as their users run them, under Ray and with --debug."""
 
 
 def test_every_recipe_is_run():
@@ -60,12 +60,13 @@ def test_in_one_process(chain, warm_rlpipe, local, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("debug", [[], ["--debug"]], ids=["ray", "debug"])
 @pytest.mark.parametrize("name", AS_SHIPPED)
-def test_as_shipped(name, local, tmp_path, monkeypatch):
+def test_as_shipped(name, debug, local, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    changes = small(name, local, engine="vllm")
+    changes = small(name, local, own_engine=True)
     done = subprocess.run(
-        [sys.executable, "-m", "rlpipe", "run", f"{folder()}/{name}.yaml", *changes],
+        [sys.executable, "-m", "rlpipe", "run", f"{folder()}/{name}.yaml", *changes, *debug],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -75,9 +76,9 @@ def test_as_shipped(name, local, tmp_path, monkeypatch):
     check(Path("runs") / load(name).name, name, changes, done.stdout)
 
 
-def small(name: str, local: Path, *changes: str, engine: str = "transformers") -> list[str]:
+def small(name: str, local: Path, *changes: str, own_engine: bool = False) -> list[str]:
     """The changes, and what makes the recipe small."""
-    return [*changes, *shrink.shrunk(load(name, changes), local, engine)]
+    return [*changes, *shrink.shrunk(load(name, changes), local, own_engine)]
 
 
 def check(run_dir: Path, name: str, changes: list[str], output: str) -> None:

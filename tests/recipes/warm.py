@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",  # on models this small a second thread costs more than it gives
+    "OMP_WAIT_POLICY": "PASSIVE",  # as `rlpipe run` sets it before torch is imported
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
