@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import shrink
-from markdown import Block, Command, blocks, commands
+from code_blocks import Block, Command, blocks, commands
 from warm import Done, Warm
 
 import rlpipe

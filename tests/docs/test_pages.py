@@ -5,7 +5,7 @@ from pathlib import Path
 
 import key_tables
 import pytest
-from markdown import FENCE, blocks, inline_commands
+from code_blocks import FENCE, blocks, inline_commands
 
 from rlpipe.recipe.load import read
 from rlpipe.recipe.shipped import names
