@@ -50,4 +50,7 @@ class Engine(Protocol):
     def abort(self, group_ids: list[str]) -> None:
         """Forget these groups; nothing of them is handed over later."""
 
+    def close(self) -> None:
+        """Give back what the process could not start another engine without."""
+
     def health(self) -> Health: ...

@@ -114,6 +114,9 @@ class TransformersEngine:
         self._waves = [wave for wave in self._waves if wave.running]
         self._pulse.outstanding -= forgotten
 
+    def close(self) -> None:
+        """Nothing outlives the engine."""
+
     def health(self) -> Health:
         return self._pulse.health()
 

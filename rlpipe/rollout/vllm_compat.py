@@ -115,6 +115,10 @@ class VllmCore:
         """Load the adapter from the request's folder, in place of the one with the same id."""
         self._client.add_lora(request)
 
+    def close(self) -> None:
+        """End the engine: a process can start another one only then."""
+        self._client.shutdown()
+
     def forget_cache(self) -> None:
         """Use nothing computed so far again: the prefix cache is emptied, and running requests compute their keys and
         values again before their next token."""

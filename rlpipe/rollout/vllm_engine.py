@@ -139,6 +139,9 @@ class VllmEngine:
         self._finished = [t for t in self._finished if t.group_id not in doomed]
         self._pulse.outstanding = len(self._waiting) + len(self._running) + len(self._finished)
 
+    def close(self) -> None:
+        self._core.close()
+
     def health(self) -> Health:
         return self._pulse.health()
 

@@ -71,6 +71,10 @@ class RolloutWorker:
         """Forget these groups."""
         self._engine.abort(group_ids)
 
+    def close(self) -> None:
+        """End the engine, where its process lives on."""
+        self._engine.close()
+
     def health(self) -> Health:
         """Whether and how long ago the engine stepped."""
         return self._engine.health()

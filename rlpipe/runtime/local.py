@@ -4,6 +4,7 @@ Calls run to the end in the caller's thread, so a breakpoint anywhere stops the 
 `result`, as it would be remotely.
 """
 
+import gc
 import os
 import socket
 from typing import Any, Callable, Generic, Sequence, TypeVar
@@ -50,6 +51,13 @@ class LocalHandle:
         return LocalPending(getattr(self._role, method.__name__), args, kwargs)
 
 
+    def close(self) -> None:
+        """Let the role go; one that holds more than memory says so by a `close` of its own."""
+        role, self._role = self._role, None
+        if hasattr(role, "close"):
+            role.close()
+
+
 class LocalStarted:
     """Roles that were built while they were started."""
 
@@ -63,6 +71,9 @@ class LocalStarted:
 class LocalRuntime:
     """One process for everything; every role has exactly one seat."""
 
+    def __init__(self) -> None:
+        self._handles: list[LocalHandle] = []
+
     def start(self, roles: list[RoleSpec]) -> LocalStarted:
         return LocalStarted({spec.name: [self._start(spec)] for spec in roles})
 
@@ -70,10 +81,15 @@ class LocalRuntime:
         os.environ.update(spec.environment)
         set_threads(spec.threads)  # one process: the role started last decides
         seat = Seat(index=0, count=1, local_index=0, address="127.0.0.1", port=free_port())
-        return LocalHandle(spec.name, spec.role(*spec.arguments(seat)))
+        handle = LocalHandle(spec.name, spec.role(*spec.arguments(seat)))
+        self._handles.append(handle)
+        return handle
 
     def stop(self) -> None:
-        """Nothing to stop: role objects go when the last handle does."""
+        for handle in self._handles:
+            handle.close()
+        self._handles = []
+        gc.collect()  # models sit in reference cycles; the next roles need their memory
 
 def set_threads(threads: int) -> None:
     """torch's CPU threads in the calling thread; 0 takes all cores."""
