@@ -17,6 +17,7 @@ from rlpipe.observe import report, runinfo, summary
 from rlpipe.observe.console import console_view
 from rlpipe.observe.events import EventLog, View
 from rlpipe.observe.tracking import TrackerMissing, trackers
+from rlpipe.pipelines.offline.ray_train import TrainingFailed
 from rlpipe.pipelines.stage import FINAL_MODEL, Stage
 from rlpipe.recipe.references import resolve
 from rlpipe.recipe.resolved import to_yaml
@@ -33,7 +34,7 @@ DONE, FAILED, INTERRUPTED = 0, 1, 130
 
 TOLD = (
     DataError, ModelError, RewardUnusable, RewardFailed, TrackerMissing, DeadlineExceeded, RoleDied, PlacementError,
-    WeightsRejected, WeightSyncError,
+    TrainingFailed, WeightsRejected, WeightSyncError,
 )  # fmt: skip
 """Errors whose message says all there is to say: no traceback."""
 

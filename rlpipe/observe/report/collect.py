@@ -114,9 +114,10 @@ def milestones(stages: Sequence[Stage]) -> list[tuple[str, Event]]:
     measured = [stage for stage in stages if stage.evaluations]
     if not measured:
         return []
-    last = [(f"after {stage.name}" if stage.name else "trained", stage.evaluations[-1]) for stage in measured]
+    trained = [stage for stage in measured if stage.evaluations[-1]["step"] > 0]
+    last = [(f"after {stage.name}" if stage.name else "trained", stage.evaluations[-1]) for stage in trained]
     first = measured[0].evaluations[0]
-    return last if first is last[0][1] else [("base", first), *last]
+    return last if last and first is last[0][1] else [("base", first), *last]
 
 
 def _token_text(storage: Storage) -> Callable[[int], str] | None:
