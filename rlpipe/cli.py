@@ -93,7 +93,7 @@ def run(
         from rlpipe.recipe.load import read, require_files
 
         checked = require_files(read(recipe, changes or ()))
-        # Before torch is loaded, for --debug: spinning threads slow a shared machine down tenfold.
+        # Before torch is loaded, for --debug: spinning threads slow a shared machine down several times over.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         directory = _unused(run_dir or Path("runs") / checked.name)
         from rlpipe.pipelines.run import run as run_recipe

@@ -113,7 +113,7 @@ def _host(spec: RoleSpec, group: PlacementGroup, index: int) -> Any:
 def _environment(spec: RoleSpec) -> dict[str, str]:
     # Ray sets OMP_NUM_THREADS to the reserved CPUs, here a fraction of one; the recipe's thread count is what counts.
     threads = str(spec.threads or os.cpu_count() or 1)
-    # Waiting threads sleep: spinning ones slow a shared node down tenfold, and the roles of a step take turns anyway.
+    # Waiting threads sleep: spinning ones slow a shared node down several times over, and the roles of a step take turns anyway.
     return {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"} | spec.environment
 
 
