@@ -1,5 +1,7 @@
 """The roles of a stage, as a runtime starts them."""
 
+from typing import Any
+
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.model import PretrainedModel
 from rlpipe.recipe.tasks import RlRecipe
@@ -43,7 +45,7 @@ def policy(stage: Stage) -> RoleSpec:
         model=recipe.model,
         path=stage.model_path,
         algorithm=algorithm.name,
-        algorithm_settings=algorithm.model_dump(exclude={"name", "group_size"}),
+        algorithm_settings=algorithm_settings(recipe),
         temperature=recipe.rollout.temperature,
         total_steps=recipe.schedule.steps * train.minibatches * train.epochs,
         optimizer=train.optimizer,
@@ -63,6 +65,11 @@ def reference(stage: Stage) -> RoleSpec:
     spec = ReferenceSpec(recipe.model, stage.model_path, recipe.rollout.temperature, recipe.model.dtype)
     train = recipe.train
     return RoleSpec("reference", Reference, lambda seat: (spec, _rank(seat)), 1, train.resources, train.threads, "train")
+
+
+def algorithm_settings(recipe: RlRecipe) -> dict[str, Any]:
+    """What the algorithm's class is built from: its section without its name and the sampler's group size."""
+    return recipe.algorithm.model_dump(exclude={"name", "group_size"})
 
 
 def _rl(stage: Stage) -> RlRecipe:

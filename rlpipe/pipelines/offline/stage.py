@@ -20,7 +20,6 @@ def run_sft_stage(stage: Stage, recipe: SftRecipe) -> None:
         _evaluate(stage, recipe, recipe.rewards, stage.model_path, step=0)
     with stage.events.phase("train", says=f"supervised fine-tuning: {steps} steps of TRL's SFTTrainer"):
         run_sft(recipe, stage.model_path, stage.records, stage.result, stage.debug, stage.events.metrics)
-    stage.tokenizer.save_pretrained(stage.result)
     if recipe.rewards is not None:
         _evaluate(stage, recipe, recipe.rewards, str(stage.result), step=steps)
 

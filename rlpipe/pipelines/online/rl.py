@@ -34,7 +34,7 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
         stack.callback(stage.runtime.stop)
         with stage.events.phase("start", says=_starting(recipe)):
             scoring = stack.enter_context(rewards.build(recipe.rewards, Path(), recipe.deadlines, stage.debug))
-            algorithm = registry.build(recipe.algorithm.name, _settings(recipe))
+            algorithm = registry.build(recipe.algorithm.name, roles.algorithm_settings(recipe))
             specs = [roles.policy(stage), roles.engines(stage, stage.model_path)]
             started = stage.runtime.start(specs + ([roles.reference(stage)] if algorithm.needs_reference else []))
             loop = _loop(stage, recipe, scoring, algorithm, started.handles)
@@ -49,10 +49,6 @@ def _starting(recipe: RlRecipe) -> str:
     engines, ranks = recipe.rollout.engines, recipe.train.ranks
     what = f"{engines} {recipe.rollout.engine} engine{'s' * (engines > 1)}"
     return f"starting {what} and {ranks} DeepSpeed rank{'s' * (ranks > 1)}"
-
-
-def _settings(recipe: RlRecipe) -> dict[str, Any]:
-    return recipe.algorithm.model_dump(exclude={"name", "group_size"})
 
 
 def _loop(
