@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlpipe.observe.events import Event, View
-from rlpipe.observe.progress import Progress, duration, evaluation_line
+from rlpipe.observe.progress import Progress, duration, evaluation_line, is_step
 
 COLOURS = ("blue", "green", "yellow", "magenta", "cyan", "red", "white")
 BARS = "▁▂▃▄▅▆▇█"
@@ -52,7 +52,7 @@ class PlainView:
                 return [f"{event['says']} ..."]
             case "phase" if event["step"] is None and event["parent"] is None:
                 return [f"{event['says']}: {duration(event['seconds'])}"]
-            case "metrics":
+            case "metrics" if is_step(event):
                 return [self._step_line()]
         return lasting_lines(event)
 
@@ -170,7 +170,7 @@ class LiveView:
 def lasting_lines(event: Event) -> list[str]:
     """What both views print to stay: evaluations, faults, and the end."""
     match event["kind"]:
-        case "evaluation":
+        case "evaluation" | "metrics" if not is_step(event):
             return [f"held-out, step {event['step']}: {evaluation_line(event)}"]
         case "fault":
             where = "" if event["step"] is None else f" in step {event['step']}"

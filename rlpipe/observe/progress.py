@@ -12,6 +12,9 @@ SHOWN = {
 }
 """Metrics of a step that fit on a line, by task; the first one's curve is drawn."""
 
+HELDOUT = "heldout_"
+"""Begins the names of what TRL's trainers measure on held-out records."""
+
 
 class Progress:
     """The state of one stage. `update` takes events in their order."""
@@ -40,7 +43,7 @@ class Progress:
                 self.doing.append((event["says"], event["time"]))
             case "phase":
                 self._end(event)
-            case "metrics":
+            case "metrics" if is_step(event):
                 self._advance(event)
             case "evaluation":
                 self.evaluations.append(event)
@@ -89,11 +92,16 @@ class Progress:
         self._done, self._open = self._open, {}
 
 
+def is_step(event: Event) -> bool:
+    """Whether an event holds the metrics of a step; those of SFT's held-out loss stand alone, before and after all."""
+    return event["kind"] == "metrics" and not all(name.startswith(HELDOUT) for name in event["metrics"])
+
+
 def evaluation_line(event: dict[str, Any]) -> str:
     """`accuracy 68.2%  pass@4 82.0%  reward 0.68`: what is judged first, failures only where there are some."""
     metrics = {name: value for name, value in event["metrics"].items() if name != "failures" or value}
     names = sorted(metrics, key=lambda name: (name != "accuracy", not name.startswith("pass@")))
-    return "  ".join(label(name).brief(metrics[name]) for name in names)
+    return "  ".join(label(name.removeprefix(HELDOUT)).brief(metrics[name]) for name in names)
 
 
 def duration(seconds: float) -> str:

@@ -116,3 +116,21 @@ def test_sparkline_averages_down_to_its_width():
 @pytest.mark.parametrize(("seconds", "text"), [(8.24, "8.2 s"), (65, "1:05"), (7384, "2:03:04"), (59.96, "60.0 s")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_the_held_out_loss_of_sft_is_no_step():
+    events = [
+        event("run_started", stage="sft", task="sft", steps=4),
+        event("metrics", stage="sft", step=0, metrics={"heldout_loss": 4.125, "heldout_token_accuracy": 0.03}),
+        event("metrics", stage="sft", step=4, metrics={"loss": 0.5}),
+        event("metrics", stage="sft", step=4, metrics={"heldout_loss": 0.625, "heldout_token_accuracy": 0.8}),
+    ]
+    assert drawn(PlainView, events, terminal=False)[1].splitlines() == [
+        "[sft] held-out, step 0: loss 4.125  token accuracy 3.0%",
+        "[sft] step 4/4  loss 0.5",
+        "[sft] held-out, step 4: loss 0.625  token accuracy 80.0%",
+    ]
+    view, text = drawn(LiveView, events, terminal=True)
+    view.close()
+    assert "sft  held-out, step 4: loss 0.625  token accuracy 80.0%\n" in text
+    assert view._progress.line() == "loss 0.5"
