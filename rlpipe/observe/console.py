@@ -172,7 +172,7 @@ def lasting_lines(event: Event) -> list[str]:
     match event["kind"]:
         case "evaluation" | "metrics" if not is_step(event):
             return [f"held-out, step {event['step']}: {evaluation_line(event)}"]
-        case "fault":
+        case "fault" if not event["fatal"]:  # a fatal one ends the run, whose last words it is
             where = "" if event["step"] is None else f" in step {event['step']}"
             return [f"FAULT{where}: {event['message']}"]
         case "warning":

@@ -46,19 +46,22 @@ def run(recipe: Recipe, run_dir: Path, debug: bool) -> int:
     directory = run_dir.resolve()
     Storage(directory).write("recipe.yaml", to_yaml(recipe).encode())
     _quiet()
+    code, cause = DONE, ""
     try:
         with _cluster(debug):
             _run_stages(recipe, directory, console_view(debug, console), debug)
-        code = DONE
     except KeyboardInterrupt:
         code = INTERRUPTED
     except TOLD as error:
-        code = _failed(console, str(error))
+        code, cause = FAILED, str(error)
     except Exception as error:
         if debug:
             raise
-        code = _failed(console, "".join(traceback.format_exception(error)))
-    _say_where(console, run_dir, code)
+        code, cause = FAILED, "".join(traceback.format_exception(error))
+    try:
+        _say_where(console, run_dir, code)
+    finally:
+        _say_why(console, cause)
     return code
 
 
@@ -164,9 +167,10 @@ def _quiet() -> None:
     logging.getLogger("rlpipe").propagate = False
 
 
-def _failed(console: Console, message: str) -> int:
-    console.print(f"rlpipe: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
-    return FAILED
+def _say_why(console: Console, cause: str) -> None:
+    """What a failed run failed of: last on the screen, where one looks."""
+    if cause:
+        console.print(f"\nrlpipe: {cause}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _say_where(console: Console, run_dir: Path, code: int) -> None:

@@ -30,6 +30,7 @@ def a_run():
         yield phase("publish", 1.0, step)
         yield event("metrics", time=10.0 * step, step=step, metrics={"reward": step / 4, "reference_kl": 0.012})
     yield event("fault", step=2, message="engine 1 [died]", fatal=False)
+    yield event("fault", message="told in full when the run has ended", fatal=True)
     yield event("run_finished", status="interrupted", seconds=65.0, message="Ctrl-C")
 
 

@@ -1,0 +1,35 @@
+"""How a run ends on the screen."""
+
+import pytest
+
+from rlpipe.data.records import DataError
+from rlpipe.pipelines import run as running
+from rlpipe.recipe.load import load
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return load("arithmetic/sft")
+
+
+def ended(monkeypatch, tmp_path, recipe, error: Exception) -> int:
+    def fails(stage):
+        raise error
+
+    monkeypatch.setattr(running, "_start", fails)
+    return running.run(recipe, tmp_path / "run", debug=True)
+
+
+def test_what_a_run_failed_of_is_told_once_and_last(recipe, tmp_path, monkeypatch, capsys):
+    assert ended(monkeypatch, tmp_path, recipe, DataError("no records in data.path")) == running.FAILED
+    said = capsys.readouterr().out
+    assert said.count("no records in data.path") == 1
+    assert said.splitlines()[-1] == "rlpipe: no records in data.path"
+
+
+def test_it_is_told_even_if_the_report_cannot_be_written(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(running.report, "write", lambda run_dir: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ended(monkeypatch, tmp_path, recipe, DataError("no records in data.path"))
+    assert capsys.readouterr().out.splitlines()[-1] == "rlpipe: no records in data.path"
