@@ -4,8 +4,10 @@ Requests go straight to vLLM's engine core, in this process: tokens in and token
 detokenising, per-token output processor.
 """
 
+import logging
 import os
 import random
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +59,7 @@ class VllmCore:
 
     def __init__(self, settings: CoreSettings) -> None:
         prepare_environment()
+        quiet_imports()
         with host_kept():
             from vllm.v1.engine.core_client import InprocClient
             from vllm.v1.executor import Executor
@@ -131,6 +134,21 @@ def prepare_environment() -> None:
     os.environ.update(ENVIRONMENT)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB only, and it would override kv_cache_gib
+
+
+def quiet_imports() -> None:
+    """What vLLM's imports say of names they merely pass by, and of a Triton that no CPU build has."""
+    warnings.filterwarnings(
+        "ignore",
+        message=r"`torch\.distributed\.reduce_op` is deprecated",
+        category=FutureWarning,
+        module=r"vllm\.triton_utils\.dispatcher$",
+    )
+    logging.getLogger("torch._library.triton").addFilter(_not_about_triton)
+
+
+def _not_about_triton(record: logging.LogRecord) -> bool:
+    return record.getMessage() != "Triton not available, find_triton_kernels = []"
 
 
 @contextmanager
