@@ -3,16 +3,21 @@
 Further names: `reward/NAME` is the mean of one component of the mix; `phase/NAME` seconds of a phase are TensorBoard's.
 """
 
+import math
 from typing import NamedTuple
+
+NOTHING = "–"
+"""Stands for a mean over no response: every reward failed, and their count is shown beside."""
 
 
 class Label(NamedTuple):
-    """How a metric is titled (and in a narrow place), its unit, and how one value is written."""
+    """How a metric is titled (and in a narrow place), its unit, and how one value is written, NaN among them."""
 
     title: str
     short: str
     unit: str = ""
     format: str = ".3g"
+    nan: str = "nan"
 
     def text(self, value: float) -> str:
         """The value with its unit: `5.1 tokens`."""
@@ -24,12 +29,12 @@ class Label(NamedTuple):
 
     def number(self, value: float) -> str:
         """The value alone."""
-        return f"{value:{self.format}}"
+        return self.nan if math.isnan(value) else f"{value:{self.format}}"
 
 
 METRICS = {
-    "reward": Label("reward", "reward", "", ".3f"),
-    "accuracy": Label("held-out accuracy", "accuracy", "", ".1%"),
+    "reward": Label("reward", "reward", "", ".3f", NOTHING),
+    "accuracy": Label("held-out accuracy", "accuracy", "", ".1%", NOTHING),
     "loss": Label("loss", "loss", "", ".4g"),
     "reference_kl": Label("KL to the reference", "KL", "nats/token", ".3g"),
     "policy_kl": Label("KL of the update", "update KL", "nats/token", ".2g"),
@@ -37,7 +42,7 @@ METRICS = {
     "entropy": Label("entropy", "entropy", "nats/token", ".3g"),
     "response_length": Label("response length", "length", "tokens", ".1f"),
     "length": Label("response length", "length", "tokens", ".1f"),
-    "failures": Label("failed rewards", "failed rewards", "", ".0f"),
+    "failures": Label("failed held-out rewards", "failed rewards", "", ".0f"),
     "truncated": Label("responses cut off at the limit", "cut off", "", ".1%"),
     "tokens_per_second": Label("throughput", "tokens/s", "tokens/s", ",.0f"),
     "step_seconds": Label("step time", "step", "s", ".2f"),
@@ -57,7 +62,7 @@ def label(name: str) -> Label:
     """The label of a metric; `pass@k` and rewards by component are recognised."""
     if name.startswith("reward/"):
         component = name.removeprefix("reward/")
-        return Label(f"reward: {component}", component, "", ".3f")
+        return Label(f"reward: {component}", component, "", ".3f", NOTHING)
     if name.startswith("pass@"):
-        return Label(f"held-out {name}", name, "", ".1%")
+        return Label(f"held-out {name}", name, "", ".1%", NOTHING)
     return METRICS.get(name, Label(name, name))

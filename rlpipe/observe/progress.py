@@ -1,5 +1,6 @@
 """Where a stage stands, as the events tell it: what the terminal views draw."""
 
+import math
 from collections import deque
 from typing import Any
 
@@ -58,6 +59,7 @@ class Progress:
     def line(self) -> str:
         """The metrics of the last step in one line."""
         names = [name for name in SHOWN.get(self.task, tuple(self.metrics)) if name in self.metrics]
+        names += ["reward_failures"] if self.metrics.get("reward_failures") else []
         return "  ".join(label(name).brief(self.metrics[name]) for name in names)
 
     def shares(self) -> list[tuple[str, float]]:
@@ -87,7 +89,7 @@ class Progress:
     def _advance(self, event: Event) -> None:
         self.step, self.metrics = event["step"], event["metrics"]
         self._times.append((event["step"], event["time"]))
-        if self.headline in self.metrics:
+        if math.isfinite(self.metrics.get(self.headline, math.nan)):
             self.curve.append(self.metrics[self.headline])
         self._done, self._open = self._open, {}
 

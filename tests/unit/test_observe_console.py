@@ -1,11 +1,13 @@
 """The terminal views, drawn into strings."""
 
 import io
+import math
 
 import pytest
 from rich.console import Console
 
 from rlpipe.observe.console import LiveView, PlainView, console_view, sparkline
+from rlpipe.observe.metrics import label
 from rlpipe.observe.progress import Progress, duration, evaluation_line
 
 
@@ -135,3 +137,18 @@ def test_the_held_out_loss_of_sft_is_no_step():
     view.close()
     assert "sft  held-out, step 4: loss 0.625  token accuracy 80.0%\n" in text
     assert view._progress.line() == "loss 0.5"
+
+
+NOTHING_SCORED = {"accuracy": math.nan, "pass@1": math.nan, "reward": math.nan, "failures": 512.0, "length": 8.0}
+
+
+def test_where_every_reward_failed_there_is_no_number_but_their_count():
+    assert evaluation_line({"metrics": NOTHING_SCORED}) == (
+        "accuracy –  pass@1 –  reward –  failed rewards 512  length 8.0"
+    )
+    progress = Progress()
+    progress.update(event("run_started", task="rl", steps=2))
+    progress.update(event("metrics", step=1, metrics={"reward": math.nan, "reward_failures": 256.0, "entropy": 0.5}))
+    assert progress.line() == "reward –  entropy 0.5  failed rewards 256"
+    assert progress.curve == []
+    assert label("loss").text(math.nan) == "nan", "a diverged loss is not hidden"

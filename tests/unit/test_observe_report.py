@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -283,3 +284,15 @@ def test_a_run_that_evaluated_nothing_prints_nothing(tmp_path):
 def test_a_terminal_is_not_steered_by_what_a_model_wrote():
     assert summary._short("\x1b[2J4\x07\n 2") == "·[2J4· 2"
     assert summary._short("a" * 50 + "b" * 50) == "a" * 30 + " … " + "b" * 30
+
+
+def test_a_stage_whose_rewards_all_failed_is_shown_with_their_count(tmp_path):
+    for name, accuracy, failures in (("sft", 0.5, 0.0), ("grpo", math.nan, 512.0)):
+        log = EventLog(Storage(tmp_path).folder(f"stages/{name}"), stage=name)
+        log.run_started("rl", 1, INFO)
+        log.evaluation(1, {"accuracy": accuracy, "failures": failures}, [])
+        log.close()
+    page = Page(report.write(tmp_path).read_text())
+    assert "nan" not in page.text
+    assert "after sft 50.0%" in page.text and "after grpo –" in page.text
+    assert "failed held-out rewards 512" in page.text

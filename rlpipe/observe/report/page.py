@@ -1,6 +1,7 @@
 """Arranges stages into the page: which charts, which tables, and what they say."""
 
 import json
+import math
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -84,18 +85,18 @@ def _view(stage: Stage) -> dict[str, Any]:
     }
 
 
-def _overview(stages: Sequence[Stage]) -> list[tuple[str, float]]:
-    """Held-out accuracy from stage to stage, where a pipeline measures it."""
-    found = [
-        (name, event["metrics"]["accuracy"]) for name, event in milestones(stages) if "accuracy" in event["metrics"]
-    ]
-    return found if len(stages) > 1 and len(found) > 1 else []
+def _overview(stages: Sequence[Stage]) -> list[tuple[str, str, float]]:
+    """Held-out accuracy from stage to stage, where a pipeline measures it: (stage, in words, share of the bar)."""
+    shares = {n: e["metrics"]["accuracy"] for n, e in milestones(stages) if "accuracy" in e["metrics"]}
+    bars = [(n, label("accuracy").number(s), s if math.isfinite(s) else 0.0) for n, s in shares.items()]
+    return bars if len(stages) > 1 and len(bars) > 1 else []
 
 
 def _headline(stage: Stage) -> list[tuple[str, str, str]]:
     """The few numbers that sum a stage up: (title, at the end, at the start)."""
     names = HEADLINE.get(stage.started.get("task", ""), FIRST)
-    found = [(label(n).title, label(n), stage.heldout[n]) for n in ("accuracy",) if n in stage.heldout]
+    heldout = ["accuracy", *(["failures"] if any(stage.heldout.get("failures", {}).values()) else [])]
+    found = [(label(n).title, label(n), stage.heldout[n]) for n in heldout if n in stage.heldout]
     found += [(label(n).title, label(n), stage.metrics[n]) for n in names if n in stage.metrics]
     return [(title, about.text(s[max(s)]), about.text(s[min(s)])) for title, about, s in found]
 
