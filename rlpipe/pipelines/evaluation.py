@@ -1,12 +1,12 @@
 """Held-out evaluation of whatever model the engines serve: greedy answers, and sampled pass@k."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb
 from typing import TYPE_CHECKING, Any, Sequence
 
 from rlpipe.data.flow import Failure, Group, GroupRequest, Outcome, Prompt, Sampling, Score
 from rlpipe.data.seeds import sample_seed
-from rlpipe.recipe.rollout import Evaluation, Rollout
+from rlpipe.pipelines.stage import Stage
 from rlpipe.rewards.stage import RewardStage
 from rlpipe.rollout.pool import EnginePool
 
@@ -28,19 +28,12 @@ class Evaluated:
 class Evaluator:
     """Asks the same held-out prompts with the same seeds each time, so that evaluations compare."""
 
-    def __init__(
-        self,
-        prompts: Sequence[Prompt],
-        settings: Evaluation,
-        rollout: Rollout,
-        stop_token_ids: tuple[int, ...],
-        tokenizer: "PreTrainedTokenizerBase",
-        seed: int,
-    ) -> None:
-        self._prompts = list(prompts)[: settings.prompts]
-        self._settings, self._tokenizer, self._seed = settings, tokenizer, seed
-        self._greedy = Sampling(rollout.max_new_tokens, 0.0, stop_token_ids)
-        self._sampled = Sampling(rollout.max_new_tokens, settings.temperature, stop_token_ids)
+    def __init__(self, stage: Stage, heldout: Sequence[Prompt]) -> None:
+        recipe = stage.recipe
+        self._settings, self._tokenizer, self._seed = recipe.evaluation, stage.tokenizer, recipe.seed
+        self._prompts = list(heldout)[: recipe.evaluation.prompts]
+        self._greedy = Sampling(recipe.rollout.max_new_tokens, 0.0, stage.stop_token_ids)
+        self._sampled = replace(self._greedy, temperature=recipe.evaluation.temperature)
 
     def run(self, pool: EnginePool, rewards: RewardStage, model: str) -> Evaluated:
         """Answers, scored. A response whose reward failed counts in no mean, and is counted itself."""

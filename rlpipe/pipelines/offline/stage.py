@@ -34,9 +34,7 @@ def _evaluate(stage: Stage, recipe: SftRecipe, mix: RewardMix, model_path: str, 
             _, heldout = stage.prompts
             started.ready()
             scoring.ready()
-        evaluator = Evaluator(
-            heldout, recipe.evaluation, recipe.rollout, stage.stop_token_ids, stage.tokenizer, recipe.seed
-        )
+        evaluator = Evaluator(stage, heldout)
         pool = EnginePool({roles.POLICY: started.handles["engine"]}, recipe.deadlines)
         with stage.events.phase("evaluate", says="answering held-out prompts"):
             found = evaluator.run(pool, scoring, roles.POLICY)

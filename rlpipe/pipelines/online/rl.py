@@ -64,9 +64,7 @@ def _loop(
     ledger = MemoryLedger(cursor, lease_seconds=recipe.deadlines.rollout + recipe.deadlines.reward)
     group_size = recipe.algorithm.group_size
     sampling = Sampling(recipe.rollout.max_new_tokens, recipe.rollout.temperature, stage.stop_token_ids)
-    evaluator = Evaluator(
-        heldout, recipe.evaluation, recipe.rollout, stage.stop_token_ids, stage.tokenizer, recipe.seed
-    )
+    evaluator = Evaluator(stage, heldout)
     return Loop(
         schedule=recipe.schedule,
         evaluate_every=recipe.evaluation.every,
