@@ -163,7 +163,7 @@ class LiveView:
     def _doing(self) -> Text | None:
         if not self._progress.doing:
             return None
-        says = " › ".join(says for says, _ in self._progress.doing)
+        says = " › ".join(says for says, _ in self._progress.doing) + f" {self._progress.done}".rstrip()
         return Text(f"{says} · {duration(time.time() - self._progress.doing[-1][1])}", "cyan")
 
 

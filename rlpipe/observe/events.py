@@ -13,6 +13,8 @@ Every event has `time` (seconds since 1970), `kind` and, in a pipeline, `stage`.
     warning         message                                       what rlpipe's own loggers warn of
     run_finished    status (completed | interrupted | failed), seconds, message
 
+    progress        says                   how far the phase under way is: shown by whom it concerns, never written
+
 NaN and infinities are written as the strings "nan", "inf", "-inf"; `read` gives them back as numbers in `metrics`.
 Everything else that shows a run (terminal, TensorBoard, W&B, MLflow, report) is a view of these events: a function that
 takes one. A view that raises is dropped with a fault event; it never stops the run.
@@ -52,13 +54,17 @@ class EventLog:
 
     def emit(self, kind: str, **fields: Any) -> None:
         """Write one event, then show it."""
-        event = {"time": round(time.time(), 3), "kind": kind} | ({"stage": self._stage} if self._stage else {}) | fields
+        event = self._event(kind, fields)
         with self._lock:
             self._file.write(
                 json.dumps(_plain(event), ensure_ascii=False, allow_nan=False).encode(errors="replace") + b"\n"
             )
-            for view in list(self._views):
-                self._show(view, event)
+            self._show(event)
+
+    def progress(self, says: str) -> None:
+        """`120/512`: how far the phase under way is, for those who watch. It leaves no trace in the file."""
+        with self._lock:
+            self._show(self._event("progress", {"says": says}))
 
     @contextmanager
     def phase(self, name: str, step: int | None = None, says: str | None = None) -> Iterator[None]:
@@ -112,12 +118,17 @@ class EventLog:
                 getattr(view, "close", lambda: None)()
             self._file.close()
 
-    def _show(self, view: View, event: Event) -> None:
-        try:
-            view(event)
-        except Exception as error:
-            self._views.remove(view)
-            self.fault(f"{type(view).__name__} stopped: {type(error).__name__}: {error}. The run goes on without it.")
+    def _event(self, kind: str, fields: dict[str, Any]) -> Event:
+        return {"time": round(time.time(), 3), "kind": kind} | ({"stage": self._stage} if self._stage else {}) | fields
+
+    def _show(self, event: Event) -> None:
+        for view in list(self._views):
+            try:
+                view(event)
+            except Exception as error:
+                self._views.remove(view)
+                name, why = type(view).__name__, f"{type(error).__name__}: {error}"
+                self.fault(f"{name} stopped: {why}. The run goes on without it.")
 
 
 def read(storage: Storage) -> tuple[list[Event], list[str]]:

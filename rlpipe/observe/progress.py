@@ -31,6 +31,8 @@ class Progress:
         self.sample: Event | None = None
         self.doing: list[tuple[str, float]] = []
         """Open phases, outermost first: what it says, and since when."""
+        self.done = ""
+        """How far the innermost open phase is, where it says so: `120/512`."""
         self._open: dict[str, float] = {}
         """Seconds so far of the phases of the step under way."""
         self._done: dict[str, float] = {}
@@ -42,6 +44,9 @@ class Progress:
                 self.task, self.steps = event["task"], event["steps"]
             case "phase_started":
                 self.doing.append((event["says"], event["time"]))
+                self.done = ""
+            case "progress":
+                self.done = event["says"]
             case "phase":
                 self._end(event)
             case "metrics" if is_step(event):
@@ -79,6 +84,7 @@ class Progress:
         return per_step * steps if per_step is not None and steps > 0 else None
 
     def _end(self, event: Event) -> None:
+        self.done = ""
         names = [says for says, _ in self.doing]
         if event["says"] in names:
             del self.doing[len(names) - 1 - names[::-1].index(event["says"])]

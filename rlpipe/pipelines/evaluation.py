@@ -29,7 +29,7 @@ class Evaluator:
     """Asks the same held-out prompts with the same seeds each time, so that evaluations compare."""
 
     def __init__(self, stage: Stage, heldout: Sequence[Prompt]) -> None:
-        recipe = stage.recipe
+        recipe, self._events = stage.recipe, stage.events
         self._settings, self._tokenizer, self._seed = recipe.evaluation, stage.tokenizer, recipe.seed
         self._prompts = list(heldout)[: recipe.evaluation.prompts]
         self._greedy = Sampling(recipe.rollout.max_new_tokens, 0.0, stage.stop_token_ids)
@@ -54,6 +54,7 @@ class Evaluator:
             for trajectories in pool.finished(0.0 if rewards.outstanding else SECONDS_PER_LOOK):
                 rewards.submit(group_of(by_id[trajectories[0].group_id], trajectories, self._tokenizer))
             scored |= {group.group_id: group for group in rewards.finished(0.05)}
+            self._events.progress(f"{len(scored)}/{len(by_id)}, {kind}")
         return [scored[group_id] for group_id in by_id]
 
     def _request(self, group_id: str, prompt: Prompt, sampling: Sampling, count: int) -> GroupRequest:

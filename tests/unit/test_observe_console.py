@@ -152,3 +152,17 @@ def test_where_every_reward_failed_there_is_no_number_but_their_count():
     assert progress.line() == "reward –  entropy 0.5  failed rewards 256"
     assert progress.curve == []
     assert label("loss").text(math.nan) == "nan", "a diverged loss is not hidden"
+
+
+def test_how_far_a_long_phase_is_stands_beside_it_and_nowhere_else():
+    events = [
+        event("phase_started", phase="evaluate", says="answering held-out prompts", parent=None, step=3),
+        event("progress", says="120/512, greedy"),
+        event("progress", says="130/512, greedy"),
+    ]
+    view, _ = drawn(LiveView, events, terminal=True)
+    view.close()
+    assert view._doing().plain.startswith("answering held-out prompts 130/512, greedy · ")
+    assert drawn(PlainView, events, terminal=False)[1] == ""
+    view(phase("evaluate", 2.0, 3, says="answering held-out prompts"))
+    assert view._progress.done == ""

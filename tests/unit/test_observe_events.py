@@ -167,3 +167,12 @@ def test_run_information_names_the_stack_and_hides_credentials():
     }  # fmt: skip
     assert info["versions"]["ray"].startswith("2.")
     assert info["host"]["cores"] >= 1
+
+
+def test_progress_is_shown_and_not_written(storage):
+    seen = []
+    log = EventLog(storage, stage="grpo", views=[seen.append])
+    log.progress("120/512")
+    log.warning("written")
+    assert [(event["kind"], event["stage"]) for event in seen] == [("progress", "grpo"), ("warning", "grpo")]
+    assert [event["kind"] for event in events.read(storage)[0]] == ["warning"]

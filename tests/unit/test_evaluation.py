@@ -1,0 +1,72 @@
+"""Held-out evaluation, with an engine and a reward that answer at once."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sample_groups import make_group
+
+from rlpipe.data.flow import Failure, Prompt, Score
+from rlpipe.pipelines.evaluation import Evaluator, pass_at_k
+from rlpipe.recipe.rollout import Evaluation, Rollout
+
+PROMPTS = [Prompt(f"p{i}", np.array([1, i], np.int32), f"{i}+{i}=") for i in range(3)]
+
+
+class Engines:
+    """Hands over one group per look."""
+
+    def submit(self, model, requests):
+        self.requests = list(requests)
+
+    def finished(self, seconds):
+        request = self.requests.pop(0)
+        return [make_group(["4"] * len(request.seeds), group_id=request.group_id).trajectories]
+
+
+class Rewards:
+    outstanding = 0
+
+    def __init__(self, outcome):
+        self._outcome, self._groups = outcome, []
+
+    def submit(self, group):
+        self._groups.append(replace(group, outcomes=tuple(self._outcome for _ in group.trajectories)))
+
+    def finished(self, seconds):
+        groups, self._groups = self._groups, []
+        return groups
+
+
+def evaluated(outcome, **settings):
+    told = []
+    stage = SimpleNamespace(
+        recipe=SimpleNamespace(evaluation=Evaluation(**settings), rollout=Rollout(), seed=0),
+        events=SimpleNamespace(progress=told.append),
+        tokenizer=SimpleNamespace(batch_decode=lambda rows, **_: ["4"] * len(rows)),
+        stop_token_ids=(1,),
+    )
+    return Evaluator(stage, PROMPTS).run(Engines(), Rewards(outcome), "policy"), told
+
+
+def test_every_prompt_is_answered_greedily_and_sampled_and_progress_is_told():
+    found, told = evaluated(Score(1.0, {}), prompts=2, show=1)
+    assert found.metrics == {
+        "reward": 1.0, "failures": 0.0, "length": 2.0, "accuracy": 1.0, "pass@1": 1.0, "pass@4": 1.0,
+    }  # fmt: skip
+    assert [(sample["prompt"], sample["reward"]) for sample in found.samples] == [("0+0=", 1.0)]
+    assert told == ["1/2, greedy", "2/2, greedy", "1/2, sampled", "2/2, sampled"]
+
+
+def test_where_every_reward_failed_there_is_no_accuracy_but_a_count():
+    found, _ = evaluated(Failure("error", "by design"))
+    assert found.metrics["failures"] == 3.0
+    assert all(math.isnan(found.metrics[name]) for name in ("reward", "accuracy", "pass@1", "pass@4"))
+
+
+def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one():
+    assert pass_at_k(4, 1, 2) == pytest.approx(3 / 6)
+    assert pass_at_k(4, 0, 4) == 0.0
+    assert pass_at_k(4, 1, 4) == 1.0
