@@ -14,8 +14,13 @@ class Place:
     folder: Path
     """Relative paths written here start from this folder."""
 
+    @property
+    def typed(self) -> bool:
+        """On the command line, not in a file."""
+        return not self.line
+
     def __str__(self) -> str:
-        return f"{self.source}:{self.line}" if self.line else self.source
+        return self.source if self.typed else f"{self.source}:{self.line}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ def _path(error: ErrorDetails, data: object) -> Path:
 
 def _problem(root: Node, data: object, path: Path, error: ErrorDetails) -> Problem:
     message = _message(root, data, path, error)
-    node = _named(root, path, message) if error["type"] == "value_error" else root.nearest(path)
+    node = _blamed(root, path, message) if error["type"] == "value_error" else root.nearest(path)
     return Problem(node.place, dotted(path), message)
 
 
@@ -57,10 +57,17 @@ def _message(root: Node, data: object, path: Path, error: ErrorDetails) -> str:
     return f"expected {expected}, found {_found(value)}{_near(value, _options(path, data, error))}"
 
 
-def _named(root: Node, path: Path, message: str) -> Node:
-    """The node a validator's message begins with the key of; else the section it validated."""
-    key = re.match(r"[\w.]*", message)[0]
-    return root.nearest((*path, *(int(part) if part.isdecimal() else part for part in key.split("."))))
+def _blamed(root: Node, path: Path, message: str) -> Node:
+    """The node that a validator's message, with its `key=value`, is about: of the keys it names one that was typed on
+    the command line, else the first; where it names none, the section that was validated."""
+    named = [_below(path, key) for key in re.findall(r"([\w.]+)=", message)]
+    leaves = (leaf for key in named if root.has(key) for _, leaf in root.nearest(key).scalars())
+    typed = next((leaf for leaf in leaves if leaf.place.typed), None)
+    return typed or root.nearest(named[0] if named else path)
+
+
+def _below(path: Path, key: str) -> Path:
+    return (*path, *(int(part) if part.isdecimal() else part for part in key.split(".")))
 
 
 def _options(path: Path, data: object, error: ErrorDetails) -> list[str]:

@@ -65,10 +65,12 @@ class RewardMix(Strict):
 
     @model_validator(mode="after")
     def _told_apart(self) -> "RewardMix":
-        names = [reward.name for reward in self.mix]
-        twice = next((name for name in names if names.count(name) > 1), None)
+        first = {reward.name: i for i, reward in reversed(list(enumerate(self.mix)))}
+        twice = next((i for i, reward in enumerate(self.mix) if first[reward.name] < i), None)
         if twice is not None:
-            raise ValueError(f"mix: two rewards are named `{twice}`; give each its own `name`")
+            name = self.mix[twice].name
+            raise ValueError(f"mix.{twice}.name={name} and mix.{first[name]}.name={name} are the same; change one")
         if not any(reward.weight for reward in self.mix):
-            raise ValueError("mix: every weight is 0, so that nothing would be learned")
+            weights = ", ".join(f"mix.{i}.weight=0" for i in range(len(self.mix)))
+            raise ValueError(f"{weights}: with every weight 0 nothing would be learned")
         return self

@@ -213,12 +213,12 @@ def test_a_good_recipe_loads():
         (
             "- kind: exact",
             "- kind: exact\n    - kind: exact",
-            "r.yaml:5: rewards: mix: two rewards are named `exact`; give each its own `name`",
+            "r.yaml:7: rewards: mix.1.name=exact and mix.0.name=exact are the same; change one",
         ),
         (
             "- kind: exact",
             "- {kind: exact, weight: 0}",
-            "r.yaml:5: rewards: mix: every weight is 0, so that nothing would be learned",
+            "r.yaml:6: rewards: mix.0.weight=0: with every weight 0 nothing would be learned",
         ),
         (
             "- kind: exact",
@@ -253,6 +253,38 @@ def test_a_good_recipe_loads():
 def test_message(old, new, expected):
     assert old in GOOD
     assert problems(GOOD.replace(old, new, 1)) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            ["train.minibatches=3"],
+            "override `train.minibatches=3`: schedule.prompts_per_step=32 does not divide into train.minibatches=3: whole groups stay in one optimizer step",
+        ),
+        (
+            ["schedule.prompts_per_step=4", "train={minibatches: 3}"],
+            "override `schedule.prompts_per_step=4`: schedule.prompts_per_step=4 does not divide into train.minibatches=3: whole groups stay in one optimizer step",
+        ),
+        (
+            ["evaluation.pass_at.1=9"],
+            "override `evaluation.pass_at.1=9`: evaluation: samples=4 is too few for pass_at=[1, 9]",
+        ),
+        (
+            ["rewards.mix.0.weight=2", "rewards.mix.1.name=exact"],
+            "override `rewards.mix.1.name=exact`: rewards: mix.1.name=exact and mix.0.name=exact are the same; change one",
+        ),
+    ],
+)
+def test_a_combination_that_an_override_made_impossible_is_blamed_on_it(changes, expected):
+    text = GOOD.replace("- kind: exact", "- kind: exact\n    - {kind: exact, name: other}")
+    assert problems(f"{text}evaluation:\n  pass_at: [1, 4]\n", *changes) == [expected]
+
+
+def test_an_override_beside_it_is_not_blamed():
+    assert problems(f"{GOOD}rollout:\n  max_model_len: 16\n", "rollout.threads=1") == [
+        "r.yaml:11: rollout: max_model_len=16 leaves no room for a prompt before max_new_tokens=16; raise the one or lower the other"
+    ]
 
 
 def test_all_problems_at_once_in_the_order_of_the_file():
