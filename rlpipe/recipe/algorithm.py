@@ -11,6 +11,7 @@ class Grpo(Strict):
     """Group Relative Policy Optimization (Shao et al. 2024, arXiv 2402.03300)."""
 
     name: Literal["grpo"]
+    """Group-relative advantages with PPO's clipped loss; no critic."""
     group_size: Annotated[int, Field(ge=2)] = 8
     """Responses sampled per prompt; their mean reward is the baseline."""
     clip_low: NonNegativeFloat = 0.2

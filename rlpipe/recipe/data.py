@@ -11,6 +11,7 @@ class ArithmeticData(Strict):
     """Synthetic sums, generated from a seed; held-out problems never appear in training."""
 
     kind: Literal["arithmetic"]
+    """Sums made on the spot."""
     operands: Annotated[int, Field(ge=2, le=4)] = 2
     """How many numbers are added."""
     largest: PositiveInt = 99
@@ -36,6 +37,7 @@ class RecordsData(Strict):
     """Records in TRL's formats from a local JSONL / CSV / Parquet file, a folder, or the hub."""
 
     kind: Literal["records"]
+    """Records read from files or the hub."""
     path: PathOrHubId
     """Local file or folder, or hub id."""
     config: str | None = None
@@ -49,6 +51,7 @@ class RecordsData(Strict):
     system: str | None = None
     """System message put before every prompt (chat only)."""
     heldout: HeldOut = HeldOut()
+    """Which records are kept for evaluation."""
 
 
 Data = Annotated[ArithmeticData | RecordsData, Field(discriminator="kind")]

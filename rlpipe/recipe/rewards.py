@@ -12,18 +12,26 @@ class ExactReward(Strict):
     """1 if the response, stripped of spaces around it, equals the answer column; else 0."""
 
     kind: Literal["exact"]
+    """Compares the response with the answer column."""
     name: str = "exact"
+    """Under which it is reported; each reward of a mix needs its own."""
     weight: float = 1.0
+    """Factor in the weighted sum."""
     answer_column: str = "answer"
+    """Column of the data that holds the reference answer."""
 
 
 class MathReward(Strict):
     """1 if Math-Verify finds the response's final answer equal to the reference answer; else 0."""
 
     kind: Literal["math"]
+    """Has Math-Verify compare the response's final answer with the reference."""
     name: str = "math"
+    """Under which it is reported; each reward of a mix needs its own."""
     weight: float = 1.0
+    """Factor in the weighted sum."""
     answer_column: str = "answer"
+    """Column of the data that holds the reference answer."""
     answer_after: str | None = None
     """The reference answer is what follows this mark in the column, for example `####` in GSM8K."""
     deadline: PositiveFloat = 5.0
@@ -36,10 +44,13 @@ class PythonReward(Strict):
     """A function with TRL's reward signature: `f(prompts, completions, **columns) -> list[float | None]`."""
 
     kind: Literal["python"]
+    """Calls a function of yours."""
     name: str
+    """Under which it is reported; each reward of a mix needs its own."""
     function: PythonFunction
     """`path/to/file.py:function` (relative to the recipe) or `package.module:function`."""
     weight: float = 1.0
+    """Factor in the weighted sum."""
     deadline: PositiveFloat = 60.0
     """Seconds one batch call may take."""
     options: dict[str, float | int | str | bool] = {}
@@ -60,6 +71,7 @@ class RewardMix(Strict):
     """A weighted sum of rewards."""
 
     mix: Annotated[list[Reward], Field(min_length=1)]
+    """The rewards of each response, added up by weight."""
     max_failure_rate: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of a step's responses whose reward may fail before the run stops; failures never count as 0."""
 

@@ -31,6 +31,7 @@ class Rollout(Strict):
     """Share of a GPU's memory a vLLM engine may take."""
     threads: Threads = 0
     resources: Resources = Resources()
+    """What each engine reserves."""
 
     @model_validator(mode="after")
     def _room_for_a_prompt(self) -> "Rollout":

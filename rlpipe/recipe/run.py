@@ -36,6 +36,7 @@ class Tracking(Strict):
     """Where metrics go besides events.jsonl and the report."""
 
     tensorboard: bool = True
+    """Write TensorBoard files to the run directory."""
     wandb: str | None = None
     """W&B project (the key comes from WANDB_API_KEY)."""
     mlflow: str | None = None

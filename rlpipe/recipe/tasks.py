@@ -18,39 +18,58 @@ class SftRecipe(Strict):
     """Supervised fine-tuning."""
 
     task: Literal["sft"]
+    """Supervised fine-tuning."""
     name: FolderName = "sft"
     """Names the run directory, runs/NAME."""
     seed: int = 0
+    """Seed of the model from scratch, the order of the data and every sample."""
     model: Model
     data: Data
+    """Records to learn from."""
     train: SftTraining
+    """Batches, optimizer and processes of the training."""
     rewards: RewardMix | None = None
     """If given, held-out prompts are answered and scored before and after training."""
     rollout: Rollout = Rollout()
     """Engines of that evaluation."""
     evaluation: Evaluation = Evaluation()
+    """What is asked of the held-out data, before and after training."""
     deadlines: Deadlines = Deadlines()
+    """How long remote waits may take."""
     tracking: Tracking = Tracking()
+    """Where metrics go besides the run directory."""
 
 
 class RlRecipe(Strict):
     """Online reinforcement learning: sample, score, train, publish."""
 
     task: Literal["rl"]
+    """Online reinforcement learning."""
     name: FolderName = "rl"
     """Names the run directory, runs/NAME."""
     seed: int = 0
+    """Seed of the model from scratch, the order of the data and every sample."""
     model: Model
     data: Data
+    """Prompts to sample from."""
     rewards: RewardMix
+    """What a response is worth."""
     algorithm: Algorithm
+    """How rewards become advantages and a loss."""
     schedule: Schedule
+    """How many steps, of how many prompts."""
     train: PolicyTraining = PolicyTraining()
+    """Optimizer, batches and processes of the policy's training."""
     rollout: Rollout = Rollout()
+    """Engines that generate the responses, and how they sample."""
     evaluation: Evaluation = Evaluation()
+    """When and how held-out prompts are asked."""
     publishing: Publishing = Publishing()
+    """How it is proven that weights arrived."""
     deadlines: Deadlines = Deadlines()
+    """How long remote waits may take."""
     tracking: Tracking = Tracking()
+    """Where metrics go besides the run directory."""
 
     @model_validator(mode="after")
     def _divisible(self) -> "RlRecipe":
@@ -69,9 +88,11 @@ class PipelineRecipe(Strict):
     """Stages run in order; a later stage takes an earlier one's model as `${stages.NAME.model}`."""
 
     task: Literal["pipeline"]
+    """Several tasks in order."""
     name: FolderName = "pipeline"
     """Names the run directory, runs/NAME."""
     stages: Annotated[dict[FolderName, Task], Field(min_length=1)]
+    """Tasks by name, in the order in which they run."""
 
 
 Recipe = Annotated[SftRecipe | RlRecipe | PipelineRecipe, Field(discriminator="task")]

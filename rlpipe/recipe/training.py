@@ -14,10 +14,15 @@ class Optimizer(Strict):
     """AdamW with a learning-rate schedule."""
 
     learning_rate: PositiveFloat = 1e-4
+    """Highest learning rate, reached after warm-up."""
     weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay."""
     adam_beta1: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """Decay of the running mean of gradients."""
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Decay of the running mean of squared gradients."""
     adam_epsilon: PositiveFloat = 1e-8
+    """Added to the denominator of the update, for stability."""
     max_grad_norm: PositiveFloat = 1.0
     """Global gradient norm above which gradients are scaled down."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
@@ -30,6 +35,7 @@ class SftOptimizer(Optimizer):
     """The same with the defaults of SFT."""
 
     learning_rate: PositiveFloat = 1e-3
+    """Highest learning rate, reached after warm-up."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
     """Shape after warm-up: constant, or down to 0 at the last step."""
     warmup_steps: NonNegativeInt = 20
@@ -53,6 +59,7 @@ class SftTraining(Strict):
     per_device_train_batch_size: PositiveInt = 64
     """Records per rank and micro-batch."""
     gradient_accumulation_steps: PositiveInt = 1
+    """Micro-batches per optimizer step."""
     max_length: PositiveInt = 1024
     """Longest record in tokens; longer ones are truncated, and the count is reported."""
     packing: bool = False
@@ -60,20 +67,25 @@ class SftTraining(Strict):
     loss_on: Literal["completion", "assistant", "all"] = "completion"
     """Tokens in the loss: the completion, every assistant turn (the template must mark them), or all."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: slower, in far less memory."""
     optimizer: SftOptimizer = SftOptimizer()
+    """AdamW and its learning-rate schedule."""
     ranks: PositiveInt = 1
     """Data-parallel training processes."""
     zero_stage: ZeroStage = 0
     """DeepSpeed ZeRO: 0 replicates, 1 shards optimizer states, 2 also gradients, 3 also parameters."""
     threads: Threads = 0
     resources: Resources = Resources()
+    """What each rank reserves."""
     logging_steps: PositiveInt = 10
+    """Optimizer steps between reported metrics."""
 
 
 class PolicyTraining(Strict):
     """The policy's training side in online RL."""
 
     optimizer: Optimizer = Optimizer()
+    """AdamW and its learning-rate schedule."""
     minibatches: PositiveInt = 1
     """Optimizer steps the batch of one RL step is split into."""
     epochs: PositiveInt = 1
@@ -81,9 +93,11 @@ class PolicyTraining(Strict):
     tokens_per_micro_batch: PositiveInt = 16384
     """Token budget (after padding) of one forward and backward; lower it when memory runs out."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: slower, in far less memory."""
     ranks: PositiveInt = 1
     """Data-parallel training processes."""
     zero_stage: ZeroStage = 0
     """DeepSpeed ZeRO: 0 replicates, 1 shards optimizer states, 2 also gradients, 3 also parameters."""
     threads: Threads = 0
     resources: Resources = Resources()
+    """What each rank reserves."""

@@ -396,6 +396,21 @@ class TestShipped:
         jsonschema.validate(data, json_schema())
 
 
+def undescribed(schema: object, name: str = "the recipe") -> list[str]:
+    """Keys of a JSON Schema that say nothing about themselves."""
+    if isinstance(schema, list):
+        return [key for part in schema for key in undescribed(part, name)]
+    if not isinstance(schema, dict):
+        return []
+    properties = schema.get("properties", {})
+    bare = [f"{name}: {key}" for key, value in properties.items() if not value.get("description")]
+    return bare + [key for part, value in schema.items() for key in undescribed(value, part)]
+
+
+def test_every_key_of_the_schema_says_what_it_is():
+    assert undescribed(json_schema()) == []
+
+
 def test_loading_and_the_command_line_import_nothing_heavy(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(rlpipe.__file__).parents[1]))
     heavy = "torch ray transformers vllm deepspeed trl peft datasets accelerate numpy pandas pyarrow rich jinja2 fsspec"
