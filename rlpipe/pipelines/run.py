@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,6 +27,7 @@ from rlpipe.rewards.reward import RewardUnusable
 from rlpipe.rewards.stage import RewardFailed
 from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
 from rlpipe.runtime.local import LocalRuntime
+from rlpipe.runtime.machine import command
 from rlpipe.runtime.roles import PlacementError, Runtime
 from rlpipe.weights.payload import WeightsRejected
 from rlpipe.weights.verify import WeightSyncError
@@ -182,6 +184,6 @@ def _say_where(console: Console, run_dir: Path, code: int) -> None:
         f"{lines[code]}\n"
         f"  run directory  {run_dir}\n"
         f"  report         {page}\n"
-        f"  curves         tensorboard --logdir {run_dir}",
+        f"  curves         {command('tensorboard')} --logdir {shlex.quote(str(run_dir))}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip

@@ -3,9 +3,11 @@
 import importlib.metadata as metadata
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +76,17 @@ def import_error(code: str, process: subprocess.Popen[str]) -> str:
     if process.returncode == 0:
         return ""
     return errors.strip().splitlines()[-1] if errors.strip() else f"{code!r} ended with exit code {process.returncode}"
+
+
+def command(program: str) -> str:
+    """What a shell in this folder starts a program of this environment with: its name where that finds it, else its
+    path. `make demo` leaves the environment inactive."""
+    ours = os.path.join(sysconfig.get_path("scripts"), program)
+    found = shutil.which(program)
+    if not os.path.exists(ours) or (found and os.path.abspath(found) == ours):
+        return program
+    beneath = os.path.relpath(ours)
+    return shlex.quote(min((path for path in (ours, beneath) if os.sep in path), key=len))
 
 
 def find_gpus() -> list[Gpu]:
