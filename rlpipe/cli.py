@@ -4,9 +4,11 @@ Nothing heavy is imported up here: `--help` and a mistake in a recipe answer at 
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -95,7 +97,8 @@ def run(
         checked = require_files(read(recipe, changes or ()))
         # Before torch is loaded, for --debug: spinning threads slow a shared machine down several times over.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        directory = _unused(run_dir or Path("runs") / checked.name)
+        directory = run_dir or Path("runs") / checked.name
+        _refuse_used(directory, [recipe, *(changes or ()), *(["--debug"] if debug else [])])
         from rlpipe.pipelines.run import run as run_recipe
 
         code = run_recipe(checked, directory, debug)
@@ -226,11 +229,20 @@ def copy_recipe(
         typer.echo(f"wrote  {path}")
 
 
-def _unused(directory: Path) -> Path:
-    """A run directory that holds no other run."""
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        _stop(f"{directory} holds an earlier run; choose another with --run-dir, or remove it: rm -r {directory}")
-    return directory
+def _refuse_used(directory: Path, arguments: list[str]) -> None:
+    """No run writes into the directory of another; the same `arguments` of `run` do for a directory beside it."""
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return
+    from rlpipe.runtime.machine import command
+
+    others = (directory.with_name(f"{directory.name}-{n}") for n in count(2))
+    other = next(path for path in others if not path.exists())
+    _stop(
+        f"{directory} holds an earlier run, which stays. To run into another directory:\n"
+        f"  {command('rlpipe')} {shlex.join(['run', *arguments, '--run-dir', str(other)])}\n"
+        f"Or to remove the earlier run first:\n"
+        f"  {shlex.join(['rm', '-r', str(directory)])}"
+    )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 # ruff: noqa: E501  (messages stand as people see them)
 
 import json
+import shlex
 import subprocess
 import sys
 import types
@@ -63,16 +64,23 @@ def test_a_mistake_is_told_without_a_traceback(runs):
     assert runs == []
 
 
-def test_a_used_run_directory_is_left_alone(runs):
+def test_a_used_run_directory_is_left_alone_and_the_next_command_is_told(runs, monkeypatch):
+    monkeypatch.setattr("rlpipe.runtime.machine.command", lambda program: f".venv/bin/{program}")
     Path("runs/small").mkdir(parents=True)
     assert call("run", "good.yaml")[0] == 3  # empty: nothing to lose
     Path("runs/small/events.jsonl").touch()
-    assert call("run", "good.yaml") == (
+    Path("runs/small-2").mkdir()
+    assert call("run", "good.yaml", "train.max_steps=7", "data={kind: arithmetic}", "--debug") == (
         2,
         "",
-        "error: runs/small holds an earlier run; choose another with --run-dir, or remove it: rm -r runs/small\n",
+        "error: runs/small holds an earlier run, which stays. To run into another directory:\n"
+        "  .venv/bin/rlpipe run good.yaml train.max_steps=7 'data={kind: arithmetic}' --debug --run-dir runs/small-3\n"
+        "Or to remove the earlier run first:\n"
+        "  rm -r runs/small\n",
     )
     assert len(runs) == 1
+    assert call(*shlex.split("run good.yaml train.max_steps=7 --debug --run-dir runs/small-3"))[0] == 3
+    assert runs[1][1:] == (Path("runs/small-3"), True)
 
 
 def test_missing_files_stop_a_run_but_not_validate(runs, tmp_path):
