@@ -10,7 +10,8 @@ import socket
 from typing import Any, Callable, Generic, Sequence, TypeVar
 
 from rlpipe.runtime.handle import Handle, Within
-from rlpipe.runtime.roles import RoleSpec, Seat
+from rlpipe.runtime.roles import RoleSpec, seats_at
+from rlpipe.runtime.threads import set_threads
 
 T = TypeVar("T")
 
@@ -79,8 +80,8 @@ class LocalRuntime:
 
     def _start(self, spec: RoleSpec) -> LocalHandle:
         os.environ.update(spec.environment)
-        set_threads(spec.threads)  # one process: the role started last decides
-        seat = Seat(index=0, count=1, local_index=0, address="127.0.0.1", port=free_port())
+        set_threads(spec.threads, sharing=1)  # one process: the role started last decides
+        [seat] = seats_at([("here", "127.0.0.1", free_port())])
         handle = LocalHandle(spec.name, spec.role(*spec.arguments(seat)))
         self._handles.append(handle)
         return handle
@@ -90,13 +91,6 @@ class LocalRuntime:
             handle.close()
         self._handles = []
         gc.collect()  # models sit in reference cycles; the next roles need their memory
-
-def set_threads(threads: int) -> None:
-    """torch's CPU threads in the calling thread; 0 takes all cores."""
-    import torch
-
-    torch.set_num_threads(threads or os.cpu_count() or 1)
-
 
 def free_port() -> int:
     """A TCP port that is free on this node now."""

@@ -4,7 +4,8 @@ from typing import Any
 
 import ray
 
-from rlpipe.runtime.local import free_port, set_threads
+from rlpipe.runtime.local import free_port
+from rlpipe.runtime.threads import set_threads
 
 
 class Host:
@@ -24,8 +25,8 @@ class Host:
         return context.get_node_id(), ray.util.get_node_ip_address(), free_port()
 
     @ray.method(concurrency_group="role")
-    def build(self, role: type, arguments: tuple[Any, ...], threads: int) -> None:
-        set_threads(threads)
+    def build(self, role: type, arguments: tuple[Any, ...], threads: int, sharing: int) -> None:
+        set_threads(threads, sharing)
         self._role = role(*arguments)
 
     @ray.method(concurrency_group="role")

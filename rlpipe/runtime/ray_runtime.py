@@ -13,7 +13,8 @@ from rlpipe.recipe.run import Deadlines
 from rlpipe.runtime.handle import Handle, Within, results
 from rlpipe.runtime.ray_host import RemoteHost
 from rlpipe.runtime.ray_pending import RayHandle, RayPending
-from rlpipe.runtime.roles import PlacementError, RoleSpec, Seat
+from rlpipe.runtime.roles import PlacementError, RoleSpec, Seat, seats_at
+from rlpipe.runtime.threads import threads_of
 
 Bundle = dict[str, float]
 
@@ -46,7 +47,7 @@ class RayStarted:
         """Build one role in its processes."""
         names = [spec.name if len(hosts) == 1 else f"{spec.name}[{i}]" for i in range(len(hosts))]
         for name, host, seat in zip(names, hosts, _seats(names, hosts, within), strict=True):
-            build = host.build.remote(spec.role, spec.arguments(seat), spec.threads)
+            build = host.build.remote(spec.role, spec.arguments(seat), spec.threads, seat.local_count)
             self._builds.append(RayPending(host, name, f"building {spec.role.__name__}", build, within))
         self.handles[spec.name] = [RayHandle(name, host) for name, host in zip(names, hosts, strict=True)]
 
@@ -94,10 +95,7 @@ def _seats(names: list[str], hosts: list[Any], within: Within) -> list[Seat]:
         RayPending(host, name, "its process start", host.meeting_point.remote(), within)
         for name, host in zip(names, hosts, strict=True)
     ]
-    places = results(pendings)
-    _, address, port = places[0]
-    nodes = [node for node, _, _ in places]
-    return [Seat(i, len(nodes), nodes[:i].count(node), address, port) for i, node in enumerate(nodes)]
+    return seats_at(results(pendings))
 
 
 def _host(spec: RoleSpec, group: PlacementGroup, index: int) -> Any:
@@ -111,10 +109,16 @@ def _host(spec: RoleSpec, group: PlacementGroup, index: int) -> Any:
 
 
 def _environment(spec: RoleSpec) -> dict[str, str]:
-    # Ray sets OMP_NUM_THREADS to the reserved CPUs, here a fraction of one; the recipe's thread count is what counts.
-    threads = str(spec.threads or os.cpu_count() or 1)
-    # Waiting threads sleep: spinning ones slow a shared node down several times over, and the roles of a step take turns anyway.
-    return {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"} | spec.environment
+    """What must stand before a process imports torch. Threads are set again when its node's other processes are known."""
+    ours = {
+        # Ray sets it to the reserved CPUs, here a fraction of one; the recipe's thread count is what counts.
+        "OMP_NUM_THREADS": str(threads_of(spec.threads, sharing=1)),
+        # Waiting threads sleep: spinning ones slow a shared node down several times over, and the roles of a step take
+        # turns anyway.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return ours | spec.environment
 
 
 def _bundle(spec: RoleSpec) -> Bundle:

@@ -1,7 +1,8 @@
 """What a pipeline asks a runtime to start, and the runtime's interface."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, Protocol
+from typing import Any, Protocol
 
 from rlpipe.recipe.training import Resources
 from rlpipe.runtime.handle import Handle
@@ -15,10 +16,21 @@ class Seat:
     count: int
     local_index: int
     """Index among the role's processes on the same node."""
+    local_count: int
+    """How many processes of the role there are on that node."""
     address: str
     """Address of the node that hosts process 0."""
     port: int
     """A port that was free on that node."""
+
+
+def seats_at(places: Sequence[tuple[str, str, int]]) -> list[Seat]:
+    """The seats of a role's processes, each of which told its node, the node's address and a free port there."""
+    nodes = [node for node, _, _ in places]
+    _, address, port = places[0]
+    return [
+        Seat(i, len(nodes), nodes[:i].count(node), nodes.count(node), address, port) for i, node in enumerate(nodes)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +43,7 @@ class RoleSpec:
     count: int
     resources: Resources
     threads: int
-    """CPU threads of each process; 0 takes all cores of its node."""
+    """CPU threads of each process; 0 shares all cores of a node among the role's processes there."""
     recipe_key: str
     """Recipe section that sizes this role, for error messages."""
     environment: dict[str, str] = field(default_factory=dict)

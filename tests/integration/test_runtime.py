@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,6 +38,11 @@ class Counter:
 
     def where(self) -> Seat:
         return self.seat
+
+    def threads(self) -> int:
+        import torch
+
+        return torch.get_num_threads()
 
     def process(self) -> int:
         return os.getpid()
@@ -98,9 +104,17 @@ def test_a_constructor_that_fails_is_the_error_of_start(runtime):
 def test_seats_meet_on_one_port(ray_runtime):
     counters = start(ray_runtime, spec(count=3))
     seats = results([c.call(SOON, Counter.where) for c in counters])
-    assert [(s.index, s.count, s.local_index) for s in seats] == [(0, 3, 0), (1, 3, 1), (2, 3, 2)]
+    assert [(s.index, s.count, s.local_index, s.local_count) for s in seats] == [
+        (0, 3, 0, 3), (1, 3, 1, 3), (2, 3, 2, 3),
+    ]  # fmt: skip
     assert len({(s.address, s.port) for s in seats}) == 1
     assert [c.name for c in counters] == ["counter[0]", "counter[1]", "counter[2]"]
+
+
+def test_the_processes_of_a_role_share_the_cores_of_their_node(ray_runtime):
+    counters = start(ray_runtime, replace(spec(count=2), threads=0))
+    threads = results([c.call(SOON, Counter.threads) for c in counters])
+    assert threads == [max(1, os.cpu_count() // 2)] * 2
 
 
 def test_a_missed_deadline_says_who_and_where(ray_runtime):

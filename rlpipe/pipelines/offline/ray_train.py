@@ -15,6 +15,7 @@ from rlpipe.recipe.run import Deadlines
 from rlpipe.recipe.training import Resources
 from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
 from rlpipe.runtime.roles import PlacementError
+from rlpipe.runtime.threads import set_threads
 
 TrainFunction = Callable[[Any, Progress], None]
 _POLL_SECONDS = 0.2
@@ -46,7 +47,7 @@ def run_local(train: TrainFunction, job: Any, launch: Launch, report: Report) ->
         from ray.train.torch import TorchTrainer
 
         def train_here(_: dict[str, Any]) -> None:
-            _set_threads(launch.threads, ranks_here=1)
+            set_threads(launch.threads, sharing=1)
             train(job, LocalProgress(report))
 
         logging.getLogger("ray.train").setLevel(logging.WARNING)  # it announces its local mode
@@ -100,7 +101,7 @@ def _trainer(train: TrainFunction, job: Any, launch: Launch, channel: Any, scrat
     def train_remotely(config: dict[str, Any]) -> None:
         context = ray.train.get_context()
         config["channel"].join.remote(ray.get_runtime_context().current_actor)
-        _set_threads(launch.threads, context.get_local_world_size())
+        set_threads(launch.threads, context.get_local_world_size())
         train(config["job"], RemoteProgress(config["channel"], speaks=context.get_world_rank() == 0))
         # Calls of one process arrive in order: after this one, all that was told is there for the driver's last fetch.
         ray.get(config["channel"].put.remote("its end", None))
@@ -215,14 +216,6 @@ def _gpus(resources: Resources) -> float:
 def _bundle(resources: Resources) -> dict[str, float]:
     gpus = _gpus(resources)
     return {"CPU": resources.cpus} | ({"GPU": gpus} if gpus else {})
-
-
-def _set_threads(threads: int, ranks_here: int) -> None:
-    import torch
-
-    count = threads or max(1, (os.cpu_count() or 1) // ranks_here)
-    torch.set_num_threads(count)
-    os.environ["OMP_NUM_THREADS"] = str(count)  # accelerate goes by it, and where it is absent takes all cores
 
 
 @contextlib.contextmanager
