@@ -5,7 +5,8 @@ from typing import Any
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.model import PretrainedModel
 from rlpipe.recipe.tasks import RlRecipe
-from rlpipe.rollout.worker import EngineSpec, RolloutWorker
+from rlpipe.rollout.engine import EngineSpec
+from rlpipe.rollout.worker import RolloutWorker
 from rlpipe.runtime.roles import RoleSpec, Seat
 from rlpipe.training.distributed import Rank
 from rlpipe.training.policy import Policy, PolicySpec

@@ -1,12 +1,39 @@
 """What a rollout engine is. Implementations: `vllm_engine.VllmEngine`, `transformers_engine.TransformersEngine`."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from rlpipe.data.flow import GroupRequest, Tokens, Trajectory
+from rlpipe.recipe.model import Dtype
 from rlpipe.weights.payload import Payload
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """How to start an engine, in plain values."""
+
+    engine: Literal["vllm", "transformers"]
+    model: str
+    """Model folder or hub id, with weights to start from."""
+    dtype: Dtype
+    eos_token_ids: tuple[int, ...]
+    """End every response, besides the request's own stop tokens."""
+    version: int | None
+    """Weight version that `model` holds. None, as for a restarted engine: it refuses requests until published to."""
+    max_model_len: int | None = None
+    """Longest prompt plus response in tokens; None is the model's own limit."""
+    max_num_seqs: int = 256
+    kv_cache_gib: float = 1.0
+    """KV cache of a vLLM engine on CPU."""
+    gpu_memory_utilization: float = 0.5
+    """Share of its GPU that a vLLM engine takes."""
+    seed: int = 0
+    lora_rank: int | None = None
+    """Serve adapters up to this rank on `model`'s weights (vLLM only); the engine then starts without a version."""
+    revision: str | None = None
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,14 @@
 
 import time
 from collections import deque
-from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rlpipe.data.flow import GroupRequest, Tokens, Trajectory
-from rlpipe.rollout.engine import Health, Receipt
+from rlpipe.models.load import resolve_dtype
+from rlpipe.rollout.engine import EngineSpec, Health, Receipt
 from rlpipe.rollout.kv_cache import ATTENTION
 from rlpipe.rollout.records import Limits, Pulse
 from rlpipe.rollout.wave import Wave, Work, causal_mask, pad_left
@@ -25,39 +25,25 @@ class TransformersEngine:
     policy its version span names.
     """
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        dtype: str,
-        version: int | None,
-        eos_token_ids: tuple[int, ...],
-        max_model_len: int | None = None,
-        max_num_seqs: int = 256,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
-    ) -> None:
-        """`version` is the weight version that the model folder holds; None if it holds none of the run's.
-
-        Raises ValueError for a model whose attention this engine cannot reproduce.
-        """
+    def __init__(self, spec: EngineSpec) -> None:
+        """Raises ValueError for a model whose attention this engine cannot reproduce."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            model,
-            dtype=getattr(torch, dtype),
+            spec.model,
+            dtype=resolve_dtype(spec.dtype),
             attn_implementation=ATTENTION,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
+            revision=spec.revision,
+            trust_remote_code=spec.trust_remote_code,
         ).to(device)
         self._model.requires_grad_(False).eval()
         config = self._model.config
-        self._limits = Limits(max_model_len or config.max_position_embeddings, config.vocab_size)
+        self._limits = Limits(spec.max_model_len or config.max_position_embeddings, config.vocab_size)
         _check_attention(config, self._limits.max_model_len)
-        self._max_num_seqs = max_num_seqs
-        self._eos_token_ids = eos_token_ids
+        self._max_num_seqs = spec.max_num_seqs
+        self._eos_token_ids = spec.eos_token_ids
         self._waiting: deque[Work] = deque()
         self._waves: list[Wave] = []
-        self._pulse = Pulse(version)
+        self._pulse = Pulse(spec.version)
 
     def submit(self, requests: list[GroupRequest]) -> None:
         for request in requests:

@@ -10,13 +10,14 @@ import random
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from rlpipe.models.load import resolve_dtype
+from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.records import Limits
 
 if TYPE_CHECKING:
@@ -38,33 +39,17 @@ MAX_BATCHED_TOKENS = 8192
 """Tokens of one forward pass; longer prefills are done in chunks."""
 
 
-@dataclass(frozen=True, slots=True)
-class CoreSettings:
-    """What an engine core is started with."""
-
-    model: str
-    revision: str | None
-    trust_remote_code: bool
-    dtype: str
-    max_model_len: int | None
-    max_num_seqs: int
-    kv_cache_gib: float
-    gpu_memory_utilization: float
-    seed: int
-    lora_rank: int | None
-
-
 class VllmCore:
     """vLLM's scheduler and model, stepped by hand."""
 
-    def __init__(self, settings: CoreSettings) -> None:
+    def __init__(self, spec: EngineSpec) -> None:
         prepare_environment()
         quiet_imports()
         with host_kept():
             from vllm.v1.engine.core_client import InprocClient
             from vllm.v1.executor import Executor
 
-            config = _engine_args(settings).create_engine_config()
+            config = _engine_args(spec).create_engine_config()
             try:
                 self._client = InprocClient(config, Executor.get_class(config), log_stats=False)
             except ValueError as error:
@@ -187,29 +172,29 @@ def repack_embeddings(worker: Any) -> None:
             dispatch_cpu_unquantized_gemm(module, remove_weight=False)
 
 
-def _engine_args(settings: CoreSettings) -> Any:
+def _engine_args(spec: EngineSpec) -> Any:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()
     memory = (
-        {"kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30), "block_size": CPU_BLOCK_SIZE}
+        {"kv_cache_memory_bytes": int(spec.kv_cache_gib * 2**30), "block_size": CPU_BLOCK_SIZE}
         if on_cpu
-        else {"gpu_memory_utilization": settings.gpu_memory_utilization}
+        else {"gpu_memory_utilization": spec.gpu_memory_utilization}
     )
     # vLLM takes 8, 16, 32, … as the highest rank; adapters of any rank below fit.
-    highest_rank = 2 ** max(3, (settings.lora_rank - 1).bit_length()) if settings.lora_rank else None
+    highest_rank = 2 ** max(3, (spec.lora_rank - 1).bit_length()) if spec.lora_rank else None
     lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": highest_rank} if highest_rank else {}
     return EngineArgs(
-        model=settings.model,
-        revision=settings.revision,
-        trust_remote_code=settings.trust_remote_code,
+        model=spec.model,
+        revision=spec.revision,
+        trust_remote_code=spec.trust_remote_code,
         skip_tokenizer_init=True,
         generation_config="vllm",  # not the model folder's top-p and penalties
-        dtype=settings.dtype,
-        seed=settings.seed,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs + PROBE_SEATS,
+        dtype=str(resolve_dtype(spec.dtype)).removeprefix("torch."),
+        seed=spec.seed,
+        max_model_len=spec.max_model_len,
+        max_num_seqs=spec.max_num_seqs + PROBE_SEATS,
         max_num_batched_tokens=MAX_BATCHED_TOKENS,
         enforce_eager=on_cpu,  # compiling takes longer there than it saves
         enable_prefix_caching=True,

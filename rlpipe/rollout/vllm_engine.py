@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from rlpipe.data.flow import FinishReason, GroupRequest, Tokens, Trajectory, VersionSpan
-from rlpipe.rollout.engine import Health, Receipt
+from rlpipe.rollout.engine import EngineSpec, Health, Receipt
 from rlpipe.rollout.records import Pulse, spans_of, trajectory
-from rlpipe.rollout.vllm_compat import CoreSettings, VllmCore
+from rlpipe.rollout.vllm_compat import VllmCore
 from rlpipe.weights.packing import digest_of, unpack
 from rlpipe.weights.payload import Payload, WeightsRejected, check_fits
 
@@ -37,49 +37,17 @@ class VllmEngine:
     policy its version span names.
     """
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        dtype: str,
-        version: int | None,
-        eos_token_ids: tuple[int, ...],
-        max_model_len: int | None = None,
-        max_num_seqs: int = 256,
-        kv_cache_gib: float = 1.0,
-        gpu_memory_utilization: float = 0.5,
-        seed: int = 0,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
-        lora_rank: int | None = None,
-    ) -> None:
-        """`version` is the weight version that the model folder holds; None if it holds none of the run's.
-
-        With `lora_rank` the engine serves adapters up to that rank on the folder's weights, and takes no other
-        payloads; it then has no version before the first adapter.
-        """
-        self._core = VllmCore(
-            CoreSettings(
-                model=str(model),
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-                dtype=dtype,
-                max_model_len=max_model_len,
-                max_num_seqs=max_num_seqs,
-                kv_cache_gib=kv_cache_gib,
-                gpu_memory_utilization=gpu_memory_utilization,
-                seed=seed,
-                lora_rank=lora_rank,
-            )
-        )
-        self._max_num_seqs = max_num_seqs
-        self._eos_token_ids = eos_token_ids
-        self._lora = _AdapterFolder() if lora_rank else None
+    def __init__(self, spec: EngineSpec) -> None:
+        """With `lora_rank` it serves adapters on the folder's weights, and takes no other payloads."""
+        self._core = VllmCore(spec)
+        self._max_num_seqs = spec.max_num_seqs
+        self._eos_token_ids = spec.eos_token_ids
+        self._lora = _AdapterFolder() if spec.lora_rank else None
         self._ids = (str(number) for number in count())
         self._waiting: deque[_Sample] = deque()
         self._running: dict[str, _Sample] = {}
         self._finished: list[Trajectory] = []
-        self._pulse = Pulse(None if lora_rank else version)
+        self._pulse = Pulse(None if spec.lora_rank else spec.version)
 
     def submit(self, requests: list[GroupRequest]) -> None:
         for request in requests:

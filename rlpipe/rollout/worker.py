@@ -1,42 +1,12 @@
 """The role that hosts one rollout engine."""
 
 import time
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from rlpipe.data.flow import GroupRequest, Tokens, Trajectory
-from rlpipe.models.load import resolve_dtype
-from rlpipe.recipe.model import Dtype
-from rlpipe.rollout.engine import Engine, Health, Receipt
+from rlpipe.rollout.engine import Engine, EngineSpec, Health, Receipt
 from rlpipe.weights.payload import Payload
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSpec:
-    """How to start an engine, in plain values."""
-
-    engine: Literal["vllm", "transformers"]
-    model: str
-    """Model folder or hub id, with weights to start from."""
-    dtype: Dtype
-    eos_token_ids: tuple[int, ...]
-    """End every response, besides the request's own stop tokens."""
-    version: int | None
-    """Weight version that `model` holds. None, as for a restarted engine: it refuses requests until published to."""
-    max_model_len: int | None = None
-    """Longest prompt plus response in tokens; None is the model's own limit."""
-    max_num_seqs: int = 256
-    kv_cache_gib: float = 1.0
-    """KV cache of a vLLM engine on CPU."""
-    gpu_memory_utilization: float = 0.5
-    """Share of its GPU that a vLLM engine takes."""
-    seed: int = 0
-    lora_rank: int | None = None
-    """Serve adapters up to this rank on `model`'s weights (vLLM only); the engine then starts without a version."""
-    revision: str | None = None
-    trust_remote_code: bool = False
 
 
 class RolloutWorker:
@@ -82,26 +52,10 @@ class RolloutWorker:
 
 def _start(spec: EngineSpec) -> Engine:
     """Engines are imported here, so that a process loads only the one it hosts."""
-    common = {
-        "dtype": str(resolve_dtype(spec.dtype)).removeprefix("torch."),
-        "version": spec.version,
-        "eos_token_ids": spec.eos_token_ids,
-        "max_model_len": spec.max_model_len,
-        "max_num_seqs": spec.max_num_seqs,
-        "revision": spec.revision,
-        "trust_remote_code": spec.trust_remote_code,
-    }
     if spec.engine == "transformers":
         from rlpipe.rollout.transformers_engine import TransformersEngine
 
-        return TransformersEngine(spec.model, **common)
+        return TransformersEngine(spec)
     from rlpipe.rollout.vllm_engine import VllmEngine
 
-    return VllmEngine(
-        spec.model,
-        kv_cache_gib=spec.kv_cache_gib,
-        gpu_memory_utilization=spec.gpu_memory_utilization,
-        seed=spec.seed,
-        lora_rank=spec.lora_rank,
-        **common,
-    )
+    return VllmEngine(spec)

@@ -39,8 +39,9 @@ def start_policy(folder):
     return Policy(spec(folder, zero_stage=2), Rank())
 
 def start_engine(folder):
+    from rlpipe.rollout.engine import EngineSpec
     from rlpipe.rollout.vllm_engine import VllmEngine
-    return VllmEngine(folder, dtype="float32", version=0, eos_token_ids=(1,), max_num_seqs=16, kv_cache_gib=0.05)
+    return VllmEngine(EngineSpec("vllm", folder, "float32", (1,), 0, max_num_seqs=16, kv_cache_gib=0.05))
 
 def train(policy):
     from test_policy import shards

@@ -11,8 +11,9 @@ from tiny_models import END, request
 
 from rlpipe.recipe.run import Deadlines
 from rlpipe.recipe.training import Resources
+from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.pool import EnginePool
-from rlpipe.rollout.worker import EngineSpec, RolloutWorker
+from rlpipe.rollout.worker import RolloutWorker
 from rlpipe.runtime.handle import Within
 from rlpipe.runtime.local import LocalRuntime
 from rlpipe.runtime.ray_runtime import RayRuntime

@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tiny_models import END, request, teacher_forced
 
+from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.records import NotCurrent
 from rlpipe.rollout.vllm_engine import VllmEngine
 from rlpipe.weights.packing import pack
@@ -28,9 +29,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(folder):
-    return VllmEngine(
-        folder, dtype="float32", version=0, eos_token_ids=(END,), max_num_seqs=16, kv_cache_gib=0.05, lora_rank=5
-    )
+    spec = EngineSpec("vllm", str(folder), "float32", (END,), 0, max_num_seqs=16, kv_cache_gib=0.05, lora_rank=5)
+    return VllmEngine(spec)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from tiny_models import END, request, teacher_forced
 
 from rlpipe.data.flow import FinishReason, Trajectory, VersionSpan
 from rlpipe.rollout import vllm_compat
+from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.vllm_engine import VllmEngine
 from rlpipe.weights.packing import pack
 from rlpipe.weights.payload import WeightsRejected
@@ -44,8 +45,8 @@ def engine(shared, model):
 
 
 def start(folder, **settings) -> VllmEngine:
-    defaults = {"dtype": "float32", "version": 0, "eos_token_ids": (END,), "max_num_seqs": 16, "kv_cache_gib": 0.05}
-    return VllmEngine(folder, **{**defaults, **settings})
+    defaults = {"dtype": "float32", "eos_token_ids": (END,), "version": 0, "max_num_seqs": 16, "kv_cache_gib": 0.05}
+    return VllmEngine(EngineSpec("vllm", str(folder), **{**defaults, **settings}))
 
 
 def drain(engine: VllmEngine) -> dict[tuple[str, int], Trajectory]:

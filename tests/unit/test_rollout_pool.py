@@ -6,9 +6,10 @@ import tiny_models
 from tiny_models import END, request
 
 from rlpipe.recipe.run import Deadlines
+from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.pool import EnginePool
 from rlpipe.rollout.records import NotCurrent
-from rlpipe.rollout.worker import EngineSpec, RolloutWorker
+from rlpipe.rollout.worker import RolloutWorker
 from rlpipe.runtime.handle import DeadlineExceeded
 from rlpipe.runtime.local import LocalHandle, LocalPending
 from rlpipe.weights.packing import pack

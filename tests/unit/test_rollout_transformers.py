@@ -11,6 +11,7 @@ from tiny_models import END, request, teacher_forced
 from transformers import AutoTokenizer
 
 from rlpipe.data.flow import FinishReason, GroupRequest, Sampling, Trajectory, VersionSpan
+from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.records import NotCurrent
 from rlpipe.rollout.transformers_engine import TransformersEngine
 from rlpipe.weights.packing import pack
@@ -27,9 +28,14 @@ def model(folder):
     return tiny_models.load(folder)
 
 
+def spec(folder: Path, **settings) -> EngineSpec:
+    defaults = {"dtype": "float32", "eos_token_ids": (END,), "version": 0}
+    return EngineSpec("transformers", str(folder), **{**defaults, **settings})
+
+
 @pytest.fixture
 def engine(folder):
-    return TransformersEngine(folder, dtype="float32", version=0, eos_token_ids=(END,), max_num_seqs=64)
+    return TransformersEngine(spec(folder, max_num_seqs=64))
 
 
 def drain(engine: TransformersEngine) -> dict[tuple[str, int], Trajectory]:
@@ -161,7 +167,7 @@ def test_aborted_groups_are_never_handed_over(engine):
 
 
 def test_an_engine_of_unknown_version_serves_nothing_until_published_to(folder, model):
-    engine = TransformersEngine(folder, dtype="float32", version=None, eos_token_ids=(END,))
+    engine = TransformersEngine(spec(folder, version=None))
     with pytest.raises(NotCurrent, match="publish to it first"):
         engine.submit([request(0)])
     engine.publish(8, pack(model.named_parameters()))
@@ -196,7 +202,7 @@ def test_sliding_windows_are_refused_instead_of_ignored(tmp_path, folder):
     torch.manual_seed(0)
     type(tiny_models.load(folder))(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="sliding window of 32 tokens"):
-        TransformersEngine(tmp_path, dtype="float32", version=0, eos_token_ids=(END,))
+        TransformersEngine(spec(tmp_path))
 
 
 def test_a_real_model_answers_as_generate_does():
@@ -205,7 +211,7 @@ def test_a_real_model_answers_as_generate_does():
         pytest.skip("RLPIPE_TEST_DATA is not set: no pretrained model to test with")
     folder = Path(os.environ["RLPIPE_TEST_DATA"]) / "models" / "stories260K"
     model, tokenizer = tiny_models.load(folder), AutoTokenizer.from_pretrained(folder)
-    engine = TransformersEngine(folder, dtype="float32", version=0, eos_token_ids=(1,))
+    engine = TransformersEngine(spec(folder, eos_token_ids=(1,)))
     prompts = [tokenizer(text).input_ids for text in ("Once upon a time", "Lily and her dog went to the park. They")]
     for i, ids in enumerate(prompts):
         tokens = np.array(ids, np.int32)
