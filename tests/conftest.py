@@ -1,1 +1,19 @@
-"""pytest puts the folder of this file on the import path: helpers that unit and integration tests share lie here."""
+"""What tests of several folders share: pytest puts the folder of this file on the import path, where helpers lie."""
+
+import pytest
+import shrink
+import warm
+
+
+@pytest.fixture(scope="session")
+def warm_rlpipe():
+    """rlpipe and Python, with their imports done once."""
+    return warm.shared()
+
+
+@pytest.fixture(scope="session")
+def local(tmp_path_factory):
+    """A tiny model and a few records on disk, instead of the hub."""
+    folder = tmp_path_factory.mktemp("local")
+    shrink.make_local(folder)
+    return folder
