@@ -1,8 +1,9 @@
 """Held-out evaluation of whatever model the engines serve: greedy answers, and sampled pass@k."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import comb
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rlpipe.data.flow import Failure, Group, GroupRequest, Outcome, Prompt, Sampling, Score
 from rlpipe.data.seeds import sample_seed

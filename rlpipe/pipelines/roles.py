@@ -64,8 +64,8 @@ def reference(stage: Stage) -> RoleSpec:
     """The frozen model the policy is kept close to."""
     recipe = _rl(stage)
     spec = ReferenceSpec(recipe.model, stage.model_path, recipe.rollout.temperature, recipe.model.dtype)
-    train = recipe.train
-    return RoleSpec("reference", Reference, lambda seat: (spec, _rank(seat)), 1, train.resources, train.threads, "train")
+    resources, threads = recipe.train.resources, recipe.train.threads
+    return RoleSpec("reference", Reference, lambda seat: (spec, _rank(seat)), 1, resources, threads, "train")
 
 
 def algorithm_settings(recipe: RlRecipe) -> dict[str, Any]:

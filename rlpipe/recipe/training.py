@@ -7,7 +7,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from rlpipe.recipe.base import Strict
 
 ZeroStage = Literal[0, 1, 2, 3]
-Threads = Annotated[int, Field(ge=0, description="CPU threads of each process of this role; 0 shares the cores of a node evenly.")]
+Threads = Annotated[
+    int, Field(ge=0, description="CPU threads of each process of this role; 0 shares the cores of a node evenly.")
+]
 
 
 class Optimizer(Strict):

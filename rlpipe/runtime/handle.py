@@ -8,8 +8,9 @@ run one after the other, in the order they were made. A `Pending` may itself be 
 gets the value without it travelling through the driver.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Concatenate, Generic, ParamSpec, Protocol, Self, Sequence, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
 R = TypeVar("R")
 T = TypeVar("T")

@@ -7,7 +7,8 @@ Calls run to the end in the caller's thread, so a breakpoint anywhere stops the 
 import gc
 import os
 import socket
-from typing import Any, Callable, Generic, Sequence, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 from rlpipe.runtime.handle import Handle, Within
 from rlpipe.runtime.roles import RoleSpec, seats_at
@@ -51,7 +52,6 @@ class LocalHandle:
         # Looked up by name, so that a subclass of the role is honoured as it would be remotely.
         return LocalPending(getattr(self._role, method.__name__), args, kwargs)
 
-
     def close(self) -> None:
         """Let the role go; one that holds more than memory says so by a `close` of its own."""
         role, self._role = self._role, None
@@ -91,6 +91,7 @@ class LocalRuntime:
             handle.close()
         self._handles = []
         gc.collect()  # models sit in reference cycles; the next roles need their memory
+
 
 def free_port() -> int:
     """A TCP port that is free on this node now."""

@@ -109,7 +109,7 @@ def _host(spec: RoleSpec, group: PlacementGroup, index: int) -> Any:
 
 
 def _environment(spec: RoleSpec) -> dict[str, str]:
-    """What must stand before a process imports torch. Threads are set again when its node's other processes are known."""
+    """What must stand before a process imports torch. Its threads are set again once its node's processes are known."""
     ours = {
         # Ray sets it to the reserved CPUs, here a fraction of one; the recipe's thread count is what counts.
         "OMP_NUM_THREADS": str(threads_of(spec.threads, sharing=1)),
@@ -137,16 +137,16 @@ def _reserve(bundles: list[Bundle], roles: list[RoleSpec], seconds: float) -> Pl
 
 
 def _placement_message(roles: list[RoleSpec], seconds: float) -> str:
-    lines = [
-        f"  {spec.name}: {spec.count} x {_bundle(spec)}   (recipe: {spec.recipe_key}.resources and the count in {spec.recipe_key})"
-        for spec in roles
-    ]
     total, free = ray.cluster_resources(), ray.available_resources()
-    return "\n".join(
-        [f"The cluster did not give the resources of this recipe within {seconds:g} s (deadlines.placement). Asked for:"]
-        + lines
-        + [f"The cluster has {_shown(total)}, of which free: {_shown(free)}. Lower those lines, or add nodes."]
-    )
+    return "\n".join([
+        f"The cluster did not give the resources of this recipe within {seconds:g} s (deadlines.placement). Asked for:",
+        *(f"  {spec.name}: {spec.count} x {_bundle(spec)}   ({_recipe_lines(spec)})" for spec in roles),
+        f"The cluster has {_shown(total)}, of which free: {_shown(free)}. Lower those lines, or add nodes.",
+    ])  # fmt: skip
+
+
+def _recipe_lines(spec: RoleSpec) -> str:
+    return f"recipe: {spec.recipe_key}.resources and the count in {spec.recipe_key}"
 
 
 def _shown(resources: dict[str, float]) -> str:

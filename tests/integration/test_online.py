@@ -146,7 +146,8 @@ def test_an_engine_that_ignores_its_weights_stops_the_run(recipe_file, tmp_path,
 
 
 def test_failing_rewards_stop_the_run_with_an_example(recipe_file, tmp_path, capsys):
-    (tmp_path / "digits.py").write_text("def share(completions, **columns):\n    raise ZeroDivisionError('by design')\n")
+    fails = "def share(completions, **columns):\n    raise ZeroDivisionError('by design')\n"
+    (tmp_path / "digits.py").write_text(fails)
     assert run(load(recipe_file), tmp_path / "run", debug=True) == FAILED
     said = capsys.readouterr().out
     assert "rewards.max_failure_rate" in said and "by design" in said and "Traceback" not in said

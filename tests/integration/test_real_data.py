@@ -65,9 +65,11 @@ def test_grpo_on_real_problems_with_the_maths_reward(tmp_path):
         assert step["reward_failures"] == 0, "a model that cannot do maths gives wrong answers, not failures"
         assert step["mismatch/abs"] < 1e-4
     asked = {row["prompt"] for row in _rollouts(directory)}
-    problems = {json.loads(line)["question"] for line in open(real("data/gsm8k/train.jsonl"), encoding="utf-8")}
+    lines = real("data/gsm8k/train.jsonl").read_text(encoding="utf-8").splitlines()
+    problems = {json.loads(line)["question"] for line in lines}
     assert len(asked) == 12 and all(any(problem in text for problem in problems) for text in asked)
 
 
 def _rollouts(directory: Path) -> list[dict]:
-    return [row for file in sorted((directory / "rollouts").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    files = sorted((directory / "rollouts").glob("*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]

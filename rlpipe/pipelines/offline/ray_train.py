@@ -96,7 +96,8 @@ def _trainer(train: TrainFunction, job: Any, launch: Launch, channel: Any, scrat
     from ray.train.torch import TorchTrainer
 
     gpus = _gpus(launch.resources)
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"} | ({} if gpus else {"DS_ACCELERATOR": "cpu"})
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {} if gpus else {"DS_ACCELERATOR": "cpu"}
 
     def train_remotely(config: dict[str, Any]) -> None:
         context = ray.train.get_context()

@@ -1,6 +1,7 @@
 """From scored groups to the flat arrays a step trains on."""
 
-from typing import Protocol, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch

@@ -3,6 +3,8 @@
     cursor -> lease -> generate -> score -> append      Sampler, into the ledger
     take -> reference, advantages -> update -> commit   Trainer
     publish weights v+1, and prove that they arrived    Publisher
+
+Named on the right is what does it.
 """
 
 import time

@@ -1,6 +1,6 @@
 """Policy weights to every engine, and the proof that they arrived."""
 
-from typing import Sequence
+from collections.abc import Sequence
 
 from rlpipe.data.flow import Tokens
 from rlpipe.rollout.pool import EnginePool

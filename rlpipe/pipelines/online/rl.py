@@ -69,9 +69,7 @@ def _loop(
         schedule=recipe.schedule,
         evaluate_every=recipe.evaluation.every,
         ledger=ledger,
-        sampler=Sampler(
-            roles.POLICY, ledger, pool, scoring, stage.tokenizer, sampling, group_size, recipe.seed
-        ),
+        sampler=Sampler(roles.POLICY, ledger, pool, scoring, stage.tokenizer, sampling, group_size, recipe.seed),
         rewards=scoring,
         trainer=Trainer(handles, algorithm, recipe.train, group_size, recipe.deadlines.train),
         publisher=_publisher(stage, recipe, handles[roles.POLICY], pool, heldout),
@@ -95,8 +93,8 @@ def _that_fit(prompts: list[Prompt], recipe: RlRecipe, stage: Stage) -> list[Pro
     fitting = [prompt for prompt in prompts if len(prompt.tokens) <= room]
     if len(fitting) < len(prompts):
         left_out = (
-            f"{len(prompts) - len(fitting)} of {len(prompts)} prompts are longer than {room} tokens, which is what the model's "
-            f"length leaves beside rollout.max_new_tokens={recipe.rollout.max_new_tokens}"
+            f"{len(prompts) - len(fitting)} of {len(prompts)} prompts are longer than {room} tokens, which is what the "
+            f"model's length leaves beside rollout.max_new_tokens={recipe.rollout.max_new_tokens}"
         )
         if not fitting:
             raise DataError(f"{left_out}. Lower rollout.max_new_tokens, or raise rollout.max_model_len.")

@@ -1,7 +1,8 @@
 """The training side of the loop: reference, old log-probabilities, updates, over however many ranks."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -53,9 +54,7 @@ class Trainer:
     def _logprobs(self, role: str, method: Any, batch: TokenBatch) -> np.ndarray:
         ranks = self._roles[role]
         everything = range(len(batch.lengths_B))
-        plan = plan_micro_batches(
-            batch.lengths_B, everything, len(ranks), self._training.tokens_per_micro_batch
-        )
+        plan = plan_micro_batches(batch.lengths_B, everything, len(ranks), self._training.tokens_per_micro_batch)
         shards = make_shards(batch, plan)
         parts = results([r.call(self._within, method, s) for r, s in zip(ranks, shards, strict=True)])
         return collect(batch, plan, parts)
