@@ -12,7 +12,7 @@ _MOST_PROBLEMS = 100_000
 
 def problems(data: ArithmeticData) -> tuple[list[Record], list[Record]]:
     """(training, held-out) records such as `prompt: 23+58, completion: 81, answer: 81`; `seed` decides their order."""
-    space = (data.largest + 1) ** data.operands
+    space = _base(data) ** data.operands
     order = _permutation(space, data.seed) if space <= _MOST_PROBLEMS else _sample(space, data.seed)
     drawn = [_operands(index, data) for index in order]
     heldout = drawn[: data.heldout]
@@ -23,23 +23,41 @@ def problems(data: ArithmeticData) -> tuple[list[Record], list[Record]]:
             f"data: {data.operands} operands up to {data.largest} make {space} problems, and data.heldout="
             f"{data.heldout} leaves none to train on. Lower data.heldout or raise data.largest."
         )
-    return _records(train, "training"), _records(heldout, "held-out")
+    return _records(train, "training", data), _records(heldout, "held-out", data.model_copy(update={"forgotten_carries": 0.0}))
 
 
 def _operands(index: int, data: ArithmeticData) -> tuple[int, ...]:
-    base = data.largest + 1
-    return tuple(index // base**place % base for place in reversed(range(data.operands)))
+    base = _base(data)
+    return tuple(data.smallest + index // base**place % base for place in reversed(range(data.operands)))
 
 
-def _records(drawn: list[tuple[int, ...]], part: str) -> list[Record]:
-    rows = (("+".join(map(str, operands)), str(sum(operands))) for operands in drawn)
-    return [
-        Record({"prompt": question, "completion": total, "answer": total}, f"arithmetic, {part} problem {number}")
-        for number, (question, total) in enumerate(rows, 1)
-    ]
+def _base(data: ArithmeticData) -> int:
+    """How many values an operand can take."""
+    return data.largest - data.smallest + 1
 
 
-def _hash(seed: int, number: int) -> int:
+def _records(drawn: list[tuple[int, ...]], part: str, data: ArithmeticData) -> list[Record]:
+    records = []
+    for number, operands in enumerate(drawn, 1):
+        careless = _hash(data.seed, f"carry/{number}") < data.forgotten_carries * 2**64
+        completion = _without_carries(operands) if careless else sum(operands)
+        fields = {"prompt": "+".join(map(str, operands)), "completion": str(completion), "answer": str(sum(operands))}
+        records.append(Record(fields, f"arithmetic, {part} problem {number}"))
+    return records
+
+
+def _without_carries(operands: tuple[int, ...]) -> int:
+    """Every column added on its own; only what the leftmost one overflows to is written down."""
+    total, place = 0, 1
+    while any(operands):
+        column = sum(n % 10 for n in operands)
+        operands = tuple(n // 10 for n in operands)
+        total += place * (column % 10 if any(operands) else column)
+        place *= 10
+    return total
+
+
+def _hash(seed: int, number: int | str) -> int:
     # hashlib, not `random`: the same problems for every Python and NumPy version.
     return int.from_bytes(hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest(), "big")
 

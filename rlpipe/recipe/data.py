@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from rlpipe.recipe.base import PathOrHubId, Strict
 
@@ -14,12 +14,23 @@ class ArithmeticData(Strict):
     """Sums made on the spot."""
     operands: Annotated[int, Field(ge=2, le=4)] = 2
     """How many numbers are added."""
+    smallest: NonNegativeInt = 0
+    """Smallest operand. Operands of one length (10 to 99) are far easier to learn than of several (0 to 99)."""
     largest: PositiveInt = 99
-    """Largest operand; operands are drawn from 0..largest."""
+    """Largest operand; operands are drawn from smallest..largest."""
     heldout: PositiveInt = 512
     """Number of held-out problems."""
+    forgotten_carries: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the training demonstrations that forget every carry (58+67=115), as a careless teacher would. Rewards and
+    held-out answers are always right."""
     seed: int = 0
-    """Decides which problems exist and which are held out."""
+    """Decides which problems exist, which are held out, and which demonstrations forget."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "ArithmeticData":
+        if self.smallest > self.largest:
+            raise ValueError(f"smallest={self.smallest} is above largest={self.largest}; lower the one or raise the other")
+        return self
 
 
 class HeldOut(Strict):

@@ -29,15 +29,15 @@ class ScratchModel(Strict):
 
     scratch: Literal["qwen2"]
     """Architecture family."""
-    hidden_size: PositiveInt = 192
+    hidden_size: PositiveInt = 256
     """Width of the residual stream."""
-    layers: PositiveInt = 4
+    layers: PositiveInt = 2
     """Number of decoder layers."""
-    heads: PositiveInt = 6
+    heads: PositiveInt = 8
     """Attention heads; hidden_size / heads must be 32 or 64 for vLLM on CPU."""
-    kv_heads: PositiveInt = 2
+    kv_heads: PositiveInt = 4
     """Key/value heads (grouped-query attention)."""
-    intermediate_size: PositiveInt = 768
+    intermediate_size: PositiveInt = 1536
     """Width of the feed-forward layers."""
     initializer_range: PositiveFloat = 0.05
     """Standard deviation of the initial weights. At 0.02, usual for wide models, so narrow a one learns far slower."""

@@ -115,13 +115,12 @@ def _forget() -> None:
 def _trainer(job: SftJob, scratch: str, progress: Progress) -> "SFTTrainer":
     quiet_libraries()
     from transformers import PrinterCallback
-    from trl import SFTTrainer
 
     dtype = resolve_dtype(job.model.dtype)
     # The arguments come first: under ZeRO-3 they make `load_causal_lm` split the weights while it reads them.
     arguments = _arguments(job, scratch, dtype)
     model = load_causal_lm(job.model, job.model_path, dtype)
-    trainer = SFTTrainer(
+    trainer = _trainer_class()(
         model=model,
         args=arguments,
         train_dataset=job.train.dataset(),
@@ -132,6 +131,23 @@ def _trainer(job: SftJob, scratch: str, progress: Progress) -> "SFTTrainer":
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_reporter(trainer, progress))
     return trainer
+
+
+def _trainer_class() -> "type[SFTTrainer]":
+    from trl import SFTTrainer
+
+    class Trainer(SFTTrainer):
+        """Drops a last, smaller batch of the training records only, so that as many ranks as you like see the same
+        batches; every held-out record counts."""
+
+        def get_train_dataloader(self) -> Any:
+            self.args.dataloader_drop_last = True
+            try:
+                return super().get_train_dataloader()
+            finally:
+                self.args.dataloader_drop_last = False
+
+    return Trainer
 
 
 def _arguments(job: SftJob, scratch: str, dtype: "torch.dtype") -> Any:
@@ -158,8 +174,6 @@ def _arguments(job: SftJob, scratch: str, dtype: "torch.dtype") -> Any:
         bf16=dtype == torch.bfloat16,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
-        # With the last, smaller batch dropped, as many ranks as you like see the same batches.
-        dataloader_drop_last=True,
         seed=job.seed,
         eval_on_start=True,
         logging_steps=ours.logging_steps,
