@@ -56,7 +56,9 @@ def sequence_mask(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Whole sequences left out by the geometric mean of their tokens' ratios, which does not grow with their length.
 
-    factor = 1 if low <= exp(mean_t(logprob_t - behaviour_logprob_t)) <= high else 0      cut: the else's tokens
+        factor = 1 if low <= exp(mean_t(logprob_t - behaviour_logprob_t)) <= high else 0
+
+    Cut are all tokens of a sequence left out.
     """
     with torch.no_grad():
         gap_BT = keep(logprobs_BT - behaviour_logprobs_BT, mask_BT)
@@ -69,7 +71,9 @@ def worst_token_mask(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Whole sequences left out for a single token's ratio, as one impossible token makes all that follows doubtful.
 
-    factor = 1 if low <= ratio_t <= high for every t else 0                               cut: the else's tokens
+        factor = 1 if low <= ratio_t <= high for every t else 0
+
+    Cut are all tokens of a sequence left out.
     """
     ratio_BT = importance_weights(logprobs_BT, behaviour_logprobs_BT, mask_BT)
     fine_BT = (ratio_BT >= low) & (ratio_BT <= high) | (mask_BT <= 0)

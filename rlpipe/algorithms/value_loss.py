@@ -21,7 +21,8 @@ def value_loss(
     error_BT = (values_BT - returns_BT).square()
     if clip is None:
         return 0.5 * error_BT, torch.zeros_like(error_BT)
-    bounded_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip, clip)
-    bounded_error_BT = (bounded_BT - returns_BT).square()
-    clipped_BT = (bounded_error_BT > error_BT).to(values_BT.dtype)
-    return 0.5 * torch.maximum(error_BT, bounded_error_BT), clipped_BT
+    change_BT = values_BT - old_values_BT
+    bounded_error_BT = (old_values_BT + change_BT.clamp(-clip, clip) - returns_BT).square()
+    # Within the clip the two errors differ by rounding only, which is no clipping.
+    clipped_BT = (bounded_error_BT > error_BT) & (change_BT.abs() > clip)
+    return 0.5 * torch.maximum(error_BT, bounded_error_BT), clipped_BT.to(values_BT.dtype)

@@ -6,8 +6,8 @@ from rlpipe.algorithms.aggregate import beyond_rounding, keep
 
 
 def whiten(values: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True) -> torch.Tensor:
-    """Values in standard deviations from their mean. PPO for language models does so with advantages, and without shifting
-    the mean with rewards, since github.com/openai/lm-human-preferences (Ziegler et al. 2019, arXiv 1909.08593).
+    """Values in standard deviations from their mean. PPO for language models does so with advantages, and with rewards
+    without shifting the mean, since github.com/openai/lm-human-preferences (Ziegler et al. 2019, arXiv 1909.08593).
 
         y = (x - mean(x)) / std(x)                over all x that the mask keeps
         y = (x - mean(x)) / std(x) + mean(x)      without `shift_mean`: the mean stays where it was
