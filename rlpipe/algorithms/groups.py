@@ -21,7 +21,8 @@ class GroupStatistics(NamedTuple):
 
 
 def group_statistics(rewards_B: torch.Tensor, groups_B: torch.Tensor, valid_B: torch.Tensor) -> GroupStatistics:
-    """Statistics over the valid rewards of each group; a reward that failed (it may be NaN) is never read.
+    """Statistics over the valid rewards of each group; a reward that failed (it may be NaN) is never read. One valid
+    reward is its own mean, so its std is 0 and it is no signal.
 
     Shapes: all [B]; groups are any integers, in any order; rewards in their own units.
     """
@@ -30,7 +31,7 @@ def group_statistics(rewards_B: torch.Tensor, groups_B: torch.Tensor, valid_B: t
     mean_B = group_sums(keep(rewards_B, valid_B), groups_B) / count_B.clamp(min=1)
     centred_B = keep(rewards_B - mean_B, valid_B)
     std_B = (group_sums(centred_B.square(), groups_B) / (count_B - 1).clamp(min=1)).sqrt()
-    return GroupStatistics(count_B, mean_B, std_B, centred_B, (count_B >= 2) & beyond_rounding(std_B, mean_B))
+    return GroupStatistics(count_B, mean_B, std_B, centred_B, beyond_rounding(std_B, mean_B))
 
 
 def has_signal(rewards_B: torch.Tensor, groups_B: torch.Tensor, valid_B: torch.Tensor) -> torch.Tensor:

@@ -54,6 +54,13 @@ def test_dual_clip_values():
     expect(logprobs.grad, [0.0, 0.0, 4.0, 0.0, 0.0])
 
 
+def test_dual_clip_leaves_positive_advantages_to_the_first_clip():
+    logprobs, old = from_ratios([1.2])
+    loss, clipped = dual_clip(logprobs, old, torch.ones(1), *CLIPS, bound=1.1)
+    expect(loss.detach(), [-1.2])
+    assert not clipped.any()
+
+
 def test_dual_clip_without_bound_is_ppo_clip():
     inputs = random_inputs()
     assert_same(inputs, dual_clip(*ppo_inputs(inputs), *CLIPS, math.inf), ppo_clip(*ppo_inputs(inputs), *CLIPS))
