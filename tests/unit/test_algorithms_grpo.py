@@ -1,10 +1,8 @@
 """GRPO as a whole: identities, splitting, empty input, and beside TRL's trainer."""
 
-from collections import defaultdict
-from types import SimpleNamespace
-
 import pytest
 import torch
+from trl_grpo import random_inputs, trl_loss
 
 from rlpipe.algorithms.grpo import Grpo
 from rlpipe.algorithms.registry import ALGORITHMS, build
@@ -15,26 +13,6 @@ SETTINGS = {"clip_low": 0.2, "clip_high": 0.28, "scale_by_std": True, "kl_coeffi
 
 def grpo(**settings) -> Grpo:
     return build("grpo", SETTINGS | settings)
-
-
-def random_inputs(seed=0, rows=6, columns=10):
-    generator = torch.Generator().manual_seed(seed)
-
-    def logprobs():
-        return -torch.rand(rows, columns, generator=generator) * 2
-
-    lengths = torch.randint(1, columns, (rows, 1), generator=generator)
-    mask = (torch.arange(columns)[None] < lengths).float()
-    old = logprobs()
-    return {
-        "logprobs_BT": (old + 0.4 * torch.randn(rows, columns, generator=generator)).requires_grad_(),
-        "behaviour_logprobs_BT": old + 0.01,
-        "old_logprobs_BT": old,
-        "reference_logprobs_BT": logprobs(),
-        "advantages_BT": torch.randn(rows, 1, generator=generator).expand(rows, columns),
-        "mask_BT": mask,
-        "normalizer": float(mask.sum()),
-    }
 
 
 def rows_of(inputs, rows):
@@ -111,52 +89,15 @@ def test_nothing_to_train_on_gives_zero(shape):
 @pytest.mark.parametrize("kl_coefficient", [0.0, 0.04])
 def test_equals_trl(old, kl_coefficient):
     """GRPOTrainer's own _compute_loss, with its forward pass replaced; loss_type "bnpo" is the token mean."""
-    trainer = pytest.importorskip("trl.trainer.grpo_trainer").GRPOTrainer
     inputs = random_inputs() | ({} if old else {"old_logprobs_BT": None})
     ours, sums = grpo(kl_coefficient=kl_coefficient).loss(**inputs)
-    fake = _trl_trainer(inputs, kl_coefficient)
-    theirs = trainer._compute_loss(fake, None, _trl_inputs(inputs))
+    clips = {"epsilon_low": SETTINGS["clip_low"], "epsilon_high": SETTINGS["clip_high"]}
+    theirs, metrics = trl_loss(inputs, loss_type="bnpo", beta=kl_coefficient, **clips)
     torch.testing.assert_close(ours, theirs)
     gradients = [torch.autograd.grad(loss, inputs["logprobs_BT"])[0] for loss in (ours, theirs)]
     torch.testing.assert_close(*gradients)
-    clipped = fake._metrics["train"]["clip_ratio/region_mean"][0]
+    clipped = metrics["clip_ratio/region_mean"][0]
     assert sums["clip_fraction"].item() / inputs["normalizer"] == pytest.approx(clipped, abs=1e-6)
-
-
-def _trl_inputs(inputs):
-    nothing = torch.zeros(inputs["mask_BT"].shape[0], 0, dtype=torch.long)
-    return {
-        "prompt_ids": nothing,
-        "prompt_mask": nothing,
-        "completion_ids": torch.zeros_like(inputs["mask_BT"], dtype=torch.long),
-        "completion_mask": inputs["mask_BT"],
-        "advantages": inputs["advantages_BT"][:, 0],
-        "old_per_token_logps": inputs["old_logprobs_BT"],
-        "ref_per_token_logps": inputs["reference_logprobs_BT"],
-    }
-
-
-def _trl_trainer(inputs, beta):
-    """What `_compute_loss` reads of the trainer."""
-    logprobs = inputs["logprobs_BT"]
-    return SimpleNamespace(
-        _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, torch.zeros_like(logprobs), None),
-        args=SimpleNamespace(delta=None, use_bias_correction_kl=False),
-        accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x),
-        model=SimpleNamespace(training=True),
-        beta=beta,
-        epsilon_low=SETTINGS["clip_low"],
-        epsilon_high=SETTINGS["clip_high"],
-        loss_type="bnpo",
-        importance_sampling_level="token",
-        current_gradient_accumulation_steps=1,
-        off_policy_mask_threshold=None,
-        top_entropy_quantile=1.0,
-        use_vllm=False,
-        aux_loss_enabled=False,
-        _entropy_bonus_enabled=False,
-        _metrics={"train": defaultdict(list)},
-    )
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

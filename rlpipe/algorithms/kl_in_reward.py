@@ -1,0 +1,32 @@
+"""Rewards of single tokens: the sequence's own, less what it costs to leave the reference."""
+
+import torch
+
+from rlpipe.algorithms.aggregate import keep
+from rlpipe.algorithms.kl import KL_ESTIMATORS
+
+
+@torch.no_grad()
+def kl_in_reward(
+    rewards_B: torch.Tensor,
+    logprobs_BT: torch.Tensor,
+    reference_logprobs_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+    coefficient: float,
+    estimator: str,
+) -> torch.Tensor:
+    """The KL penalty as part of the reward (Ziegler et al. 2019, arXiv 1909.08593, eq. 2; Ouyang et al. 2022,
+    arXiv 2203.02155, eq. 2), token by token.
+
+        r_t = [t is the last policy token] * reward - coefficient * KL_t(policy || reference)
+
+    `estimator` names one of `KL_ESTIMATORS`; the papers' is k1. logprobs_BT are those of the policy that acted, from
+    before the first update. A sequence without policy tokens (its reward failed, and may be NaN) gets 0 everywhere.
+
+    Shapes: rewards_B [B] in reward units, the others [B, T] in nats; result [B, T] in reward units, 0 where masked.
+    """
+    kl_BT = KL_ESTIMATORS[estimator](logprobs_BT, reference_logprobs_BT)
+    kept_BT = mask_BT > 0
+    left_BT = kept_BT.flip(-1).cumsum(-1).flip(-1)
+    last_BT = kept_BT & (left_BT == 1)
+    return keep(rewards_B[:, None].expand_as(kl_BT), last_BT) - coefficient * keep(kl_BT, mask_BT)
