@@ -161,7 +161,7 @@ class CodeReward(Strict):
 
 
 class HttpReward(Strict):
-    """What an endpoint says: POST of prompts, completions and columns; the answer is `{"rewards": [number or null]}`."""
+    """What an endpoint says: it gets prompts, completions and columns, and answers `{"rewards": [number or null]}`."""
 
     kind: Literal["http"]
     """Asks an endpoint."""
@@ -172,7 +172,7 @@ class HttpReward(Strict):
     url: str
     """Where to send each group, as one request."""
     token_env: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")] | None = None
-    """Name, in capitals, of the environment variable that holds a bearer token. The token itself stays out of the recipe."""
+    """Name, in capitals, of the environment variable that holds a bearer token; the token has no place in a recipe."""
     timeout: PositiveFloat = 10.0
     """Seconds one attempt may take."""
     deadline: PositiveFloat = 60.0

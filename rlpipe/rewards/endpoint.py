@@ -10,7 +10,7 @@ from rlpipe.rewards.reward import Component
 
 
 class Retry(Exception):
-    """An attempt failed in a way that another may not; `after` is the pause in seconds that the server asks for, or 0."""
+    """An attempt failed as another may not; `after` is the pause in seconds that the server asks for, or 0."""
 
     def __init__(self, kind: str, message: str, after: float = 0.0):
         super().__init__(message)
@@ -43,7 +43,6 @@ def _component(reward: Any) -> Component:
     if reward is None:
         return None
     number = not isinstance(reward, bool) and isinstance(reward, int | float) and abs(reward) < math.inf
-    # An int beyond the range of floats is no reward either.
-    return (
-        float(reward) if number and abs(reward) <= 1e308 else Failure("not_a_number", f"the reward is {reward!r:.100}")
-    )
+    if number and abs(reward) <= 1e308:  # beyond lie integers that are no floats
+        return float(reward)
+    return Failure("not_a_number", f"the reward is {reward!r:.100}")

@@ -17,7 +17,7 @@ of a program that `code` runs (its wrong output and its exceptions are 0):
     output                 it printed more than it may
     files                  it wrote or opened more files than it may
     processes              it started more processes or threads than it may
-    forbidden              it wanted what the sandbox keeps from it: network, paths outside, other processes, environment
+    forbidden              it wanted what is kept from it: network, paths outside, other processes, environment
 
 of an endpoint that `http` asks, when repeating does not help:
 

@@ -7,8 +7,8 @@ Run as `python inside.py JOB STATUS`, two file descriptors. JOB is a marshalled 
     limits    {name of an rlimit: value}          uid  to become, or 0 to stay
     box       the one folder it may use, or "" where nothing keeps it from others
 
-STATUS gets lines: `started`, `passed NONCE I`, and one `ended NONCE KIND TEXT`, where KIND is `-` (by itself), `exception`
-(its own fault) or the kind of failure that stands for the limit it ran into.
+STATUS gets lines: `started`, `passed NONCE I`, and one `ended NONCE KIND TEXT`, where KIND is `-` (by itself),
+`exception` (its own fault) or the kind of failure that stands for the limit it ran into.
 """
 
 import errno
@@ -51,7 +51,7 @@ def cause(error, box):
 
 
 def reaches_outside(error, box):
-    """Did it want what the sandbox withholds: a path outside its folder, a signal to others, an environment variable?"""
+    """Did it want what the sandbox withholds: a path outside, a signal to others, an environment variable?"""
     if isinstance(error, OSError) and error.errno in OUT_OF_REACH:
         if not isinstance(error.filename, (str, bytes)):
             return error.errno == errno.EPERM

@@ -10,16 +10,20 @@ import os
 import signal
 from collections.abc import Callable
 
-from rlpipe.rewards.sandbox.sandbox import Isolation, Job, Limits, Run, Sandbox
+from rlpipe.rewards.sandbox.sandbox import Isolation, Job, Limits, Run, Sandbox, Unavailable
 
 PR_SET_CHILD_SUBREAPER = 36
+OTHERWISE = "On a machine that may come to harm, `isolation: none` in the recipe runs them unprotected"
 
 
 def load(limits: tuple[int, ...], isolation: Isolation) -> Callable[[tuple[Job, float]], Run]:
     """The function that runs (job, seconds). Raises `Unavailable`."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     sandbox = Sandbox(Limits(*limits), isolation)
-    sandbox.check()
+    try:
+        sandbox.check()
+    except Unavailable as error:
+        raise Unavailable(f"programs cannot be isolated: {error}. {OTHERWISE}") from error
     reap()
 
     def run(request: tuple[Job, float]) -> Run:

@@ -29,9 +29,7 @@ MIB = 1 << 20
 OPEN_FILES = 64
 BOX = "/box"
 INSIDE = str(Path(__file__).with_name("inside.py"))
-INSTALL = (
-    "install bubblewrap: sudo apt install bubblewrap (Debian, Ubuntu) or sudo dnf install bubblewrap (Fedora, RHEL)"
-)
+INSTALL = "sudo apt install bubblewrap (Debian, Ubuntu) or sudo dnf install bubblewrap (Fedora, RHEL)"
 CHECK_SECONDS = 30.0
 FORKS = "import os, signal\nfor _ in range({}):\n    if not os.fork(): signal.pause()"
 SIGNALS = {signal.SIGXCPU: "deadline", signal.SIGXFSZ: "files", signal.SIGSYS: "forbidden"}
@@ -77,11 +75,11 @@ class Sandbox:
         self._limits, self._isolation = limits, isolation
 
     def check(self) -> None:
-        """Run one program that starts a process and one that starts too many. Raises `Unavailable` if that goes wrong."""
+        """Run a program that starts a process, and one that starts too many. Raises `Unavailable`."""
         if self._isolation == "none":
             return
         if shutil.which("bwrap") is None:
-            raise Unavailable(f"bubblewrap is not installed; {INSTALL}")
+            raise Unavailable(f"bubblewrap is not installed: {INSTALL}")
         try:
             one, many = (self.run(Job(FORKS.format(count)), CHECK_SECONDS) for count in (1, self._limits.processes))
         except (OSError, subprocess.SubprocessError, NotImplementedError) as error:
@@ -227,7 +225,7 @@ def _start(command: list[str], stdin: int, fds: list[int], folder: str) -> subpr
 
 
 def _readable(stack: contextlib.ExitStack, data: bytes) -> int:
-    """A file descriptor with these bytes that nobody can change: unlike a pipe it never blocks, however much it holds."""
+    """A file descriptor with these bytes, unchangeable. Unlike a pipe it never blocks, however much it holds."""
     fd = os.memfd_create("rlpipe", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     stack.callback(os.close, fd)
     with open(fd, "wb", closefd=False) as file:

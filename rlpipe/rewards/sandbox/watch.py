@@ -1,4 +1,4 @@
-"""Follows a sandboxed process to its end: wall clock, memory of all its processes, and output that may be without end."""
+"""Follows a sandboxed process to its end: wall clock, memory of all its processes, output that may have no end."""
 
 import contextlib
 import os
@@ -52,7 +52,8 @@ class Watch:
             self._selector.close()
             os.close(self._exit)
         out, errors, status = (bytes(self._read[fd]) for fd in self._fds)
-        return Ended(self._process.returncode, out, errors, status, stopped)
+        # What it printed last may be read only now.
+        return Ended(self._process.returncode, out, errors, status, stopped or ("output" if self._room < 0 else ""))
 
     def _until_it_ends(self, deadline: float) -> str:
         next_look = time.monotonic() + TICK
