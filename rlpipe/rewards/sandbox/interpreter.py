@@ -9,6 +9,7 @@ import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
+BINARY = os.path.realpath(sys.executable)
 LEFT_OUT = ("_tkinter", "_curses", "readline")
 """Extension modules whose libraries are many and that nobody needs without a screen."""
 
@@ -25,14 +26,14 @@ class Interpreter(NamedTuple):
 
 
 @functools.cache
-def find(binary: str = os.path.realpath(sys.executable)) -> Interpreter:
+def find() -> Interpreter:
     """Raises `OSError` or `subprocess.SubprocessError` if `ldd` cannot tell which libraries it loads."""
     library = sysconfig.get_path("stdlib")
     hidden = [path for name in ("site-packages", "dist-packages") if (path := Path(library, name)).is_dir()]
-    return Interpreter(binary, library, tuple(map(str, hidden)), _shared(binary, library))
+    return Interpreter(BINARY, library, tuple(map(str, hidden)), _shared(library))
 
 
-def _shared(binary: str, library: str) -> tuple[str, ...]:
+def _shared(library: str) -> tuple[str, ...]:
     modules = [path for path in Path(library, "lib-dynload").glob("*.so") if not path.name.startswith(LEFT_OUT)]
-    listing = subprocess.run(["ldd", binary, *modules], capture_output=True, text=True, timeout=30).stdout
+    listing = subprocess.run(["ldd", BINARY, *modules], capture_output=True, text=True, timeout=30).stdout
     return tuple(sorted(set(re.findall(r"(/\S+) \(0x", listing))))

@@ -32,7 +32,19 @@ INSIDE = str(Path(__file__).with_name("inside.py"))
 INSTALL = "sudo apt install bubblewrap (Debian, Ubuntu) or sudo dnf install bubblewrap (Fedora, RHEL)"
 CHECK_SECONDS = 30.0
 FORKS = "import os, signal\nfor _ in range({}):\n    if not os.fork(): signal.pause()"
-SIGNALS = {signal.SIGXCPU: "deadline", signal.SIGXFSZ: "files", signal.SIGSYS: "forbidden"}
+SIGNALS = {
+    signal.SIGXCPU: ("deadline", "it used up its seconds of processor time"),
+    signal.SIGXFSZ: ("files", "it wrote a larger file than it may"),
+    signal.SIGSYS: (
+        "forbidden",
+        "it made a system call that ends it: network, another process, the kernel's inner parts",
+    ),
+}
+STOPPED = {
+    "deadline": "it did not end in time",
+    "memory": "its processes together took more memory than they may",
+    "output": "it printed more than it may",
+}
 
 Isolation = Literal["bubblewrap", "none"]
 
@@ -132,12 +144,21 @@ class Sandbox:
     def _command(self, stack: contextlib.ExitStack, job: int, status: int) -> tuple[list[str], list[int]]:
         """The command, and the file descriptors that it needs besides."""
         if self._isolation == "none":
-            return [interpreter.find().binary, "-P", "-s", INSIDE, str(job), str(status)], []
+            return [interpreter.BINARY, "-P", "-s", INSIDE, str(job), str(status)], []
         filter_fd = _readable(stack, seccomp.build())
         return [*bwrap(self._limits, filter_fd), "/inside.py", str(job), str(status)], [filter_fd]
 
     def _folder(self, stack: contextlib.ExitStack) -> str:
         return "/" if self._isolation == "bubblewrap" else stack.enter_context(tempfile.TemporaryDirectory())
+
+
+def problem() -> str | None:
+    """Why programs cannot be isolated on this machine, if so."""
+    try:
+        Sandbox(Limits(), "bubblewrap").check()
+    except Unavailable as error:
+        return str(error)
+    return None
 
 
 def bwrap(limits: Limits, filter_fd: int) -> list[str]:
@@ -190,7 +211,7 @@ def judge(ended: Ended, nonce: str) -> Run:
 
 def _end(ended: Ended, reports: list[list[str]], started: bool) -> tuple[str, str]:
     if ended.stopped:
-        return ended.stopped, f"stopped: {STOPPED[ended.stopped]}"
+        return ended.stopped, STOPPED[ended.stopped]
     last_words = ended.errors.decode(errors="replace").strip()[-300:]
     if not started:
         return "crashed", f"the sandbox did not start (exit status {ended.code}): {last_words}"
@@ -200,15 +221,8 @@ def _end(ended: Ended, reports: list[list[str]], started: bool) -> tuple[str, st
         kind = reports[0][2]
         return ("" if kind == "-" else kind), " ".join(reports[0][3:])
     if killed:
-        return SIGNALS.get(number, "crashed"), f"the program died of {signal.Signals(number).name}"
+        return SIGNALS.get(number, ("crashed", f"the program died of {signal.Signals(number).name}"))
     return ("exception" if ended.code else ""), f"the program left with status {ended.code}. {last_words}"
-
-
-STOPPED = {
-    "deadline": "no end in time",
-    "memory": "its processes together took more memory than allowed",
-    "output": "it printed more than allowed",
-}
 
 
 def _start(command: list[str], stdin: int, fds: list[int], folder: str) -> subprocess.Popen:
