@@ -37,7 +37,7 @@ SIGNALS = {
     signal.SIGXFSZ: ("files", "it wrote a larger file than it may"),
     signal.SIGSYS: (
         "forbidden",
-        "it made a system call that ends it: network, another process, the kernel's inner parts",
+        "it made a system call that it may not: network, other processes, the kernel's inner parts",
     ),
 }
 STOPPED = {
