@@ -144,7 +144,7 @@ def test_a_good_recipe_loads():
         (
             "  mix:\n    - kind: exact",
             "  mix: []",
-            "r.yaml:5: rewards.mix: expected a non-empty list, each item a section with `kind`: one of `exact`, `math`, `regex`, `format`, `code`, `http`, `python`, found an empty list",
+            "r.yaml:5: rewards.mix: expected a non-empty list, each item a section with `kind`: one of `code`, `exact`, `format`, `http`, `math`, `python`, `regex`, found an empty list",
         ),
         (
             "{name: grpo}",
@@ -161,7 +161,7 @@ def test_a_good_recipe_loads():
         (
             "kind: exact",
             "kind: exakt",
-            "r.yaml:6: rewards.mix.0.kind: expected one of `exact`, `math`, `regex`, `format`, `code`, `http`, `python`, found the text `exakt`; did you mean `exact`?",
+            "r.yaml:6: rewards.mix.0.kind: expected one of `code`, `exact`, `format`, `http`, `math`, `python`, `regex`, found the text `exakt`; did you mean `exact`?",
         ),
         (
             "- kind: exact",
