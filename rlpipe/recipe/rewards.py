@@ -171,7 +171,7 @@ class HttpReward(Strict):
     """Factor in the weighted sum."""
     url: str
     """Where to send each group, as one request."""
-    token_env: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")] | None = None
+    token_env: str | None = None
     """Name, in capitals, of the environment variable that holds a bearer token; the token has no place in a recipe."""
     timeout: PositiveFloat = 10.0
     """Seconds one attempt may take."""
@@ -179,6 +179,14 @@ class HttpReward(Strict):
     """Seconds one group may take, with the attempts that are repeated and the pauses between them."""
     requests: PositiveInt = 4
     """Requests under way at once."""
+
+    @field_validator("token_env")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        # Not repeated in the message: it may be the token.
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+            raise ValueError("expected the name of an environment variable, in capitals; the token is its value")
+        return name
 
     @field_validator("url")
     @classmethod

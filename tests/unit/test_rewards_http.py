@@ -215,7 +215,7 @@ def test_retry_after_is_a_number_or_a_date():
     [
         ({"url": "localhost:8000"}, "expected an address such as"),
         ({"url": "https://me:secret@host/"}, "name a variable in `token_env` instead"),
-        ({"url": "https://host/", "token_env": "hf_abcDEF"}, "token_env"),
+        ({"url": "https://host/", "token_env": "hf_abcDEF"}, "in capitals; the token is its value"),
     ],
 )
 def test_addresses_and_tokens_in_the_recipe(keys, says):

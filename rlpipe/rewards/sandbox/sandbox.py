@@ -136,7 +136,7 @@ class Sandbox:
             "RLIMIT_AS": self._limits.memory * MIB,
             "RLIMIT_FSIZE": self._limits.files * MIB,
             "RLIMIT_NOFILE": OPEN_FILES,
-            "RLIMIT_CORE": 0,
+            "RLIMIT_CORE": 1,  # one byte: at 0 a program that takes core dumps would still be started
         }
         # Outside a sandbox it would count every process of this user.
         return limits | ({"RLIMIT_NPROC": self._limits.processes} if isolated else {})

@@ -12,7 +12,6 @@ TICK = 0.05
 AFTERWARDS = 2.0
 """Seconds to wait for the pipes of what has been killed."""
 CHUNK = 1 << 16
-PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Ended(NamedTuple):
@@ -94,12 +93,11 @@ class Watch:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that a process and all below it hold for themselves. What forks still share counts for each."""
+    """Bytes of memory that a process and all below it hold, their files aside. What forks share counts for each."""
     total = 0
     with contextlib.suppress(OSError):
-        with open(f"/proc/{pid}/statm") as file:
-            _, pages, shared, *_ = map(int, file.read().split())
-        total = (pages - shared) * PAGE
+        with open(f"/proc/{pid}/status") as file:
+            total = sum(int(line.split()[1]) * 1024 for line in file if line.startswith(("RssAnon:", "RssShmem:")))
         for thread in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{thread}/children") as file:
                 total += sum(resident(int(child)) for child in file.read().split())
