@@ -227,6 +227,6 @@ def check_disk(free: int) -> Check:
 def check_sandbox(problem: str | None) -> Check:
     """Only code rewards need it."""
     if problem:
-        detail = f"rewards of kind code cannot isolate programs, and refuse to run them: {problem}"
-        return warn("sandbox", detail, f"{sandbox.INSTALL}, or do without code rewards")
+        cause, _, fix = problem.partition(": ")
+        return warn("sandbox", f"{cause}; rewards of kind code refuse to run", fix)
     return ok("sandbox", "bubblewrap isolates the programs that rewards of kind code run")

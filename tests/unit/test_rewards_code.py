@@ -224,7 +224,8 @@ def test_endless_loop(shared, program):
         "x = bytearray(10 << 30)",
         "import time\nx = []\nwhile True: x.append(bytearray(1 << 20))",
         # each below its limit, all together beyond; memory of one's own, and shared memory
-        "import mmap, os, time\nfor _ in range(3): os.fork()\nx = mmap.mmap(-1, 200 << 20)\nx.write(bytes(200 << 20))\ntime.sleep(99)",
+        "import mmap, os, time\nfor _ in range(3): os.fork()\n"
+        "x = mmap.mmap(-1, 200 << 20)\nx.write(bytes(200 << 20))\ntime.sleep(99)",
         "import os, time\nfor _ in range(3): os.fork()\nx = bytearray(200 << 20)\ntime.sleep(99)",
     ],
 )
