@@ -139,6 +139,21 @@ install_rlpipe() {
     pip_install --no-build-isolation --editable . || fail "Installing rlpipe failed."
 }
 
+# Rewards of kind code isolate programs with it; nothing else needs it, so its absence stops nothing.
+install_bubblewrap() {
+    command -v bwrap >/dev/null && return
+    say "bubblewrap, which isolates the programs that code rewards run"
+    local apt=(env DEBIAN_FRONTEND=noninteractive timeout 90 apt-get -qq -o DPkg::Lock::Timeout=20)
+    [ "$EUID" -eq 0 ] || apt=(sudo -n "${apt[@]}")
+    if command -v apt-get >/dev/null; then
+        { apt_install || { "${apt[@]}" update && apt_install; }; } >>"$LOG" 2>&1 </dev/null && return
+    fi
+    echo "       It could not be installed here; code rewards will refuse to run. Everything else works." \
+        "Debian, Ubuntu: sudo apt install bubblewrap. Fedora, RHEL: sudo dnf install bubblewrap."
+}
+
+apt_install() { "${apt[@]}" install -y --no-install-recommends bubblewrap; }
+
 # Done here because images and CI often set PYTHONDONTWRITEBYTECODE, which would double the time of every later start.
 # compileall exits with 1 because some packages ship templates that are no Python yet.
 compile_bytecode() {
@@ -180,6 +195,7 @@ else
     install_deepspeed
 fi
 install_rlpipe
+install_bubblewrap
 compile_bytecode
 check_imports
 touch "$VENV/.installed"

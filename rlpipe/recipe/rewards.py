@@ -2,10 +2,14 @@
 
 import re
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from rlpipe.recipe.base import PythonFunction, Strict
+
+Tag = Annotated[str, Field(pattern=r"^[\w-]+$")]
+"""The name of a tag, without its brackets."""
 
 
 class ExactReward(Strict):
@@ -19,6 +23,10 @@ class ExactReward(Strict):
     """Factor in the weighted sum."""
     answer_column: str = "answer"
     """Column of the data that holds the reference answer."""
+    answer_after: str | None = None
+    """Of column and response, only what follows the last such mark counts, for example `####` in GSM8K."""
+    inside: Tag | None = None
+    """Of the response, only what stands in the last such tag counts; `answer` for `<answer>…</answer>`."""
 
 
 class MathReward(Strict):
@@ -64,7 +72,137 @@ class PythonReward(Strict):
         return function
 
 
-Reward = Annotated[ExactReward | MathReward | PythonReward, Field(discriminator="kind")]
+class RegexReward(Strict):
+    """1 if the pattern is found in the response, else 0; with `group`, 1 if that group equals the answer column."""
+
+    kind: Literal["regex"]
+    """Looks for a regular expression of Python's `re`."""
+    name: str = "regex"
+    """Under which it is reported; each reward of a mix needs its own."""
+    weight: float = 1.0
+    """Factor in the weighted sum."""
+    pattern: str
+    """The expression; flags are written in it, for example `(?s)` to let `.` match line ends."""
+    full_match: bool = False
+    """Whether it must match the whole response; otherwise the first place where it is found counts."""
+    group: int | str | None = None
+    """Number or name of a group that must equal the answer column, spaces around both aside."""
+    answer_column: str = "answer"
+    """Column of the data that holds the reference answer; read only with `group`."""
+    deadline: PositiveFloat = 1.0
+    """Seconds one response may take before the process is killed and the row is a failure."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _is_a_pattern(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"`{pattern}` is no regular expression: {error}") from None
+        return pattern
+
+    @model_validator(mode="after")
+    def _has_the_group(self) -> "RegexReward":
+        compiled = re.compile(self.pattern)
+        groups = [*range(compiled.groups + 1), *compiled.groupindex]
+        if self.group is not None and self.group not in groups:
+            raise ValueError(f"group={self.group} is not in `pattern`; it has {', '.join(map(str, groups))}")
+        return self
+
+
+class FormatReward(Strict):
+    """1 if the response consists of the tags in order, each once, with nothing but spaces outside; else 0."""
+
+    kind: Literal["format"]
+    """Asks for a row of tags, such as `<think>…</think><answer>…</answer>`."""
+    name: str = "format"
+    """Under which it is reported; each reward of a mix needs its own."""
+    weight: float = 1.0
+    """Factor in the weighted sum."""
+    tags: Annotated[list[Tag], Field(min_length=1)] = ["think", "answer"]
+    """The tags, in their order, without brackets."""
+
+    @field_validator("tags")
+    @classmethod
+    def _are_different(cls, tags: list[str]) -> list[str]:
+        twice = [tag for tag in tags if tags.count(tag) > 1]
+        if twice:
+            raise ValueError(f"`{twice[0]}` stands twice; each tag of a response is written once")
+        return tags
+
+
+class CodeReward(Strict):
+    """Runs the program in the response against the tests of its row, isolated from this machine."""
+
+    kind: Literal["code"]
+    """Runs the program that the response contains."""
+    name: str = "code"
+    """Under which it is reported; each reward of a mix needs its own."""
+    weight: float = 1.0
+    """Factor in the weighted sum."""
+    tests_column: str = "tests"
+    """Column with a Python snippet, a list of such, or a list of `{input, output}`."""
+    credit: Literal["all", "share"] = "all"
+    """`all`: 1 if every test passes, else 0; `share`: the share of tests that pass."""
+    deadline: PositiveFloat = 10.0
+    """Seconds, of the clock and of the processor, that one run of a program may take."""
+    memory_mb: Annotated[int, Field(ge=64)] = 512
+    """MiB of memory that a program may take."""
+    files_mb: PositiveInt = 16
+    """MiB that a program may write into its folder, which is in memory."""
+    output_mb: PositiveInt = 1
+    """MiB that a program may print."""
+    max_processes: Annotated[int, Field(ge=2)] = 16
+    """Processes and threads that a program may have at once."""
+    isolation: Literal["bubblewrap", "none"] = "bubblewrap"
+    """`none` runs what the model writes with the rights of this user and with the network; for throw-away machines."""
+    processes: PositiveInt = 2
+    """Programs that run at once."""
+
+
+class HttpReward(Strict):
+    """What an endpoint says: it gets prompts, completions and columns, and answers `{"rewards": [number or null]}`."""
+
+    kind: Literal["http"]
+    """Asks an endpoint."""
+    name: str = "http"
+    """Under which it is reported; each reward of a mix needs its own."""
+    weight: float = 1.0
+    """Factor in the weighted sum."""
+    url: str
+    """Where to send each group, as one request."""
+    token_env: str | None = None
+    """Name, in capitals, of the environment variable that holds a bearer token; the token has no place in a recipe."""
+    timeout: PositiveFloat = 10.0
+    """Seconds one attempt may take."""
+    deadline: PositiveFloat = 60.0
+    """Seconds one group may take, with the attempts that are repeated and the pauses between them."""
+    requests: PositiveInt = 4
+    """Requests under way at once."""
+
+    @field_validator("token_env")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        # Not repeated in the message: it may be the token.
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+            raise ValueError("expected the name of an environment variable, in capitals; the token is its value")
+        return name
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("expected an address such as `https://host:8000/score`")
+        if parts.username or parts.password:
+            raise ValueError("a URL with a password would be seen in logs; name a variable in `token_env` instead")
+        return url
+
+
+Reward = Annotated[
+    ExactReward | MathReward | RegexReward | FormatReward | CodeReward | HttpReward | PythonReward,
+    Field(discriminator="kind"),
+]
 
 
 class RewardMix(Strict):

@@ -7,8 +7,9 @@ such mark; a response that has the mark too is judged by what follows its last m
 
 from rlpipe.data.flow import Failure, Group
 from rlpipe.recipe.rewards import MathReward
+from rlpipe.rewards.extract import after, reference_after
 from rlpipe.rewards.killable import Caller
-from rlpipe.rewards.reward import Allowance, Component, reference
+from rlpipe.rewards.reward import Allowance, Component
 
 FACTORY = "rlpipe.rewards.verifier:load"
 
@@ -24,22 +25,13 @@ class Maths:
         self.start, self.ready, self.close = caller.start, caller.ready, caller.close
 
     def score(self, group: Group, allowance: Allowance) -> list[Component]:
-        answer = self._reference(group)
+        answer = reference_after(group, self._recipe.answer_column, self._recipe.answer_after)
         rows = len(group.completions)
         if isinstance(answer, Failure):
             return [answer] * rows
         return [self._judge(answer, text, rows - row, allowance) for row, text in enumerate(group.completions)]
 
-    def _reference(self, group: Group) -> str | Failure:
-        text, mark = reference(group, self._recipe.answer_column), self._recipe.answer_after
-        if isinstance(text, Failure) or mark is None:
-            return text
-        if mark not in text:
-            return Failure("unparseable_reference", f"no answer_after={mark!r} in the reference {text!r:.200}")
-        return text.rpartition(mark)[2].strip()
-
     def _judge(self, answer: str, completion: str, rows_left: int, allowance: Allowance) -> Component:
-        mark = self._recipe.answer_after
-        final = completion.rpartition(mark)[2] if mark else completion
+        final = after(completion, self._recipe.answer_after)
         verdict = self._caller.call((answer, final), self._recipe.deadline, allowance, rows_left)
         return Failure("unparseable_reference", verdict) if isinstance(verdict, str) else verdict

@@ -6,13 +6,27 @@ Kinds of failure, as they stand in `Failure.kind` and in the rollouts' Parquet:
     not_a_number           NaN, infinity, or something that is no number
     wrong_length           not one reward per response
     deadline               no answer in time; the process was killed
-    crashed                the process that computes the reward died by itself
+    crashed                the process that computes the reward, or the program that is judged, died by a signal
     missing_column         the row lacks the column that holds the reference
-    unparseable_reference  the reference is no mathematical answer (a response that is none is simply wrong: 0)
+    unparseable_reference  the reference is no mathematical answer, or no tests (a response that is none is wrong: 0)
     not_applicable         no component of the mix applies to the row
+
+of a program that `code` runs (its wrong output and its exceptions are 0):
+
+    memory                 it wanted more memory than it may have
+    output                 it printed more than it may
+    files                  it wrote or opened more files than it may
+    processes              it started more processes or threads than it may
+    forbidden              it wanted what is kept from it: network, paths outside, other processes, environment
+
+of an endpoint that `http` asks, when repeating does not help:
+
+    http_status            it answered with a status other than success
+    unreachable            no connection, or one that broke off
+    bad_answer             its answer is not what was agreed
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from rlpipe.data.flow import Failure, Group
 
@@ -56,10 +70,16 @@ class Reward(Protocol):
     def close(self) -> None: ...
 
 
-def reference(group: Group, column: str) -> str | Failure:
+def reference(group: Group, name: str) -> str | Failure:
     """The reference answer of the group's row."""
+    value = column(group, name, "answer_column")
+    return value if isinstance(value, Failure) else str(value)
+
+
+def column(group: Group, name: str, key: str) -> Any | Failure:
+    """What a column of the group's row holds; `key` is the recipe's key that names the column."""
     columns = group.prompt.columns
-    if column in columns:
-        return str(columns[column])
+    if name in columns:
+        return columns[name]
     has = ", ".join(map(repr, sorted(columns))) or "none"
-    return Failure("missing_column", f"the row has no column {column!r} (it has: {has}); set `answer_column`")
+    return Failure("missing_column", f"the row has no column {name!r} (it has: {has}); set `{key}`")

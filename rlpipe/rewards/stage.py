@@ -18,10 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlpipe.data.flow import Failure, Group
-from rlpipe.recipe.rewards import ExactReward, MathReward, PythonReward, RewardMix
+from rlpipe.recipe import rewards as kinds
+from rlpipe.recipe.rewards import RewardMix
 from rlpipe.recipe.run import Deadlines
-from rlpipe.rewards import function, maths
+from rlpipe.rewards import code, function, maths, regex
 from rlpipe.rewards.exact import Exact
+from rlpipe.rewards.format import Format
+from rlpipe.rewards.http import Http
 from rlpipe.rewards.killable import InProcess, Pool
 from rlpipe.rewards.mix import Mix, blamed
 from rlpipe.rewards.reward import Allowance, Reward
@@ -130,17 +133,30 @@ def build(rewards: RewardMix, base_dir: Path, deadlines: Deadlines, debug: bool)
 
     `base_dir` is the recipe's folder. With `debug`, Python rewards run in this process and thread.
     """
-    threads = 0 if debug else sum(getattr(reward, "processes", 1) for reward in rewards.mix)
+    threads = 0 if debug else sum(map(_groups_at_once, rewards.mix))
     mix = Mix([_reward(reward, base_dir, deadlines.start, debug) for reward in rewards.mix])
     return RewardStage(mix, threads, deadlines.reward, rewards.max_failure_rate)
 
 
-def _reward(recipe: ExactReward | MathReward | PythonReward, base_dir: Path, start: float, debug: bool) -> Reward:
+def _groups_at_once(recipe: kinds.Reward) -> int:
+    return getattr(recipe, "processes", getattr(recipe, "requests", 1))
+
+
+def _reward(recipe: kinds.Reward, base_dir: Path, start: float, debug: bool) -> Reward:
     match recipe:
-        case ExactReward():
+        case kinds.ExactReward():
             return Exact(recipe)
-        case MathReward():
+        case kinds.FormatReward():
+            return Format(recipe)
+        case kinds.HttpReward():
+            return Http(recipe)
+        case kinds.RegexReward():
+            return regex.Regex(recipe, Pool(recipe.name, regex.FACTORY, regex.factory_options(recipe), 1, start))
+        case kinds.MathReward():
             return maths.Maths(recipe, Pool(recipe.name, maths.FACTORY, {}, recipe.processes, start))
-        case PythonReward():
+        case kinds.CodeReward():
+            options = code.factory_options(recipe)
+            return code.Code(recipe, Pool(recipe.name, code.FACTORY, options, recipe.processes, start))
+        case kinds.PythonReward():
             target = (recipe.name, function.FACTORY, function.factory_options(recipe, base_dir))
             return function.Function(recipe, InProcess(*target) if debug else Pool(*target, 1, start))

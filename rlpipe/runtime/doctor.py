@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from rlpipe.rewards.sandbox import sandbox
 from rlpipe.runtime import machine
 from rlpipe.runtime.machine import Gpu
 
@@ -53,6 +54,7 @@ def diagnose() -> list[Check]:
         check_memory(machine.free_memory()),
         check_shared_memory(machine.shared_memory_size()),
         check_disk(shutil.disk_usage(".").free),
+        check_sandbox(sandbox.problem()),
     ]
 
 
@@ -220,3 +222,11 @@ def check_disk(free: int) -> Check:
     if free < 5 * GIB:
         return warn("disk", f"{detail}; checkpoints of a larger model will not fit", "make room, or use --run-dir")
     return ok("disk", detail)
+
+
+def check_sandbox(problem: str | None) -> Check:
+    """Only code rewards need it."""
+    if problem:
+        cause, _, fix = problem.partition(": ")
+        return warn("sandbox", f"{cause}; rewards of kind code refuse to run", fix)
+    return ok("sandbox", "bubblewrap isolates the programs that rewards of kind code run")

@@ -104,6 +104,14 @@ def test_disk(free, status):
     assert doctor.check_disk(free).status == status
 
 
+def test_without_a_sandbox_only_code_rewards_are_missing():
+    check = doctor.check_sandbox("bubblewrap is not installed: sudo apt install bubblewrap")
+    assert check.status == "warn"
+    assert check.detail == "bubblewrap is not installed; rewards of kind code refuse to run"
+    assert check.fix == "sudo apt install bubblewrap"
+    assert doctor.check_sandbox(None).status == "ok"
+
+
 def test_exit_code_and_closing_line_follow_the_worst_check():
     good, odd, bad = doctor.ok("a", "fine"), doctor.warn("b", "slow", "do x"), doctor.fail("c", "broken", "do y")
     assert [doctor.worst(checks) for checks in ([good], [good, odd], [bad, odd])] == [0, 0, 1]

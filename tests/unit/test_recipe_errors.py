@@ -144,7 +144,7 @@ def test_a_good_recipe_loads():
         (
             "  mix:\n    - kind: exact",
             "  mix: []",
-            "r.yaml:5: rewards.mix: expected a non-empty list, each item a section with `kind`: one of `exact`, `math`, `python`, found an empty list",
+            "r.yaml:5: rewards.mix: expected a non-empty list, each item a section with `kind`: one of `code`, `exact`, `format`, `http`, `math`, `python`, `regex`, found an empty list",
         ),
         (
             "{name: grpo}",
@@ -161,12 +161,12 @@ def test_a_good_recipe_loads():
         (
             "kind: exact",
             "kind: exakt",
-            "r.yaml:6: rewards.mix.0.kind: expected one of `exact`, `math`, `python`, found the text `exakt`; did you mean `exact`?",
+            "r.yaml:6: rewards.mix.0.kind: expected one of `code`, `exact`, `format`, `http`, `math`, `python`, `regex`, found the text `exakt`; did you mean `exact`?",
         ),
         (
             "- kind: exact",
             "- name: exact",
-            "r.yaml:6: rewards.mix.0.kind: missing; expected one of `exact`, `math`, `python`",
+            "r.yaml:6: rewards.mix.0.kind: missing; expected one of `code`, `exact`, `format`, `http`, `math`, `python`, `regex`",
         ),
         (
             "{name: grpo}",

@@ -105,6 +105,19 @@ def test_a_wrong_length_is_a_failure(python):
     assert outcomes == [Failure("wrong_length", "mine.py:f: WrongLength: returned 3 rewards for 1 completions")] * 2
 
 
+def test_a_function_of_an_installed_package_is_found_by_its_import_path(tmp_path, monkeypatch):
+    package = tmp_path / "elsewhere" / "judges"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "parts.py").write_text("def size(text): return len(text)")
+    source = "from judges.parts import size\ndef f(completions, **_): return [size(c) for c in completions]"
+    (package / "length.py").write_text(source)
+    monkeypatch.syspath_prepend(package.parent)
+    recipe = PythonReward(kind="python", name="length", function="judges.length:f")
+    pool = Pool("length", function.FACTORY, function.factory_options(recipe, tmp_path), 1, 60.0)
+    assert score(function.Function(recipe, pool), make_group(["a", "bbb"])) == [1.0, 3.0]
+
+
 def test_a_function_that_forgets_to_return_is_told(python):
     (outcome,) = score(python("def f(completions): pass"), make_group(["a"]))
     assert outcome == Failure("wrong_length", "mine.py:f: WrongLength: returned None instead of a list of 1 rewards")

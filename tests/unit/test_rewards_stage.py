@@ -155,6 +155,30 @@ def test_a_recipe_becomes_a_stage(tmp_path):
     )
 
 
+EVERY_KIND = [
+    ({"kind": "exact"}, 1.0),
+    ({"kind": "regex", "pattern": "^4"}, 1.0),
+    ({"kind": "format"}, 0.0),
+    ({"kind": "math"}, 1.0),
+    ({"kind": "code", "isolation": "none"}, 0.0),
+    ({"kind": "http", "url": "http://127.0.0.1:9", "deadline": 0.1}, "unreachable"),
+]
+
+
+@pytest.mark.parametrize(("kind", "expected"), EVERY_KIND, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize("debug", [True, False])
+def test_every_kind_reports_under_its_name(tmp_path, kind, expected, debug):
+    with build(recipe_mix({**kind, "name": "mine", "weight": 2.0}), tmp_path, Deadlines(), debug) as stage:
+        assert stage.names == ("mine",)
+        stage.ready()
+        stage.submit(make_group(["42"], {"answer": "42", "tests": "assert False"}))
+        (outcome,) = drain(stage, 1)[0].outcomes
+    if isinstance(expected, str):
+        assert (outcome.kind, blamed(outcome)) == (expected, "mine")
+    else:
+        assert outcome == Score(2 * expected, {"mine": expected})
+
+
 def test_debug_runs_the_function_in_this_process(tmp_path):
     (tmp_path / "where.py").write_text("import os\ndef pid(completions, **_): return [os.getpid()]")
     python = {"kind": "python", "name": "pid", "function": "where.py:pid"}

@@ -229,6 +229,47 @@ def test_a_driver_takes_the_gpu_route_and_route_overrides_it(ready):
     assert "cpu or gpu is expected" in ready.setup(ROUTE="CPU").stderr
 
 
+APT = r"""#!/bin/bash
+echo "$*" >>"$FAKE/apt.log"
+[[ "$*" =~ update ]] && [ ! -e "$FAKE/offline" ] && touch "$FAKE/lists"
+[ -e "$FAKE/lists" ] || exit 100
+[[ "$*" =~ install ]] && touch "$FAKE/bin/bwrap" && chmod +x "$FAKE/bin/bwrap" || true
+"""
+
+
+@pytest.fixture
+def debian(ready):
+    """With apt-get, whose lists are not there yet, and a sudo that asks for no password."""
+    for tool in ("timeout", "chmod"):
+        (ready.bin / tool).symlink_to(shutil.which(tool))
+    return ready.add("apt-get", APT).add("sudo", '#!/bin/bash\nshift; exec "$@"\n')
+
+
+def test_bubblewrap_is_installed_once(debian):
+    assert debian.setup().returncode == 0
+    assert (debian.bin / "bwrap").exists()
+    calls = (debian.folder / "apt.log").read_text()
+    assert [("update" in line, "bubblewrap" in line) for line in calls.splitlines()] == [
+        (False, True), (True, False), (False, True)
+    ]  # fmt: skip
+    assert debian.setup().returncode == 0
+    assert (debian.folder / "apt.log").read_text() == calls
+
+
+def test_where_bubblewrap_cannot_be_installed_the_set_up_says_how_and_goes_on(debian):
+    (debian.folder / "offline").touch()
+    done = debian.setup()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "sudo apt install bubblewrap" in done.stdout
+    assert (debian.venv / ".installed").exists()
+
+
+def test_without_apt_the_set_up_says_how_to_install_bubblewrap(ready):
+    done = ready.setup()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "sudo dnf install bubblewrap" in done.stdout
+
+
 # ---- .ci/run ---------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,48 @@
+"""What is agreed with an endpoint: the JSON of the request and of the answer."""
+
+import json
+import math
+from typing import Any
+
+from rlpipe.data.flow import Failure, Group
+from rlpipe.rewards.function import RESERVED
+from rlpipe.rewards.reward import Component
+
+
+class Retry(Exception):
+    """An attempt failed as another may not; `after` is the pause in seconds that the server asks for, or 0."""
+
+    def __init__(self, kind: str, message: str, after: float = 0.0):
+        super().__init__(message)
+        self.kind, self.after = kind, after
+
+
+def request_body(group: Group) -> bytes:
+    """Lists of equal length, one entry per response. What JSON does not know is sent as text."""
+    rows = len(group.completions)
+    columns = {name: [value] * rows for name, value in group.prompt.columns.items() if name not in RESERVED}
+    lists = columns | {"prompts": [group.prompt.text] * rows, "completions": list(group.completions)}
+    return json.dumps(lists, default=str).encode()
+
+
+def read_rewards(text: bytes, rows: int) -> list[Component] | Failure:
+    """One component per response, or why there is none for any."""
+    try:
+        rewards = json.loads(text)["rewards"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        rewards = None
+    if not isinstance(rewards, list):
+        shown = text[:200].decode(errors="replace")
+        return Failure("bad_answer", f'expected {{"rewards": [number or null, …]}}, got {shown!r}')
+    if len(rewards) != rows:
+        return Failure("wrong_length", f"{len(rewards)} rewards for {rows} completions")
+    return list(map(_component, rewards))
+
+
+def _component(reward: Any) -> Component:
+    if reward is None:
+        return None
+    number = not isinstance(reward, bool) and isinstance(reward, int | float) and abs(reward) < math.inf
+    if number and abs(reward) <= 1e308:  # beyond lie integers that are no floats
+        return float(reward)
+    return Failure("not_a_number", f"the reward is {reward!r:.100}")

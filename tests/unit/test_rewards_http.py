@@ -1,0 +1,223 @@
+"""The reward that asks an endpoint, against a server that fails on purpose."""
+
+import json
+import math
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from pydantic import ValidationError
+from sample_groups import make_group
+
+from rlpipe.data.flow import Failure
+from rlpipe.recipe.rewards import HttpReward
+from rlpipe.rewards.http import Http, retry_after
+from rlpipe.rewards.reward import Allowance, RewardUnusable
+
+SECRET = "tok-9f31c7"
+
+
+class Server:
+    """Answers each request with the next of its replies: (status, headers, body), or a function of the handler."""
+
+    def __init__(self):
+        self.replies, self.requests = [], []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["content-length"]))
+                outer.requests.append((time.monotonic(), dict(self.headers), json.loads(body)))
+                reply = outer.replies[min(len(outer.requests), len(outer.replies)) - 1]
+                if callable(reply):
+                    return reply(self)
+                status, headers, body = reply
+                self.send_response(status)
+                for name, value in {"Content-Length": len(body), **headers}.items():
+                    self.send_header(name, str(value))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_): ...
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.http.server_port}/score?key=1"
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+@pytest.fixture
+def ask(server):
+    """Score two responses against these replies of the server."""
+
+    def ask(*replies, seconds=60.0, **keys):
+        server.replies = replies
+        reward = Http(HttpReward(kind="http", url=server.url, **keys))
+        try:
+            return reward.score(make_group(["4", "five"], {"answer": 4, "prompt": "raw"}), Allowance(seconds))
+        finally:
+            reward.close()
+
+    return ask
+
+
+def ok(body='{"rewards": [1, 0.5]}', **headers):
+    return 200, headers, body.encode()
+
+
+def test_a_group_is_one_request_with_its_columns(ask, server):
+    assert ask(ok()) == [1.0, 0.5]
+    ((_, headers, body),) = server.requests
+    assert body == {"prompts": ["2+2="] * 2, "completions": ["4", "five"], "answer": [4, 4]}
+    assert "authorization" not in headers
+
+
+def test_null_means_not_applicable(ask):
+    assert ask(ok('{"rewards": [null, 1]}')) == [None, 1.0]
+
+
+def test_the_token_comes_from_the_environment_and_never_into_a_message(ask, server, monkeypatch, caplog):
+    monkeypatch.setenv("JUDGE_TOKEN", SECRET)
+    caplog.set_level(0)
+    first, _ = ask((403, {}, f"bad token {SECRET}".encode()), token_env="JUDGE_TOKEN")
+    assert server.requests[0][1]["authorization"] == f"Bearer {SECRET}"
+    assert first == Failure("http_status", "status 403: 'bad token [token]'")
+    assert SECRET not in caplog.text
+
+
+def test_a_token_that_is_not_set_stops_the_run(monkeypatch):
+    monkeypatch.delenv("JUDGE_TOKEN", raising=False)
+    reward = Http(HttpReward(kind="http", url="http://127.0.0.1:9/", token_env="JUDGE_TOKEN"))
+    with pytest.raises(RewardUnusable, match="the environment variable JUDGE_TOKEN"):
+        reward.ready()
+
+
+def test_too_many_requests_waits_as_long_as_it_is_told(ask, server):
+    assert ask((429, {"Retry-After": "1"}, b""), ok()) == [1.0, 0.5]
+    first, second = (request[0] for request in server.requests)
+    assert 1.0 <= second - first < 10
+
+
+def test_a_wait_beyond_the_deadline_is_not_begun(ask):
+    begin = time.monotonic()
+    first, _ = ask((429, {"Retry-After": "1000"}, b"later"))
+    assert first == Failure("http_status", "status 429: 'later' (1 attempt, deadline=60)")
+    assert time.monotonic() - begin < 10
+
+
+def test_a_server_that_always_fails_is_asked_until_the_deadline(ask, server):
+    begin = time.monotonic()
+    outcomes = ask((500, {}, b"oops"), deadline=1.5)
+    assert time.monotonic() - begin < 10
+    assert [o.kind for o in outcomes] == ["http_status"] * 2
+    assert outcomes[0].message.startswith("status 500: 'oops' (")
+    assert 2 <= len(server.requests) <= 4
+    gaps = [b[0] - a[0] for a, b in zip(server.requests, server.requests[1:], strict=False)]
+    assert gaps == sorted(gaps)
+
+
+def test_a_wrong_request_is_not_repeated(ask, server):
+    assert ask((404, {}, b"not here"))[0] == Failure("http_status", "status 404: 'not here'")
+    assert len(server.requests) == 1
+
+
+def test_a_server_that_hangs_is_a_deadline_within_the_groups_allowance(ask):
+    release = threading.Event()
+    begin = time.monotonic()
+    outcomes = ask(lambda _: release.wait(20), timeout=0.4, seconds=1.0)
+    release.set()
+    assert time.monotonic() - begin < 10
+    assert [o.kind for o in outcomes] == ["deadline"] * 2
+
+
+def test_an_answer_drop_by_drop_is_late_too(ask):
+    def drip(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b" ")
+            time.sleep(0.1)
+
+    begin = time.monotonic()
+    assert ask(drip, timeout=0.5, deadline=0.6)[0].kind == "deadline"
+    assert time.monotonic() - begin < 5
+
+
+def test_half_an_answer_is_tried_again(ask, server):
+    def half(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        handler.wfile.write(b'{"rewards": [1,')
+
+    assert ask(half, ok()) == [1.0, 0.5]
+    assert len(server.requests) == 2
+    assert ask(half, deadline=0.3)[0].kind == "unreachable"
+
+
+def test_nobody_there():
+    reward = Http(HttpReward(kind="http", url="http://127.0.0.1:9/", deadline=0.5))
+    (outcome,) = reward.score(make_group(["x"]), Allowance(60))
+    assert outcome.kind == "unreachable"
+
+
+@pytest.mark.parametrize("body", ["", "null", "{}", "[1, 2]", '{"rewards": 1}', '{"rewards": [1', "<html>"])
+def test_what_was_not_agreed_is_a_bad_answer(ask, server, body):
+    first, second = ask(ok(body))
+    assert first == second
+    assert first.kind == "bad_answer"
+    assert "got " in first.message
+    assert len(server.requests) == 1
+
+
+def test_a_wrong_count(ask):
+    assert ask(ok('{"rewards": [1]}'))[0] == Failure("wrong_length", "1 rewards for 2 completions")
+
+
+@pytest.mark.parametrize("bad", ["NaN", "Infinity", '"high"', "true", "[1]", "1" + "0" * 400])
+def test_what_is_no_number_fails_its_row_alone(ask, bad):
+    first, second = ask(ok(f'{{"rewards": [{bad}, 2]}}'))
+    assert first.kind == "not_a_number"
+    assert second == 2.0
+
+
+def test_closing_ends_a_pause(server):
+    server.replies = [(500, {"Retry-After": "50"}, b"")]
+    reward = Http(HttpReward(kind="http", url=server.url))
+    thread = threading.Thread(target=reward.score, args=(make_group(["x"]), Allowance(60)))
+    thread.start()
+    while not server.requests:
+        time.sleep(0.01)
+    reward.close()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_retry_after_is_a_number_or_a_date():
+    assert retry_after("7") == 7.0
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert math.isclose(retry_after("Wed, 21 Oct 2095 07:28:00 GMT"), 2**31, rel_tol=1)
+    assert retry_after("soon") == retry_after("") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"url": "localhost:8000"}, "expected an address such as"),
+        ({"url": "https://me:secret@host/"}, "name a variable in `token_env` instead"),
+        ({"url": "https://host/", "token_env": "hf_abcDEF"}, "in capitals; the token is its value"),
+    ],
+)
+def test_addresses_and_tokens_in_the_recipe(keys, says):
+    with pytest.raises(ValidationError, match=says):
+        HttpReward(kind="http", **keys)
