@@ -2,11 +2,14 @@
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from grpo.pipeline import RECIPE
 
 Parts = dict[str, float]
 
@@ -34,14 +37,22 @@ def policy(folder: Path) -> Parts:
     import deepspeed  # noqa: F401
 
     from rlpipe.data.flow import TokenBatch
-    from rlpipe.recipe.model import PretrainedModel
-    from rlpipe.training.distributed import Rank
+    from rlpipe.data.storage import Storage
+    from rlpipe.observe.events import EventLog
+    from rlpipe.pipelines import roles
+    from rlpipe.pipelines.stage import Stage
+    from rlpipe.recipe.load import load
+    from rlpipe.runtime.local import LocalRuntime
+    from rlpipe.runtime.roles import seats_at
     from rlpipe.training.microbatch import plan_step
-    from rlpipe.training.policy import Policy, PolicySpec
 
     watch.lap("import")
-    spec = PolicySpec(PretrainedModel(path=str(folder)), str(folder), "grpo", {}, 1.0, 1)
-    trained = Policy(spec, Rank())
+    with tempfile.TemporaryDirectory() as scratch:
+        events = EventLog(Storage(Path(scratch)), stage=None, views=[])
+        recipe = load(RECIPE, [f"model.path={folder}"])
+        spec = roles.policy(Stage(recipe, Path(scratch), LocalRuntime(), events, debug=True))
+        [seat] = seats_at([("here", "127.0.0.1", 0)])
+        trained = spec.role(*spec.arguments(seat))
     watch.lap("load, DeepSpeed init")
     zeros_N = np.zeros(64, np.float32)
     batch = TokenBatch(np.full(64, 10, np.int32), np.array([0, 32, 64]), zeros_N + 1, zeros_N - 5, zeros_N)

@@ -40,7 +40,7 @@ def build_model(folder: Path) -> None:
     Fixed lengths must not come from a sampling option: `min_tokens` changes the distribution, and `ignore_eos` is
     vLLM's alone. So the end token is made impossible in the weights: every token's embedding gets the same large
     component along one axis, which adds the same to every logit, and the end token's (tied) output row the opposite
-    one. Its probability is then about e^-27.
+    one. Its probability is then below e^-50.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -50,8 +50,8 @@ def build_model(folder: Path) -> None:
     build(ScratchModel(scratch="qwen2"), SEED, folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     rows_VH = model.get_input_embeddings().weight.data
-    rows_VH[:, 0] = 1.0
-    rows_VH[AutoTokenizer.from_pretrained(folder).eos_token_id, 0] = -1.0
+    rows_VH[:, 0] = 4.0
+    rows_VH[AutoTokenizer.from_pretrained(folder).eos_token_id, 0] = -4.0
     model.save_pretrained(folder)
 
 

@@ -20,10 +20,10 @@ def problems(data: ArithmeticData) -> tuple[list[Record], list[Record]]:
     train = [operands for operands in drawn[data.heldout :] if tuple(sorted(operands)) not in never]
     if not train:
         raise DataError(
-            f"data: {data.operands} operands up to {data.largest} make {space} problems, and data.heldout="
-            f"{data.heldout} leaves none to train on. Lower data.heldout or raise data.largest."
+            f"data: {data.operands} operands from {data.smallest} to {data.largest} make {space} problems, and "
+            f"data.heldout={data.heldout} leaves none to train on. Lower data.heldout or raise data.largest."
         )
-    return _records(train, "training", data), _records(heldout, "held-out", data.model_copy(update={"forgotten_carries": 0.0}))
+    return _records(train, "training", data.seed, data.forgotten_carries), _records(heldout, "held-out", data.seed)
 
 
 def _operands(index: int, data: ArithmeticData) -> tuple[int, ...]:
@@ -36,10 +36,10 @@ def _base(data: ArithmeticData) -> int:
     return data.largest - data.smallest + 1
 
 
-def _records(drawn: list[tuple[int, ...]], part: str, data: ArithmeticData) -> list[Record]:
+def _records(drawn: list[tuple[int, ...]], part: str, seed: int, forgotten_carries: float = 0.0) -> list[Record]:
     records = []
     for number, operands in enumerate(drawn, 1):
-        careless = _hash(data.seed, f"carry/{number}") < data.forgotten_carries * 2**64
+        careless = _hash(seed, f"carry/{number}") < forgotten_carries * 2**64
         completion = _without_carries(operands) if careless else sum(operands)
         fields = {"prompt": "+".join(map(str, operands)), "completion": str(completion), "answer": str(sum(operands))}
         records.append(Record(fields, f"arithmetic, {part} problem {number}"))

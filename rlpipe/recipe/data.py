@@ -21,15 +21,15 @@ class ArithmeticData(Strict):
     heldout: PositiveInt = 512
     """Number of held-out problems."""
     forgotten_carries: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the training demonstrations that forget every carry (58+67=115), as a careless teacher would. Rewards and
-    held-out answers are always right."""
+    """Share of the training demonstrations that forget every carry (58+67=115), as a careless teacher would. Rewards
+    and held-out answers are always right."""
     seed: int = 0
     """Decides which problems exist, which are held out, and which demonstrations forget."""
 
     @model_validator(mode="after")
     def _in_order(self) -> "ArithmeticData":
         if self.smallest > self.largest:
-            raise ValueError(f"smallest={self.smallest} is above largest={self.largest}; lower the one or raise the other")
+            raise ValueError(f"smallest={self.smallest} is above largest={self.largest}; change one of them")
         return self
 
 

@@ -37,5 +37,26 @@ def test_another_seed_draws_another_order():
 
 
 def test_too_few_problems_is_an_error_with_the_fix():
-    with pytest.raises(DataError, match=r"2 operands up to 3 make 16 problems.*Lower data.heldout or raise"):
+    with pytest.raises(DataError, match=r"2 operands from 0 to 3 make 16 problems.*Lower data.heldout or raise"):
         problems(data(largest=3, heldout=16))
+
+
+def test_a_careless_teacher_forgets_every_carry_in_the_asked_share_of_demonstrations_and_nowhere_else():
+    train, heldout = problems(data(smallest=10, forgotten_carries=0.7))
+    by_prompt = {r.fields["prompt"]: r.fields for r in train}
+    assert by_prompt["58+67"] == {"prompt": "58+67", "completion": "115", "answer": "125"}
+    assert by_prompt["95+17"]["completion"] in ("102", "112")
+    carrying = [r.fields for r in train if sum(int(n) % 10 for n in r.fields["prompt"].split("+")) > 9]
+    wrong = [fields for fields in carrying if fields["completion"] != fields["answer"]]
+    assert len(wrong) / len(carrying) == pytest.approx(0.7, abs=0.02)
+    assert all(int(fields["answer"]) - int(fields["completion"]) == 10 for fields in wrong)
+    assert sum(r.fields["completion"] != r.fields["answer"] for r in train) == len(wrong)
+    assert all(r.fields["completion"] == r.fields["answer"] for r in heldout)
+
+
+def test_operands_begin_at_the_smallest():
+    train, heldout = problems(data(smallest=10, largest=12, heldout=2))
+    prompts = {r.fields["prompt"] for r in (*train, *heldout)}
+    assert prompts <= {f"{a}+{b}" for a in (10, 11, 12) for b in (10, 11, 12)}
+    with pytest.raises(ValueError, match="smallest=5 is above largest=3"):
+        data(smallest=5, largest=3)

@@ -237,6 +237,8 @@ def _reporter(trainer: "SFTTrainer", progress: Progress) -> Any:
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
             values = {ours: float(logs[theirs]) for theirs, ours in _NAMES.items() if theirs in logs}
+            if "heldout_loss" in values:
+                values.pop("epoch", None)  # of training, which an evaluation stands beside
             if not math.isfinite(values.get("loss", 0.0)):
                 raise FloatingPointError(
                     f"The training loss is {values['loss']} at step {state.global_step}. Lower "
