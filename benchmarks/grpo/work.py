@@ -40,7 +40,7 @@ def build_model(folder: Path) -> None:
     Fixed lengths must not come from a sampling option: `min_tokens` changes the distribution, and `ignore_eos` is
     vLLM's alone. So the end token is made impossible in the weights: every token's embedding gets the same large
     component along one axis, which adds the same to every logit, and the end token's (tied) output row the opposite
-    one. Its probability is then below e^-50.
+    one. Its probability is then about e^-20.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
