@@ -12,7 +12,8 @@ from grpo.worker import Turns
 
 CLIP = 0.2
 MICRO_BATCH_POSITIONS = 4096
-"""Positions of one forward and backward, padding included. Not tuned yet."""
+"""Positions of one forward and backward, padding included: of 2,048 to 16,384 about the fastest at both lengths, for
+this loop and for rlpipe alike (`tokens_per_micro_batch` of step.yaml)."""
 
 
 def run(case: Case, folder: Path, turns: Turns) -> None:

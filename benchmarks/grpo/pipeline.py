@@ -1,5 +1,6 @@
 """One rlpipe GRPO step, measured from outside: the real recipe through `rlpipe run`, read from its events.jsonl."""
 
+import shutil
 import subprocess
 import threading
 from bisect import bisect_left
@@ -45,6 +46,7 @@ def run(case: Case, engine: str, folder: Path, steps: int, warm_up: int, directo
         "train.optimizer.learning_rate": LEARNING_RATE,
     }
     command = [*RLPIPE, "run", str(RECIPE), *(f"{k}={v}" for k, v in changes.items()), "--run-dir", str(directory)]
+    shutil.rmtree(directory, ignore_errors=True)  # of an earlier benchmark with the same --keep
     with Readings() as readings:
         began = machine.reading().time
         _finish(command, directory.with_suffix(".log"))

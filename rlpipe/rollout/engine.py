@@ -53,7 +53,7 @@ class Receipt:
 
     version: int
     digest: str
-    """blake2b over the received bytes in the payload's order."""
+    """`packing.digest_of` the received bytes."""
     seconds: float
 
 

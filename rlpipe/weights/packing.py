@@ -1,21 +1,17 @@
 """Named tensors to a payload and back."""
 
-import hashlib
-import os
 import warnings
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 
 from rlpipe.weights.payload import Payload, TensorEntry
 
 ALIGNMENT = 64
 """Bytes; the widest vector load, so that a tensor can be computed on where it lies."""
-LEAF_BYTES = 4 << 20
-"""Bytes hashed by one thread at a time."""
 
 
 def pack(
@@ -45,18 +41,11 @@ def unpack(payload: Payload) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def digest_of(buckets: Iterable[np.ndarray]) -> str:
-    """blake2b over the blake2b digests of the buckets' leaves, in order.
-
-    A tree, because one core hashes about 1 GB/s: leaves are hashed by all cores at once, without the interpreter lock.
-    """
-    leaves = [b[start : start + LEAF_BYTES] for b in buckets for start in range(0, b.nbytes, LEAF_BYTES)]
-    with ThreadPoolExecutor(max(1, min(len(leaves), os.cpu_count() or 1))) as pool:
-        digests = b"".join(pool.map(_leaf_digest, leaves))
-    return hashlib.blake2b(digests, digest_size=16).hexdigest()
-
-
-def _leaf_digest(leaf: np.ndarray) -> bytes:
-    return hashlib.blake2b(leaf, digest_size=16).digest()
+    """XXH3-128 of the buckets' bytes, in order: at the speed of memory, against accidents and not against forgers."""
+    digest = xxhash.xxh3_128()
+    for bucket in buckets:
+        digest.update(bucket)
+    return digest.hexdigest()
 
 
 def _readable(raw: np.ndarray) -> torch.Tensor:

@@ -14,7 +14,7 @@ def choose_probes(
     longest: int,
     prompt_count: int = 4,
     sweep_count: int = 2,
-    length: int = 64,
+    length: int = 32,
 ) -> list[Tokens]:
     """A few real prompts, where the policy matters, and sweeps over the vocabulary, which reach embeddings and output
     rows that prompts never touch.
