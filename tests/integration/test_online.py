@@ -123,7 +123,7 @@ def test_two_engines_and_two_ranks_give_the_same_numbers(plain_run, recipe_file,
 
 
 def test_kl_to_the_reference_begins_at_zero_and_grows(recipe_file, tmp_path):
-    metrics = train(recipe_file, tmp_path / "run", "algorithm.kl_coefficient=0.1")
+    metrics = train(recipe_file, tmp_path / "run", "algorithm.kl.coefficient=0.1")
     assert metrics[1]["reference_kl"] == pytest.approx(0.0, abs=1e-6)
     assert metrics[3]["reference_kl"] > 1e-4
 
