@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 
 from rlpipe.recipe.base import Strict
 
@@ -23,7 +23,20 @@ class TisCorrection(Strict):
     """Largest factor."""
 
 
-class IcePopCorrection(Strict):
+class Bounded(Strict):
+    """A correction with a smallest and a largest ratio."""
+
+    low: PositiveFloat
+    high: PositiveFloat
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Bounded":
+        if self.low >= self.high:
+            raise ValueError(f"low={self.low} is not below high={self.high}: no token would count")
+        return self
+
+
+class IcePopCorrection(Bounded):
     """Tokens on which engine and trainer disagree are left out (Ring-1T, arXiv 2510.18855)."""
 
     kind: Literal["icepop"] = "icepop"
@@ -34,7 +47,7 @@ class IcePopCorrection(Strict):
     """Largest ratio that counts."""
 
 
-class SequenceMaskCorrection(Strict):
+class SequenceMaskCorrection(Bounded):
     """Responses on which engine and trainer disagree in the mean are left out."""
 
     kind: Literal["sequence_mask"] = "sequence_mask"
@@ -45,7 +58,7 @@ class SequenceMaskCorrection(Strict):
     """Largest mean ratio that counts."""
 
 
-class WorstTokenCorrection(Strict):
+class WorstTokenCorrection(Bounded):
     """Responses with a single token on which engine and trainer disagree are left out."""
 
     kind: Literal["worst_token"] = "worst_token"
