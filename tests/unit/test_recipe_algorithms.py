@@ -140,7 +140,7 @@ class TestLaidOverThePreset:
         (["algorithm.kl.controller.kind=adaptive"], "algorithm: kl.coefficient=0.0 stays 0 whatever kl.controller.kind=adaptive makes of it: give it a value to begin with"),
         (["algorithm.kl={coefficient: 0.1, estimator: k1}"], "algorithm: kl.estimator=k1 in the loss has a gradient of mean 0, which pulls nowhere: take k2 or k3, or kl.placement=reward"),
         (["algorithm.name=rloo", "train.epochs=2"], "train.minibatches=1 and train.epochs=2 train several times on a batch, which algorithm.loss.kind=policy_gradient cannot: it has no ratio. Set both to 1, or take ppo_clip"),
-        (["algorithm.shaping=[{kind: overlong, buffer: 17}]"], "algorithm.shaping.0.buffer=17 is longer than rollout.max_new_tokens=16, so that every response would be punished; lower the one or raise the other"),
+        (["algorithm.shaping=[{kind: overlong, buffer: 17}]"], "algorithm.shaping.0.buffer=17 exceeds rollout.max_new_tokens=16: every response would be punished; lower the one or raise the other"),
         (["algorithm.shaping=[{kind: clip, low: 2, high: 1}]"], "algorithm.shaping.0: low=2.0 is not below high=1.0: every reward would be the same"),
         (["algorithm.correction={kind: icepop, low: 6}"], "algorithm.correction: low=6.0 is not below high=5.0: no token would count"),
     ],

@@ -13,6 +13,6 @@ def check(algorithm: Preset, minibatches: int, epochs: int, max_new_tokens: int)
     for i, shaping in enumerate(algorithm.shaping):
         if shaping.kind == "overlong" and shaping.buffer != "auto" and shaping.buffer > max_new_tokens:
             raise ValueError(
-                f"algorithm.shaping.{i}.buffer={shaping.buffer} is longer than rollout.max_new_tokens={max_new_tokens}, "
-                "so that every response would be punished; lower the one or raise the other"
+                f"algorithm.shaping.{i}.buffer={shaping.buffer} exceeds rollout.max_new_tokens={max_new_tokens}: "
+                "every response would be punished; lower the one or raise the other"
             )

@@ -27,6 +27,7 @@ class Ppo(Preset):
     """
 
     name: Literal["ppo"]
+    """A critic's advantages, PPO's clipped loss, a KL penalty in the reward."""
     group_size: GroupSize = 1
     advantage: Advantage = GaeAdvantage()
     kl: KlPenalty = Kl(placement="reward", coefficient=0.02, estimator="k1")
@@ -40,6 +41,7 @@ class Grpo(Preset):
     """
 
     name: Literal["grpo"]
+    """Group-relative advantages, PPO's clipped loss."""
 
 
 class DrGrpo(Preset):
@@ -49,6 +51,7 @@ class DrGrpo(Preset):
     """
 
     name: Literal["dr_grpo"]
+    """GRPO without its division by spread and length."""
     advantage: Advantage = GroupAdvantage(scale_by_std=False)
     aggregation: Aggregation = "constant"
 
@@ -61,6 +64,7 @@ class Dapo(Preset):
     """
 
     name: Literal["dapo"]
+    """GRPO with a higher upper clip, a price for length, and no groups without signal."""
     group_size: GroupSize = 16
     loss: Loss = PpoClipLoss(clip_high=0.28)
     shaping: ShapingList = [OverlongPenalty()]
@@ -75,6 +79,7 @@ class Rloo(Preset):
     """
 
     name: Literal["rloo"]
+    """Leave-one-out advantages, the plain policy gradient, a KL penalty in the reward."""
     group_size: GroupSize = 4
     advantage: Advantage = RlooAdvantage()
     loss: Loss = PolicyGradientLoss()
@@ -89,6 +94,7 @@ class ReinforcePlusPlus(Preset):
     """
 
     name: Literal["reinforce++"]
+    """Returns normalised over the step, PPO's clipped loss, a KL penalty in the reward."""
     group_size: GroupSize = 1
     advantage: Advantage = ReinforcePlusPlusAdvantage()
     kl: KlPenalty = Kl(placement="reward", coefficient=0.01, estimator="k1")
@@ -101,6 +107,7 @@ class ReinforcePlusPlusBaseline(Preset):
     """
 
     name: Literal["reinforce++_baseline"]
+    """Group-relative advantages normalised over the step, PPO's clipped loss, a KL penalty in the loss."""
     advantage: Advantage = ReinforcePlusPlusBaselineAdvantage()
     kl: KlPenalty = Kl(coefficient=1e-4, estimator="k2")
 
@@ -113,6 +120,7 @@ class Gspo(Preset):
     """
 
     name: Literal["gspo"]
+    """Group-relative advantages, the clipped ratio of whole responses."""
     loss: Loss = GspoLoss()
     aggregation: Aggregation = "sequence_mean"
 
@@ -125,6 +133,7 @@ class Cispo(Preset):
     """
 
     name: Literal["cispo"]
+    """Group-relative advantages, the policy gradient with a clipped weight."""
     loss: Loss = CispoLoss()
 
 
