@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlpipe.algorithms.explained_variance import explained_variance
 from rlpipe.algorithms.shaping_kinds import Scored
 from rlpipe.data.flow import FinishReason, Group, Score, TokenBatch
 from rlpipe.pipelines.online.dynamic_sampling import is_flat
@@ -44,14 +43,7 @@ def signal_metrics(batch: TokenBatch, shaped: Scored) -> dict[str, float]:
     }
     if batch.values_N is None:
         return metrics
-    values_N, returns_N = batch.values_N[kept_N].astype(np.float64), batch.returns_N[kept_N].astype(np.float64)
-    errors_N = returns_N - values_N
-    moments = [_mean(x) if kept_N.any() else 0.0 for x in (errors_N, errors_N**2, returns_N, returns_N**2)]
-    return metrics | {
-        "value_mean": _mean(values_N),
-        "return_mean": _mean(returns_N),
-        "explained_variance": explained_variance(*moments),
-    }
+    return metrics | {"value_mean": _mean(batch.values_N[kept_N]), "return_mean": _mean(batch.returns_N[kept_N])}
 
 
 def _components(scores: Sequence[Score]) -> dict[str, list[float]]:

@@ -25,7 +25,7 @@ class Critic(Protocol):
         """Values of the shard's response tokens, laid out as `Policy.logprobs`."""
 
     def update(self, shard: Shard) -> dict[str, Mean]:
-        """One optimizer step on the shard's returns, with its weights."""
+        """One optimizer step on the shard's returns, with its weights. Names of metrics are not the policy's."""
 
 
 class Trainer:
@@ -70,7 +70,7 @@ class Trainer:
             for sequences in self._minibatches(batch):
                 for name, stats in self._step(batch, sequences, learners).items():
                     parts[name] += stats
-        metrics = merge(parts.get("policy", [])) | _of_critic(merge(parts.get("critic", [])))
+        metrics = merge(parts.get("policy", [])) | merge(parts.get("critic", []))
         return metrics | self._controlled(batch, metrics)
 
     def _step(self, batch: TokenBatch, sequences: np.ndarray, learners: list[str]) -> dict[str, list[dict[str, Mean]]]:
@@ -118,7 +118,3 @@ class Trainer:
 
     def _call(self, role: str, method: Callable[..., Any], shards: Sequence[Shard]) -> list[Pending[Any]]:
         return [r.call(self._within, method, shard) for r, shard in zip(self._roles[role], shards, strict=True)]
-
-
-def _of_critic(metrics: dict[str, float]) -> dict[str, float]:
-    return {f"critic/{name}": value for name, value in metrics.items()}
