@@ -133,6 +133,9 @@ def test_the_critic_learns_alone_during_its_warmup():
     assert "policy.update" not in it.notes and "loss" not in first and first["value/loss"] == 2.0
     it.step(GROUPS, step=2)
     assert it.notes.count("policy.update") == 1 and it.notes.count("critic.update") == 2
+    without = Setup("grpo", warmup=1)
+    without.step(GROUPS, step=1)
+    assert without.notes.count("policy.update") == 1, "there is no critic to wait for"
 
 
 def test_an_adaptive_coefficient_moves_once_per_step_and_is_in_the_state():

@@ -42,7 +42,7 @@ class Trainer:
     ) -> None:
         self._roles, self._algorithm, self._training = roles, algorithm, training
         self._group_size, self._within = group_size, Within("train", seconds)
-        self._critic_warmup = critic_warmup
+        self._critic_warmup = critic_warmup if algorithm.needs_critic else 0
         self._kl = algorithm.kl_controller()
 
     def state(self) -> dict[str, dict[str, float]]:
