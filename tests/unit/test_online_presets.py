@@ -62,17 +62,17 @@ def without_deepspeed(monkeypatch):
     monkeypatch.setattr(policy_module, "join", lambda rank, seconds: torch.device("cpu"))
 
 
-def groups(count=4, fails=False):
+def groups(count=4):
     """Ragged responses; the third of each group has an environment's token in it."""
     rng = np.random.default_rng(0)
-    return [_group(str(g), rng, fails) for g in range(count)]
+    return [_group(str(g), rng) for g in range(count)]
 
 
-def _group(group_id, rng, fails):
+def _group(group_id, rng):
     prompt = Prompt(group_id, rng.integers(6, 200, 3).astype(np.int32), "")
     trajectories = tuple(_trajectory(group_id, i, prompt, rng) for i in range(GROUP))
-    outcomes = tuple(Score(float(rng.integers(0, 2)), {}) for _ in range(GROUP - 2)) + (Score(1.0, {}), Score(0.0, {}))
-    return Group(group_id, prompt, trajectories, ("",) * GROUP, () if fails else outcomes)
+    rewards = [*rng.integers(0, 2, GROUP - 2), 1, 0]
+    return Group(group_id, prompt, trajectories, ("",) * GROUP, tuple(Score(float(r), {}) for r in rewards))
 
 
 def _trajectory(group_id, index, prompt, rng):
