@@ -155,7 +155,7 @@ def share(prompts, completions, **columns):
 
 def test_groups_without_signal_are_replaced_and_none_is_lost(recipe_file, tmp_path):
     (tmp_path / "digits.py").write_text(SOME_FLAT)
-    metrics = train(recipe_file, tmp_path / "run", "algorithm.dynamic_sampling={max_rounds: 5}", "schedule.steps=2")
+    metrics = train(recipe_file, tmp_path / "run", "algorithm.dynamic_sampling={max_rounds: 20}", "schedule.steps=2")
     everything = []
     for step, found in metrics.items():
         rows = pq.read_table(tmp_path / "run" / "rollouts" / f"step-{step:06d}.parquet").to_pylist()
