@@ -2,6 +2,8 @@
 
 import torch
 
+from rlpipe.algorithms.ratio import probability_ratio
+
 
 def cispo(
     logprobs_BT: torch.Tensor,
@@ -22,6 +24,6 @@ def cispo(
 
     Shapes: all [B, T]; log-probabilities in nats. Nothing is masked here.
     """
-    ratio_BT = torch.exp(logprobs_BT - old_logprobs_BT).detach()
+    ratio_BT = probability_ratio(logprobs_BT - old_logprobs_BT).detach()
     weight_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high)
     return -weight_BT * advantages_BT * logprobs_BT, (weight_BT != ratio_BT).to(logprobs_BT.dtype)

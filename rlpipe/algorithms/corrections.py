@@ -16,14 +16,15 @@ Shapes: inputs and factors [B, T]; log-probabilities in nats. Only the policy's 
 import torch
 
 from rlpipe.algorithms.aggregate import keep
+from rlpipe.algorithms.ratio import probability_ratio
 
 
 @torch.no_grad()
 def importance_weights(
     logprobs_BT: torch.Tensor, behaviour_logprobs_BT: torch.Tensor, mask_BT: torch.Tensor
 ) -> torch.Tensor:
-    """The ratio itself, of each token; unbounded."""
-    return keep(torch.exp(logprobs_BT - behaviour_logprobs_BT), mask_BT)
+    """The ratio itself, of each token; unbounded but for `probability_ratio`'s limit."""
+    return keep(probability_ratio(logprobs_BT - behaviour_logprobs_BT), mask_BT)
 
 
 def truncated_importance_weights(

@@ -6,6 +6,25 @@ from rlpipe.algorithms.aggregate import keep
 from rlpipe.algorithms.kl import KL_ESTIMATORS
 
 
+def at_last_token(rewards_B: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """Each sequence's reward on its last policy token, 0 elsewhere; [B, T]. Without policy tokens it is never read."""
+    kept_BT = mask_BT > 0
+    left_BT = kept_BT.flip(-1).cumsum(-1).flip(-1)
+    return keep(rewards_B[:, None].expand_as(mask_BT), kept_BT & (left_BT == 1))
+
+
+@torch.no_grad()
+def kl_penalty(
+    logprobs_BT: torch.Tensor,
+    reference_logprobs_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+    coefficient: float,
+    estimator: str,
+) -> torch.Tensor:
+    """coefficient * KL_t(policy || reference) of each policy token: [B, T] in reward units, 0 where masked."""
+    return coefficient * keep(KL_ESTIMATORS[estimator](logprobs_BT, reference_logprobs_BT), mask_BT)
+
+
 @torch.no_grad()
 def kl_in_reward(
     rewards_B: torch.Tensor,
@@ -25,8 +44,5 @@ def kl_in_reward(
 
     Shapes: rewards_B [B] in reward units, the others [B, T] in nats; result [B, T] in reward units, 0 where masked.
     """
-    kl_BT = KL_ESTIMATORS[estimator](logprobs_BT, reference_logprobs_BT)
-    kept_BT = mask_BT > 0
-    left_BT = kept_BT.flip(-1).cumsum(-1).flip(-1)
-    last_BT = kept_BT & (left_BT == 1)
-    return keep(rewards_B[:, None].expand_as(kl_BT), last_BT) - coefficient * keep(kl_BT, mask_BT)
+    penalty_BT = kl_penalty(logprobs_BT, reference_logprobs_BT, mask_BT, coefficient, estimator)
+    return at_last_token(rewards_B, mask_BT) - penalty_BT

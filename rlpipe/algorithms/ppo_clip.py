@@ -2,6 +2,8 @@
 
 import torch
 
+from rlpipe.algorithms.ratio import probability_ratio
+
 
 def ppo_clip(
     logprobs_BT: torch.Tensor,
@@ -21,7 +23,7 @@ def ppo_clip(
 
     Shapes: all [B, T]; log-probabilities in nats. Nothing is masked here.
     """
-    ratio_BT = torch.exp(logprobs_BT - old_logprobs_BT)
+    ratio_BT = probability_ratio(logprobs_BT - old_logprobs_BT)
     surrogate_BT = ratio_BT * advantages_BT
     bounded_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high) * advantages_BT
     clipped_BT = (bounded_BT < surrogate_BT).to(logprobs_BT.dtype)

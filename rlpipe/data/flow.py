@@ -8,7 +8,7 @@ A log-probability is stored at the index of the token it belongs to: `logprobs_N
 Prompt positions hold 0 and have mask 0.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -122,14 +122,28 @@ class TokenBatch:
     mask_N: np.ndarray
     """1.0 where the policy wrote the token, else 0.0."""
     behaviour_logprobs_N: np.ndarray
-    advantages_N: np.ndarray
+    advantages_N: np.ndarray | None = None
+    """From here on: what the trainer fills in, in the order of the loop; None until then, or where nobody needs it."""
     old_logprobs_N: np.ndarray | None = None
-    """The trainer's log-probabilities before the first update on this batch; None while there is only one update."""
+    """The trainer's log-probabilities before the first update on this batch; None if there is only that one."""
     reference_logprobs_N: np.ndarray | None = None
+    values_N: np.ndarray | None = None
+    """The critic's predictions before its first update on this batch, at the token that was chosen in the state."""
+    returns_N: np.ndarray | None = None
+    """The critic's targets."""
+    weights_N: np.ndarray | None = None
+    """What each token's loss counts in the optimizer step that it belongs to: the step's loss is a sum with these
+    weights, over all micro-batches and ranks. 0 where masked."""
 
     @property
     def lengths_B(self) -> np.ndarray:
         return np.diff(self.offsets_B1)
+
+    @property
+    def columns_N(self) -> dict[str, np.ndarray]:
+        """The arrays with one number per token, by name; those that are filled in."""
+        named = ((f.name, getattr(self, f.name)) for f in fields(self) if f.name.endswith("_N"))
+        return {name: values_N for name, values_N in named if values_N is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +151,9 @@ class Shard:
     """One rank's part of one optimizer step: the micro-batches, each a list of sequences of `batch`.
 
     Every rank has the same number of micro-batches; one that has fewer sequences gets empty lists, which take part in
-    the collectives with a loss of 0. `normalizer` is the number of response tokens of the whole optimizer step, over
-    all ranks and micro-batches.
+    the collectives with a loss of 0. `kl_coefficient` is the present weight of the KL penalty, in runs that have one.
     """
 
     batch: TokenBatch
     micro_batches: tuple[tuple[int, ...], ...]
-    normalizer: float
+    kl_coefficient: float = 0.0

@@ -1,7 +1,7 @@
 """The record of which prompts were handed out, answered and trained: `cursor -> lease -> append -> take -> commit`.
 
-    pending ──lease──> leased ──append──> completed ──take, commit──> trained
-       ^                  │
+    pending ──lease──> leased ──append──> completed ──take──┬──commit──> trained
+       ^                  │                                 └───drop───> dropped
        └──── expired ─────┘
 
 The group that answers a lease bears the lease's id as its `group_id`. A prompt leased again after its lease expired
@@ -9,6 +9,7 @@ gets a new id, so a late answer to the old one is refused; its seeds hang on pro
 new answer has the tokens the old one would have had.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -53,10 +54,13 @@ class Ledger(Protocol):
 
     def take(self, count: int) -> list[Group] | None:
         """The next `count` groups in cursor order, or None while one of them is still missing. They stay taken until
-        `commit`."""
+        `commit`. While some are taken, only as many more can be as were dropped of them."""
+
+    def drop(self, group_ids: Sequence[str], reason: str) -> None:
+        """These of the taken groups are done with: trained on without a gradient, and not handed out again."""
 
     def commit(self, step: int) -> None:
         """What was taken has been trained, in this step."""
 
     def counts(self) -> dict[str, int]:
-        """Prompts by state: pending (expired and not leased again), leased, completed, trained."""
+        """Prompts by state: pending (expired and not leased again), leased, completed, trained, dropped."""

@@ -1,12 +1,15 @@
 """A ledger in memory. A run that dies loses it; what was generated still stands in the rollouts' Parquet files."""
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from rlpipe.data.flow import Group, Prompt
 from rlpipe.ledger.ledger import Appended, Lease, LedgerError
+
+logger = logging.getLogger(__name__)
 
 
 class Cursor(Protocol):
@@ -15,7 +18,7 @@ class Cursor(Protocol):
     def draw(self, count: int) -> list[tuple[int, Prompt]]: ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Drawn:
     """One (epoch, prompt) that the cursor gave out and that is not yet trained."""
 
@@ -36,7 +39,9 @@ class MemoryLedger:
         self._drawn: list[_Drawn] = []
         self._by_lease: dict[str, _Drawn] = {}
         self._taken = 0
+        self._replaceable = 0
         self._trained = 0
+        self._dropped = 0
 
     def lease(self, count: int) -> list[Lease]:
         expired = [drawn for drawn in self._drawn if self._pending(drawn)][:count]
@@ -54,13 +59,27 @@ class MemoryLedger:
         return Appended.STORED
 
     def take(self, count: int) -> list[Group] | None:
-        if self._taken:
+        if self._taken + self._replaceable and count > self._replaceable:
             raise LedgerError(f"{self._taken} groups are taken and not committed: call commit(step) first")
-        groups = [drawn.group for drawn in self._drawn[:count]]
+        groups = [drawn.group for drawn in self._drawn[self._taken : self._taken + count]]
         if len(groups) < count or any(group is None for group in groups):
             return None
-        self._taken = count
+        self._taken += count
+        self._replaceable = max(0, self._replaceable - count)
         return groups
+
+    def drop(self, group_ids: Sequence[str], reason: str) -> None:
+        taken = {drawn.lease.lease_id: drawn for drawn in self._drawn[: self._taken]}
+        strangers = [group_id for group_id in group_ids if group_id not in taken]
+        if strangers:
+            raise LedgerError(f"{strangers[0]} is not taken, so it cannot be dropped ({reason})")
+        logger.info("dropped %s: %s", ", ".join(group_ids), reason)
+        for group_id in group_ids:
+            self._drawn.remove(taken[group_id])
+            del self._by_lease[group_id]
+        self._taken -= len(group_ids)
+        self._replaceable += len(group_ids)
+        self._dropped += len(group_ids)
 
     def commit(self, step: int) -> None:
         if not self._taken:
@@ -69,7 +88,7 @@ class MemoryLedger:
             del self._by_lease[drawn.lease.lease_id]
         del self._drawn[: self._taken]
         self._trained += self._taken
-        self._taken = 0
+        self._taken = self._replaceable = 0
 
     def counts(self) -> dict[str, int]:
         pending = sum(self._pending(drawn) for drawn in self._drawn)
@@ -79,6 +98,7 @@ class MemoryLedger:
             "leased": len(self._drawn) - pending - completed,
             "completed": completed,
             "trained": self._trained,
+            "dropped": self._dropped,
         }
 
     def _grant(self, drawn: _Drawn) -> Lease:

@@ -7,7 +7,8 @@ as a module, keeps the hooks of DeepSpeed ZeRO-3 in their places.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 _LOGITS_PER_CHUNK = 1 << 25
 """128 MiB in float32."""
+
+Score = Callable[[Tensor, Tensor, float], Tensor]
+"""[log-probability of the target, entropy] of rows that become logits."""
 
 _LOGIT_MODIFIERS = (
     "final_logit_softcapping",
@@ -55,22 +59,29 @@ def logprobs_and_entropy(
     attention_mask_BT: Tensor,
     temperature: float,
     wanted_BT: Tensor | None = None,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """As `token_logprobs`, and entropy_BT in nats of the distribution each token was drawn from, without gradient."""
+    """As `token_logprobs`, and entropy_BT in nats of the distribution each token was drawn from.
+
+    The entropy has a gradient only where it is asked for: the backward pass then holds two more arrays of the size of
+    the logits.
+    """
     wanted = _wanted(attention_mask_BT, wanted_BT)
+    score = partial(_score, entropy_gradient=entropy_gradient)
     targets_N = input_ids_BT[:, 1:][wanted]
 
     def of_hidden(hidden_BTH: Tensor, weight_VH: Tensor) -> Tensor:
-        return _spread(_from_hidden(hidden_BTH[:, :-1][wanted], weight_VH, targets_N, temperature), wanted)
+        return _spread(_from_hidden(score, hidden_BTH[:, :-1][wanted], weight_VH, targets_N, temperature), wanted)
 
     head = _plain_head(model)
     if head is None:
         logits_NV = _forward(model, input_ids_BT, attention_mask_BT)[:, :-1][wanted]
-        result_BT2 = _spread(_chunked(_score, logits_NV, targets_N, temperature, logits_NV.shape[-1]), wanted)
+        result_BT2 = _spread(_chunked(score, logits_NV, targets_N, temperature, logits_NV.shape[-1]), wanted)
     else:
         with _answering(head, of_hidden):
             result_BT2 = _forward(model, input_ids_BT, attention_mask_BT)
-    return result_BT2[..., 0], result_BT2[..., 1].detach()
+    entropy_BT = result_BT2[..., 1]
+    return result_BT2[..., 0], entropy_BT if entropy_gradient else entropy_BT.detach()
 
 
 def position_ids(attention_mask_BT: Tensor) -> Tensor:
@@ -116,16 +127,14 @@ def _answering(head: nn.Linear, answer: Callable[[Tensor, Tensor], Tensor]) -> I
             head.forward = previous
 
 
-def _from_hidden(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
-    def score(hidden_nH: Tensor, targets_n: Tensor, temperature: float) -> Tensor:
-        return _score(F.linear(hidden_nH, weight_VH), targets_n, temperature)
+def _from_hidden(score: Score, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
+    def score_hidden(hidden_nH: Tensor, targets_n: Tensor, temperature: float) -> Tensor:
+        return score(F.linear(hidden_nH, weight_VH), targets_n, temperature)
 
-    return _chunked(score, hidden_NH, targets_N, temperature, weight_VH.shape[0])
+    return _chunked(score_hidden, hidden_NH, targets_N, temperature, weight_VH.shape[0])
 
 
-def _chunked(
-    score: Callable[[Tensor, Tensor, float], Tensor], rows_NX: Tensor, targets_N: Tensor, temperature: float, vocab: int
-) -> Tensor:
+def _chunked(score: Score, rows_NX: Tensor, targets_N: Tensor, temperature: float, vocab: int) -> Tensor:
     size = max(1, _LOGITS_PER_CHUNK // vocab)
     if rows_NX.shape[0] <= size:
         return score(rows_NX, targets_N, temperature)
@@ -133,14 +142,14 @@ def _chunked(
     return torch.cat([checkpoint(score, rows, ids, temperature, use_reentrant=False) for rows, ids in parts])
 
 
-def _score(logits_NV: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
+def _score(logits_NV: Tensor, targets_N: Tensor, temperature: float, entropy_gradient: bool) -> Tensor:
     """[log-probability of the target, entropy] per row, in float32."""
     logits_NV = logits_NV.float()
     if temperature != 1.0:
         logits_NV = logits_NV / temperature
     logsumexp_N = logits_NV.logsumexp(-1)
     logprobs_N = logits_NV.gather(-1, targets_N[:, None])[:, 0] - logsumexp_N
-    with torch.no_grad():
+    with nullcontext() if entropy_gradient else torch.no_grad():
         probabilities_NV = (logits_NV - logsumexp_N[:, None]).exp_()
         entropy_N = logsumexp_N - torch.linalg.vecdot(probabilities_NV, logits_NV)
     return torch.stack((logprobs_N, entropy_N), -1)

@@ -41,12 +41,12 @@ def engines(stage: Stage, model_path: str) -> RoleSpec:
 def policy(stage: Stage) -> RoleSpec:
     """The trained model's ranks."""
     recipe = _rl(stage)
-    train, algorithm = recipe.train, recipe.algorithm
+    train = recipe.train
     spec = PolicySpec(
         model=recipe.model,
         path=stage.model_path,
-        algorithm=algorithm.name,
-        algorithm_settings=algorithm_settings(recipe),
+        algorithm=algorithm_settings(recipe),
+        max_new_tokens=recipe.rollout.max_new_tokens,
         temperature=recipe.rollout.temperature,
         total_steps=recipe.schedule.steps * train.minibatches * train.epochs,
         optimizer=train.optimizer,
@@ -68,9 +68,14 @@ def reference(stage: Stage) -> RoleSpec:
     return RoleSpec("reference", Reference, lambda seat: (spec, _rank(seat)), 1, resources, threads, "train")
 
 
+def critic(stage: Stage) -> RoleSpec:
+    """What foresees the rewards."""
+    raise NotImplementedError("algorithm.advantage.kind=gae needs a critic, which this version does not have yet")
+
+
 def algorithm_settings(recipe: RlRecipe) -> dict[str, Any]:
-    """What the algorithm's class is built from: its section without its name and the sampler's group size."""
-    return recipe.algorithm.model_dump(exclude={"name", "group_size"})
+    """What an `OnlineAlgorithm` is built from: the section without its name and what concerns sampling."""
+    return recipe.algorithm.model_dump(exclude={"name", "group_size", "dynamic_sampling"})
 
 
 def _rl(stage: Stage) -> RlRecipe:

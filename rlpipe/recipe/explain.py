@@ -133,10 +133,11 @@ def _goes_with(union: dict, rivals: list[dict]) -> str:
 
 
 def _suggestions(path: Path, siblings: list[str], data: object) -> list[Path]:
-    """Keys that may have been meant: of the same name elsewhere, else of a similar name here, else elsewhere."""
+    """Keys that may have been meant: of the same name elsewhere (`kl_coefficient` is `kl.coefficient`), else of a
+    similar name here, else elsewhere."""
     *parent, key = path
     elsewhere = list(schema.paths(data))
-    same = [p for p in elsewhere if p[-1] == key or _initials(p[-1]) == key]
+    same = [p for p in elsewhere if key in (p[-1], _initials(p[-1]), "_".join(map(str, p[-2:])))]
     if same:
         return _closest(same, path)
     near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.7)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rlpipe.recipe.algorithm.kinds import with_kinds
 from rlpipe.recipe.errors import Problem, RecipeError, dotted, in_file, shown
 from rlpipe.recipe.shipped import find
 from rlpipe.recipe.tree import Node
@@ -30,9 +31,9 @@ class Reader:
         if not isinstance(node.value, dict):
             return node
         own = {key: self._expanded(child, chain, (*path, key)) for key, child in node.value.items() if key != "extends"}
-        section = Node(own, node.place)
+        over = Node(own, node.place)
         extends = node.value.get("extends")
-        return merge(self._base(extends, chain, path), section, path[-1:]) if extends else section
+        return merge(self._base(extends, chain, path), over, path[-1:]) if extends else over
 
     def _base(self, extends: Node, chain: tuple[Path, ...], path: tuple[str, ...]) -> Node:
         key = dotted((*path, "extends"))
@@ -52,7 +53,7 @@ def merge(base: Node, over: Node, name: tuple[str, ...] = ()) -> Node:
     A mapping that turns into another kind of thing (`data.kind`, a pretrained model instead of one from scratch)
     replaces the old one: the old kind's keys would mean nothing there.
     """
-    base, over = _section(base, name), _section(over, name)
+    base, over = section(base, name), section(over, name)
     if not (isinstance(base.value, dict) and isinstance(over.value, dict)) or switches(base, over.value, name):
         return over
     merged = dict(base.value)
@@ -69,6 +70,9 @@ def switches(base: Node, keys: dict[str, Node], name: tuple[str | int, ...]) -> 
     return tag in keys and tag in base.value and keys[tag].value != base.value[tag].value
 
 
-def _section(node: Node, name: tuple[str, ...]) -> Node:
-    """`model: PATH` is short for `model: {path: PATH}`."""
+def section(node: Node, name: tuple[str | int, ...]) -> Node:
+    """What stands under the key `name`, written out: `model: PATH` is short for `model: {path: PATH}`, and parts of an
+    algorithm may leave out the kind that its preset gives them."""
+    if name == ("algorithm",) and isinstance(node.value, dict):
+        return with_kinds(node)
     return Node({"path": node}, node.place) if name == ("model",) and isinstance(node.value, str) else node

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from rlpipe.recipe import overrides, references
+from rlpipe.recipe.algorithm import kinds
 from rlpipe.recipe.errors import Problem, RecipeError, on_command_line
 from rlpipe.recipe.explain import explain
 from rlpipe.recipe.inherit import Reader
@@ -38,7 +39,7 @@ def read(name: str | Path, changes: Sequence[str] = ()) -> Loaded:
     file = find(str(name), on_command_line())
     reader = Reader()
     root, problems = overrides.apply(reader.read(file), changes)
-    local = Locator(root)
+    local = Locator(kinds.everywhere(root))
     recipe = _validated(local.root, [*reader.problems, *problems, *references.check(root)])
     return Loaded(recipe, (*reader.files, *local.found), tuple(local.missing))
 

@@ -1,11 +1,12 @@
 """`key.sub=value` on the command line."""
 
+import math
 from collections.abc import Sequence
 
 import yaml
 
 from rlpipe.recipe.errors import Place, Problem, RecipeError, choices, dotted, in_override
-from rlpipe.recipe.inherit import merge
+from rlpipe.recipe.inherit import merge, section
 from rlpipe.recipe.tree import Node
 from rlpipe.recipe.yaml_text import inline, scalar
 
@@ -13,8 +14,9 @@ from rlpipe.recipe.yaml_text import inline, scalar
 def apply(root: Node, overrides: Sequence[str]) -> tuple[Node, list[Problem]]:
     """The recipe with the overrides laid on it, and the problems of those that could not be."""
     problems: list[Problem] = []
-    # A key that changes what a section is empties it, so it goes before the others, in whatever order they were typed.
-    for text in sorted(overrides, key=lambda text: not _switches(_key(text))):
+    # A key that changes what a section is empties it, so it goes before the others, in whatever order they were typed,
+    # and an outer section's before an inner one's.
+    for text in sorted(overrides, key=_turn):
         try:
             root = _apply_one(root, text)
         except RecipeError as error:
@@ -24,6 +26,11 @@ def apply(root: Node, overrides: Sequence[str]) -> tuple[Node, list[Problem]]:
 
 def _key(text: str) -> list[str]:
     return text.partition("=")[0].split(".")
+
+
+def _turn(text: str) -> float:
+    path = _key(text)
+    return len(path) if _switches(path) else math.inf
 
 
 def _switches(path: list[str]) -> bool:
@@ -64,6 +71,7 @@ def _lay(node: Node, path: Sequence[str], new: Node, name: tuple[str, ...]) -> N
     if not path:
         return merge(node, new, name)
     key, *rest = path
+    node = section(node, name)
     if isinstance(node.value, list):
         return _lay_in_list(node, key, rest, new)
     child = node.child(key)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rlpipe.recipe.algorithm import Algorithm, Schedule
+from rlpipe.recipe.algorithm.checks import check
 from rlpipe.recipe.base import FolderName, Strict
 from rlpipe.recipe.data import Data
 from rlpipe.recipe.model import Model
@@ -78,6 +79,11 @@ class RlRecipe(Strict):
                 f"schedule.prompts_per_step={self.schedule.prompts_per_step} does not divide into "
                 f"train.minibatches={self.train.minibatches}: whole groups stay in one optimizer step"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _algorithm_fits(self) -> "RlRecipe":
+        check(self.algorithm, self.train.minibatches, self.train.epochs, self.rollout.max_new_tokens)
         return self
 
 

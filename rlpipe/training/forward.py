@@ -10,10 +10,12 @@ from rlpipe.models.logprobs import logprobs_and_entropy, token_logprobs
 from rlpipe.training.padding import Padded, flatten, pad, pad_tokens
 
 
-def response_logprobs(model: torch.nn.Module, padded: Padded, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """logprobs_BT with gradient and entropy_BT without, where the policy wrote the token; 0 elsewhere."""
+def response_logprobs(
+    model: torch.nn.Module, padded: Padded, temperature: float, entropy_gradient: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """logprobs_BT with gradient, and entropy_BT, where the policy wrote the token; 0 elsewhere."""
     ids_BT = padded.input_ids_BT
-    return logprobs_and_entropy(model, ids_BT, _no_mask(ids_BT), temperature, padded.mask_BT)
+    return logprobs_and_entropy(model, ids_BT, _no_mask(ids_BT), temperature, padded.mask_BT, entropy_gradient)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Planning an optimizer step: which rank takes which sequences, in which micro-batches. Pure and deterministic."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,15 +38,17 @@ def plan_micro_batches(
     return [tuple(part) + ((),) * (count - len(part)) for part in per_rank]
 
 
-def make_shards(batch: TokenBatch, plan: Sequence[MicroBatches]) -> list[Shard]:
-    """One shard per rank of `plan`, each holding only its own sequences, with the step's token count as normalizer."""
-    normalizer = float(sum(_select(batch, _ids(part)).mask_N.sum(dtype=np.float64) for part in plan))
-    return [_shard(batch, part, normalizer) for part in plan]
+def make_shards(batch: TokenBatch, plan: Sequence[MicroBatches], kl_coefficient: float = 0.0) -> list[Shard]:
+    """One shard per rank of `plan`, each holding only its own sequences."""
+    return [_shard(batch, part, kl_coefficient) for part in plan]
 
 
-def plan_step(batch: TokenBatch, sequences: Sequence[int], ranks: int, tokens_per_micro_batch: int) -> list[Shard]:
+def plan_step(
+    batch: TokenBatch, sequences: Sequence[int], ranks: int, tokens_per_micro_batch: int, kl_coefficient: float = 0.0
+) -> list[Shard]:
     """The shards of one optimizer step over `sequences` of `batch`, one per rank."""
-    return make_shards(batch, plan_micro_batches(batch.lengths_B, sequences, ranks, tokens_per_micro_batch))
+    plan = plan_micro_batches(batch.lengths_B, sequences, ranks, tokens_per_micro_batch)
+    return make_shards(batch, plan, kl_coefficient)
 
 
 def collect(batch: TokenBatch, plan: Sequence[MicroBatches], parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -97,25 +100,15 @@ def _cut(lengths_B: np.ndarray, ordered: list[int], budget: int) -> list[tuple[i
     return cuts[::-1]
 
 
-def _shard(batch: TokenBatch, micro_batches: MicroBatches, normalizer: float) -> Shard:
+def _shard(batch: TokenBatch, micro_batches: MicroBatches, kl_coefficient: float) -> Shard:
     ids = iter(range(len(_ids(micro_batches))))
     local = tuple(tuple(next(ids) for _ in micro_batch) for micro_batch in micro_batches)
-    return Shard(_select(batch, _ids(micro_batches)), local, normalizer)
+    return Shard(_select(batch, _ids(micro_batches)), local, kl_coefficient)
 
 
 def _select(batch: TokenBatch, sequences: list[int]) -> TokenBatch:
     """The batch that holds only these sequences, in this order."""
     positions = token_positions(batch, sequences)
-
-    def pick(values_N: np.ndarray | None) -> np.ndarray | None:
-        return None if values_N is None else values_N[positions]
-
-    return TokenBatch(
-        tokens_N=batch.tokens_N[positions],
-        offsets_B1=np.concatenate([[0], np.cumsum(batch.lengths_B[sequences])]).astype(np.int64),
-        mask_N=batch.mask_N[positions],
-        behaviour_logprobs_N=batch.behaviour_logprobs_N[positions],
-        advantages_N=batch.advantages_N[positions],
-        old_logprobs_N=pick(batch.old_logprobs_N),
-        reference_logprobs_N=pick(batch.reference_logprobs_N),
-    )
+    offsets_B1 = np.concatenate([[0], np.cumsum(batch.lengths_B[sequences])]).astype(np.int64)
+    picked = {name: values_N[positions] for name, values_N in batch.columns_N.items()}
+    return replace(batch, offsets_B1=offsets_B1, **picked)

@@ -20,9 +20,13 @@ class Padded:
     input_ids_BT: torch.Tensor
     mask_BT: torch.Tensor
     behaviour_logprobs_BT: torch.Tensor
-    advantages_BT: torch.Tensor
-    old_logprobs_BT: torch.Tensor | None
-    reference_logprobs_BT: torch.Tensor | None
+    advantages_BT: torch.Tensor | None = None
+    """From here on as in `TokenBatch`: None where the batch has none."""
+    old_logprobs_BT: torch.Tensor | None = None
+    reference_logprobs_BT: torch.Tensor | None = None
+    values_BT: torch.Tensor | None = None
+    returns_BT: torch.Tensor | None = None
+    weights_BT: torch.Tensor | None = None
 
 
 def pad(batch: TokenBatch, sequences: Sequence[int], device: torch.device) -> Padded:
@@ -35,14 +39,9 @@ def pad(batch: TokenBatch, sequences: Sequence[int], device: torch.device) -> Pa
         values_BT[inside_BT] = values_N[positions]
         return torch.from_numpy(values_BT).to(device)
 
-    return Padded(
-        input_ids_BT=spread(batch.tokens_N, np.int64),
-        mask_BT=spread(batch.mask_N),
-        behaviour_logprobs_BT=spread(batch.behaviour_logprobs_N),
-        advantages_BT=spread(batch.advantages_N),
-        old_logprobs_BT=None if batch.old_logprobs_N is None else spread(batch.old_logprobs_N),
-        reference_logprobs_BT=None if batch.reference_logprobs_N is None else spread(batch.reference_logprobs_N),
-    )
+    columns = batch.columns_N
+    ids_BT = spread(columns.pop("tokens_N"), np.int64)
+    return Padded(ids_BT, **{f"{name[:-1]}BT": spread(values_N) for name, values_N in columns.items()})
 
 
 def token_positions(batch: TokenBatch, sequences: Sequence[int]) -> np.ndarray:

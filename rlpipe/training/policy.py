@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlpipe.algorithms import registry
 from rlpipe.algorithms.aggregate import masked_sum
+from rlpipe.algorithms.online import OnlineAlgorithm
 from rlpipe.data.flow import Shard, Tokens
 from rlpipe.models.load import load_causal_lm, resolve_dtype
 from rlpipe.recipe.model import Dtype, Model
@@ -32,9 +32,10 @@ class PolicySpec:
     model: Model
     path: str
     """The materialised model: a folder in Hugging Face format, or a hub id."""
-    algorithm: str
-    algorithm_settings: dict[str, Any]
-    """Arguments of the algorithm's class (`rlpipe.algorithms.registry`)."""
+    algorithm: dict[str, Any]
+    """Settings of the `OnlineAlgorithm`."""
+    max_new_tokens: int
+    """The rollout's; the length by which the aggregation `constant` divides."""
     temperature: float
     """The rollout's: log-probabilities are those of the tempered distribution that was sampled from."""
     total_steps: int
@@ -63,7 +64,7 @@ class Policy:
         _prepare(model, spec.gradient_checkpointing)
         self._engine = TrainingEngine(model, dtype, spec.zero_stage, spec.optimizer, spec.total_steps)
         self._exported_digest = ""
-        self._algorithm = registry.build(spec.algorithm, spec.algorithm_settings)
+        self._algorithm = OnlineAlgorithm(spec.algorithm, spec.max_new_tokens)
 
     def update(self, shard: Shard) -> dict[str, Mean]:
         """One optimizer step. The metrics are this rank's; `metrics.merge` puts those of all ranks together."""
@@ -73,30 +74,36 @@ class Policy:
             sums.add(self._micro_batch(shard, sequences, last=i == last))
         rate, grad_norm = self._engine.step()
         totals = sums.read()
-        tokens, positions = totals.pop("tokens"), totals.pop("positions")
+        tokens, positions, loss = totals.pop("tokens"), totals.pop("positions"), totals.pop("loss")
         return {name: Mean(total, tokens) for name, total in totals.items()} | {
+            "loss": Mean(loss, 1.0 / self._rank.world),  # added up over ranks, averaged over steps
             "learning_rate": Mean(rate, 1.0),
             "grad_norm": Mean(grad_norm, 1.0),
-            "tokens": Mean(tokens, 1.0 / self._rank.world),  # added up over ranks, averaged over steps
+            "tokens": Mean(tokens, 1.0 / self._rank.world),
             "positions_used": Mean(float(shard.batch.lengths_B.sum()), positions),
         }
 
     def _micro_batch(self, shard: Shard, sequences: Sequence[int], last: bool) -> dict[str, torch.Tensor]:
         """Forward and backward; metrics as sums over response tokens."""
         padded = pad(shard.batch, sequences, self._device)
-        logprobs_BT, entropy_BT = response_logprobs(self._engine.module, padded, self._spec.temperature)
+        logprobs_BT, entropy_BT = response_logprobs(
+            self._engine.module, padded, self._spec.temperature, self._algorithm.entropy_coefficient != 0
+        )
         loss, sums = self._algorithm.loss(
             logprobs_BT=logprobs_BT,
             behaviour_logprobs_BT=padded.behaviour_logprobs_BT,
             advantages_BT=padded.advantages_BT,
             mask_BT=padded.mask_BT,
-            normalizer=shard.normalizer,
+            weights_BT=padded.weights_BT,
+            kl_coefficient=shard.kl_coefficient,
             old_logprobs_BT=padded.old_logprobs_BT,
             reference_logprobs_BT=padded.reference_logprobs_BT,
+            entropy_BT=entropy_BT,
         )
         self._engine.backward(loss, last)
         return sums | {
-            "entropy": masked_sum(entropy_BT, padded.mask_BT),
+            "loss": loss.detach(),
+            "entropy": masked_sum(entropy_BT.detach(), padded.mask_BT),
             "tokens": padded.mask_BT.sum(),
             "positions": torch.tensor(float(padded.mask_BT.numel()), device=self._device),
         }

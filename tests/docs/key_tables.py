@@ -2,8 +2,9 @@
 
     python tests/docs/key_tables.py        write them again, after a change of rlpipe/recipe
 
-A table stands between `<!-- keys: Rollout -->` and `<!-- end -->`; the name is a class of rlpipe/recipe. A test checks
-that every table is what the schema says, and that every section of the schema has one.
+A table stands between `<!-- keys: Rollout -->` and `<!-- end -->`; the name is a class of rlpipe/recipe. Classes that
+have the same keys can share a table, one row each, of the defaults in which they differ: `<!-- defaults: Ppo Rloo -->`.
+A test checks that every table is what the schema says, and that every section of the schema has one.
 """
 
 import json
@@ -13,17 +14,18 @@ from pathlib import Path
 from rlpipe.recipe import schema
 
 FILE = Path(__file__).parents[2] / "docs" / "recipes.md"
-BETWEEN = re.compile(r"(<!-- keys: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BETWEEN = re.compile(r"(<!-- (keys|defaults): ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def with_tables(text: str) -> str:
     """The page with every table as the schema has it now."""
-    return BETWEEN.sub(lambda found: f"{found[1]}{table(found[2])}\n{found[3]}", text)
+    made = {"keys": table, "defaults": defaults}
+    return BETWEEN.sub(lambda found: f"{found[1]}{made[found[2]](found[3])}\n{found[4]}", text)
 
 
 def tables(text: str) -> list[str]:
     """The sections that have a table on the page."""
-    return [name for _, name, _ in BETWEEN.findall(text)]
+    return [name for _, _, names, _ in BETWEEN.findall(text) for name in names.split()]
 
 
 def sections() -> dict[str, dict]:
@@ -36,6 +38,17 @@ def table(name: str) -> str:
     section = sections()[name]
     rows = [_row(key, value, key in section.get("required", ())) for key, value in section["properties"].items()]
     return "\n".join(["| key | value | default | |", "|---|---|---|---|", *rows])
+
+
+def defaults(names: str) -> str:
+    """One row for each section, one column for each key whose default is not the same in all."""
+    found = {name: sections()[name]["properties"] for name in names.split()}
+    keys = [
+        key for key in next(iter(found.values())) if len({str(of[key].get("default")) for of in found.values()}) > 1
+    ]
+    rows = [[f"`{of['name']['const']}`", *(_default_of_part(of[key]) for key in keys)] for of in found.values()]
+    head = ["`name`", *(f"`{key}`" for key in keys)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
 
 
 def _row(key: str, value: dict, required: bool) -> str:
@@ -53,9 +66,29 @@ def _default(value: dict, required: bool) -> str:
     if required:
         return "**needed**"
     default = value.get("default")
-    if isinstance(default, dict) or default is None:
-        return "" if default else "none"
-    return f"`{json.dumps(default)}`".replace('"', "")
+    if default is None or default == {}:
+        return "none"
+    if isinstance(default, dict) and "discriminator" not in value:
+        return ""  # the section's own table has them
+    return f"`{_flow(default)}`"
+
+
+def _default_of_part(value: dict) -> str:
+    default = value.get("default")
+    return "none" if default is None else f"`{_flow(default)}`"
+
+
+def _flow(default: object) -> str:
+    """A default as a recipe has it; the kind of a part goes without its key."""
+    if isinstance(default, dict):
+        kind = default.get("kind")
+        rest = [
+            f"{key}: {_flow(value)}" for key, value in default.items() if key != "kind" and value != {"kind": "fixed"}
+        ]
+        return f"{kind} {{{', '.join(rest)}}}" if kind and rest else kind or f"{{{', '.join(rest)}}}"
+    if isinstance(default, list):
+        return f"[{', '.join(map(_flow, default))}]"
+    return json.dumps(default).replace('"', "")
 
 
 def _is_section(value: dict) -> bool:

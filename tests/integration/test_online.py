@@ -1,5 +1,6 @@
 """The online loop as a user runs it: the same numbers wherever it runs, and a stop that says why when it must stop."""
 
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from rlpipe.data.storage import Storage
 from rlpipe.observe.events import read
 from rlpipe.pipelines.run import DONE, FAILED, INTERRUPTED, run
+from rlpipe.recipe.algorithm import PRESETS
 from rlpipe.recipe.load import load
 from rlpipe.rollout.transformers_engine import TransformersEngine
 
@@ -123,7 +125,7 @@ def test_two_engines_and_two_ranks_give_the_same_numbers(plain_run, recipe_file,
 
 
 def test_kl_to_the_reference_begins_at_zero_and_grows(recipe_file, tmp_path):
-    metrics = train(recipe_file, tmp_path / "run", "algorithm.kl_coefficient=0.1")
+    metrics = train(recipe_file, tmp_path / "run", "algorithm.kl.coefficient=0.1")
     assert metrics[1]["reference_kl"] == pytest.approx(0.0, abs=1e-6)
     assert metrics[3]["reference_kl"] > 1e-4
 
@@ -132,6 +134,45 @@ def test_several_updates_per_batch_leave_the_policy_that_sampled(recipe_file, tm
     metrics = train(recipe_file, tmp_path / "run", "train.minibatches=2", "train.epochs=2")
     assert metrics[1]["policy_kl"] > 1e-5, "later updates are off-policy by what earlier ones changed"
     assert metrics[1]["mismatch/abs"] < 1e-4, "the mismatch is measured before the first update"
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS.keys() - {"ppo"}))
+def test_every_preset_without_a_critic_runs(recipe_file, tmp_path, name):
+    metrics = train(recipe_file, tmp_path / "run", f"algorithm.name={name}", "schedule.steps=2")
+    kl = load(recipe_file, [f"algorithm.name={name}"]).algorithm.kl.coefficient
+    for step in metrics.values():
+        assert all(math.isfinite(value) for value in step.values())
+        assert step.get("kl_coefficient", 0.0) == kl and ("reference_kl" in step) == (kl > 0)
+    assert metrics[1]["grad_norm"] > 0 and metrics[1]["ratio"] == pytest.approx(1.0, abs=1e-4)
+
+
+SOME_FLAT = """
+def share(prompts, completions, **columns):
+    flat = [sum(map(ord, prompt)) % 2 for prompt in prompts]
+    return [0.5 if f else sum(c.isdigit() for c in text) / 6 for f, text in zip(flat, completions)]
+"""
+
+
+def test_groups_without_signal_are_replaced_and_none_is_lost(recipe_file, tmp_path):
+    (tmp_path / "digits.py").write_text(SOME_FLAT)
+    metrics = train(recipe_file, tmp_path / "run", "algorithm.dynamic_sampling={max_rounds: 20}", "schedule.steps=2")
+    everything = []
+    for step, found in metrics.items():
+        rows = pq.read_table(tmp_path / "run" / "rollouts" / f"step-{step:06d}.parquet").to_pylist()
+        dropped = int(found["groups_dropped"])
+        assert len({row["group_id"] for row in rows}) == 8 + dropped > 8
+        assert all(row["advantage"] == 0.0 for row in rows[8 * 4 :])
+        assert found["groups_without_signal"] == pytest.approx(dropped / (8 + dropped))
+        everything += {row["prompt_id"] for row in rows}
+    assert len(everything) == len(set(everything)), "in one epoch no prompt comes twice"
+
+
+def test_a_step_that_finds_no_signal_says_so_and_goes_on(recipe_file, tmp_path):
+    (tmp_path / "digits.py").write_text("def share(completions, **columns):\n    return [1.0] * len(completions)\n")
+    changes = ("algorithm.dynamic_sampling={max_rounds: 1}", "schedule.steps=1")
+    metrics = train(recipe_file, tmp_path / "run", *changes)
+    assert metrics[1]["groups_dropped"] == 8 and metrics[1]["grad_norm"] == 0.0
+    assert any("8 of 8 groups still have equal rewards" in e["message"] for e in events(tmp_path / "run", "warning"))
 
 
 def test_an_engine_that_ignores_its_weights_stops_the_run(recipe_file, tmp_path, monkeypatch, capsys):

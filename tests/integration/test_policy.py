@@ -11,10 +11,14 @@ import pytest
 import ray
 import tiny_models
 import torch
+from online_algorithms import MAX_NEW_TOKENS, weights_of_flat
+from online_algorithms import algorithm as online_algorithm
+from online_algorithms import settings as algorithm_settings
 from tiny_models import VOCABULARY
 
 from rlpipe.data.flow import TokenBatch
 from rlpipe.models.logprobs import token_logprobs
+from rlpipe.recipe.algorithm import PRESETS
 from rlpipe.recipe.model import PretrainedModel
 from rlpipe.recipe.training import Optimizer
 from rlpipe.runtime.local import free_port
@@ -31,7 +35,6 @@ pytestmark = pytest.mark.integration
 
 STAGES = [0, 1, 2, 3]
 TEMPERATURE = 0.8
-GRPO = {"clip_low": 0.2, "clip_high": 0.2, "scale_by_std": True, "kl_coefficient": 0.0, "kl_estimator": "k3"}
 # A large epsilon: AdamW turns the rounding noise of gradients that are 0 in exact arithmetic (the bias of k_proj) into
 # steps of full size.
 OPTIMIZER = Optimizer(
@@ -44,13 +47,14 @@ def random_batch(seed: int, count: int = 9) -> TokenBatch:
     lengths_B = rng.integers(5, 30, count)
     offsets_B1 = np.concatenate([[0], np.cumsum(lengths_B)])
     mask_N = np.concatenate([np.arange(n) >= rng.integers(2, 5) for n in lengths_B]).astype(np.float32)
-    return TokenBatch(
+    batch = TokenBatch(
         tokens_N=rng.integers(6, VOCABULARY, offsets_B1[-1]).astype(np.int32),
         offsets_B1=offsets_B1,
         mask_N=mask_N,
         behaviour_logprobs_N=-5 * mask_N,
         advantages_N=rng.normal(size=offsets_B1[-1]).astype(np.float32) * mask_N,
     )
+    return dataclasses.replace(batch, weights_N=weights_of_flat(online_algorithm(), batch))
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -63,12 +67,12 @@ def folder(tmp_path_factory) -> str:
     return str(tiny_models.save_model(tmp_path_factory.mktemp("model")))
 
 
-def spec(folder: str, zero_stage: int = 0, **settings) -> PolicySpec:
+def spec(folder: str, zero_stage: int = 0, algorithm: str = "grpo", **settings) -> PolicySpec:
     return PolicySpec(
         model=PretrainedModel(path=folder),
         path=folder,
-        algorithm="grpo",
-        algorithm_settings=GRPO,
+        algorithm=algorithm_settings(algorithm),
+        max_new_tokens=MAX_NEW_TOKENS,
         temperature=TEMPERATURE,
         total_steps=5,
         optimizer=OPTIMIZER,
@@ -247,13 +251,44 @@ def test_old_logprobs_make_the_second_update_off_policy(folder):
     batch = random_batch(0)
     plan = plan_micro_batches(batch.lengths_B, range(9), 1, 64)
     old_N = collect(batch, plan, [policy.logprobs(make_shards(batch, plan)[0])])
-    with_old = TokenBatch(
-        batch.tokens_N, batch.offsets_B1, batch.mask_N, old_N + 0.01 * batch.mask_N, batch.advantages_N, old_N
-    )
+    behaviour_N = old_N + 0.01 * batch.mask_N
+    with_old = dataclasses.replace(batch, behaviour_logprobs_N=behaviour_N, old_logprobs_N=old_N)
     steps = [merge([policy.update(make_shards(with_old, plan)[0])]) for _ in range(2)]
     assert steps[0]["policy_kl"] == pytest.approx(0, abs=1e-8) and steps[1]["policy_kl"] > 1e-4
     # The mismatch is that of the weights which sampled, whatever the policy has become since.
     assert [s["mismatch/abs"] for s in steps] == pytest.approx([0.01, 0.01], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_trains(folder, name):
+    """Two updates on one batch, as after a step of the loop: what paid became likelier."""
+    policy = Policy(spec(folder, algorithm=name), Rank())
+    batch = random_batch(0)
+    plan = plan_micro_batches(batch.lengths_B, range(9), 1, 64)
+    old_N = collect(batch, plan, [policy.logprobs(make_shards(batch, plan)[0])])
+    batch = dataclasses.replace(
+        batch,
+        behaviour_logprobs_N=old_N,
+        old_logprobs_N=old_N,
+        reference_logprobs_N=old_N - 0.1 * batch.mask_N,
+        weights_N=weights_of_flat(online_algorithm(name), batch),
+    )
+    [shard] = make_shards(batch, plan, kl_coefficient=0.05)
+    before = policy.export().digest
+    first, second = (merge([policy.update(shard)]) for _ in range(2))
+    assert all(np.isfinite(value) for metrics in (first, second) for value in metrics.values())
+    assert policy.export().digest != before and first["grad_norm"] > 0
+    assert first["ratio"] == pytest.approx(1.0, abs=1e-4) and first["clip_fraction"] == 0.0
+    gained_N = collect(batch, plan, [policy.logprobs(shard)]) - old_N
+    assert second["policy_kl"] > 1e-7 and (gained_N * batch.advantages_N * batch.weights_N).sum() > 0
+
+
+def test_the_entropy_bonus_raises_the_entropy(folder):
+    flat = dataclasses.replace(random_batch(0), advantages_N=np.zeros_like(random_batch(0).advantages_N))
+    bonus = algorithm_settings(entropy_coefficient=1.0)
+    policy = Policy(dataclasses.replace(spec(folder), algorithm=bonus), Rank())
+    entropies = [merge([policy.update(plan_step(flat, range(9), 1, 64)[0])])["entropy"] for _ in range(3)]
+    assert entropies == sorted(entropies) and entropies[-1] > entropies[0] + 1e-5
 
 
 def test_the_reference_answers_as_the_untrained_policy(folder):

@@ -35,7 +35,7 @@ def test_rl_makes_stories_happier_and_keeps_them_stories(tmp_path):
     changes = [
         f"model.path={real('models/stories260K')}", STORIES_END, "train.threads=1", "rollout.threads=1",
         "schedule.steps=16", "schedule.prompts_per_step=8", "rollout.max_new_tokens=48", "evaluation.every=16",
-        "train.optimizer.learning_rate=6e-4", "algorithm.kl_coefficient=0.2",
+        "train.optimizer.learning_rate=6e-4", "algorithm.kl.coefficient=0.2",
     ]  # fmt: skip
     assert run(load("stories/grpo", changes), directory, debug=True) == DONE
     steps = [event["metrics"] for event in events(directory, "metrics")]

@@ -119,7 +119,7 @@ def check_rl(task: RlRecipe, place: Path, found: list[dict]) -> None:
     for event in of(found, "metrics"):
         assert event["metrics"]["mismatch/abs"] < 1e-4
         assert event["metrics"]["probe_difference_max"] < 1e-3
-        assert ("reference_kl" in event["metrics"]) == (task.algorithm.kl_coefficient > 0)
+        assert ("reference_kl" in event["metrics"]) == (task.algorithm.kl.coefficient > 0)
     check_evaluations(task, found)
     check_rollouts(task, place)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from trl_grpo import random_inputs, trl_loss
 
-from rlpipe.algorithms.aggregate import Aggregation, keep, masked_sum, token_mean, token_weights
+from rlpipe.algorithms.aggregate import Aggregation, keep, masked_sum, token_weights
 from rlpipe.algorithms.ppo_clip import ppo_clip
 
 KINDS = get_args(Aggregation)
@@ -45,14 +45,6 @@ def test_kinds_agree_on_equal_lengths():
     torch.testing.assert_close(weights_of("sequence_mean", mask), expected)
     torch.testing.assert_close(weights_of("constant", mask, constant=3.0), expected)
     torch.testing.assert_close(weights_of("sequence_mean_token_sum", mask), 3 * expected)
-
-
-def test_token_mean_is_the_function_of_that_name():
-    inputs = random_inputs()
-    mask, loss = inputs["mask_BT"], inputs["advantages_BT"]
-    torch.testing.assert_close(
-        masked_sum(loss, weights_of("token_mean", mask)), token_mean(loss, mask, inputs["normalizer"])
-    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

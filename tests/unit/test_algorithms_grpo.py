@@ -2,21 +2,29 @@
 
 import pytest
 import torch
+from online_algorithms import algorithm
 from trl_grpo import random_inputs, trl_loss
 
-from rlpipe.algorithms.grpo import Grpo
-from rlpipe.algorithms.registry import ALGORITHMS, build
-from rlpipe.recipe import algorithm as recipes
+CLIPS = {"clip_low": 0.2, "clip_high": 0.28}
 
-SETTINGS = {"clip_low": 0.2, "clip_high": 0.28, "scale_by_std": True, "kl_coefficient": 0.0, "kl_estimator": "k3"}
+
+class Grpo:
+    """The preset with a KL coefficient that does not change."""
+
+    def __init__(self, kl_coefficient=0.0):
+        self.algorithm = algorithm("grpo", loss=CLIPS, kl={"coefficient": kl_coefficient})
+        self.kl_coefficient = kl_coefficient
+
+    def loss(self, **inputs):
+        return self.algorithm.loss(kl_coefficient=self.kl_coefficient, **inputs)
 
 
 def grpo(**settings) -> Grpo:
-    return build("grpo", SETTINGS | settings)
+    return Grpo(**settings)
 
 
 def rows_of(inputs, rows):
-    return {name: value if name == "normalizer" else value[rows] for name, value in inputs.items()}
+    return {name: value[rows] for name, value in inputs.items()}
 
 
 def test_on_policy_loss_and_gradient():
@@ -24,7 +32,7 @@ def test_on_policy_loss_and_gradient():
     advantages, mask = torch.tensor([[0.5, 0.5, 0.5]]), torch.tensor([[1.0, 1.0, 0.0]])
     loss, sums = grpo().loss(
         logprobs_BT=logprobs, behaviour_logprobs_BT=logprobs.detach() - 0.1, advantages_BT=advantages, mask_BT=mask,
-        normalizer=4.0,
+        weights_BT=mask / 4.0,
     )  # fmt: skip
     loss.backward()
     assert loss.item() == -0.25
@@ -63,12 +71,12 @@ def test_kl_to_the_reference_joins_the_loss():
     inputs = random_inputs()
     plain, _ = grpo().loss(**inputs)
     loss, sums = grpo(kl_coefficient=0.1).loss(**inputs)
-    torch.testing.assert_close(loss, plain + 0.1 * sums["reference_kl"] / inputs["normalizer"])
+    torch.testing.assert_close(loss, plain + 0.1 * sums["reference_kl"] / inputs["mask_BT"].sum())
 
 
 def test_a_missing_reference_is_an_error():
     algorithm = grpo(kl_coefficient=0.1)
-    assert algorithm.needs_reference and not grpo().needs_reference
+    assert algorithm.algorithm.needs_reference and not grpo().algorithm.needs_reference
     with pytest.raises(ValueError, match="Reference"):
         algorithm.loss(**(random_inputs() | {"reference_logprobs_BT": None}))
 
@@ -78,7 +86,7 @@ def test_nothing_to_train_on_gives_zero(shape):
     empty = torch.zeros(shape)
     logprobs = torch.zeros(shape, requires_grad=True)
     loss, sums = grpo(kl_coefficient=0.1).loss(
-        logprobs_BT=logprobs, behaviour_logprobs_BT=empty, advantages_BT=empty, mask_BT=empty, normalizer=0.0,
+        logprobs_BT=logprobs, behaviour_logprobs_BT=empty, advantages_BT=empty, mask_BT=empty, weights_BT=empty,
         old_logprobs_BT=empty, reference_logprobs_BT=empty,
     )  # fmt: skip
     loss.backward()
@@ -91,27 +99,10 @@ def test_equals_trl(old, kl_coefficient):
     """GRPOTrainer's own _compute_loss, with its forward pass replaced; loss_type "bnpo" is the token mean."""
     inputs = random_inputs() | ({} if old else {"old_logprobs_BT": None})
     ours, sums = grpo(kl_coefficient=kl_coefficient).loss(**inputs)
-    clips = {"epsilon_low": SETTINGS["clip_low"], "epsilon_high": SETTINGS["clip_high"]}
+    clips = {"epsilon_low": CLIPS["clip_low"], "epsilon_high": CLIPS["clip_high"]}
     theirs, metrics = trl_loss(inputs, loss_type="bnpo", beta=kl_coefficient, **clips)
     torch.testing.assert_close(ours, theirs)
     gradients = [torch.autograd.grad(loss, inputs["logprobs_BT"])[0] for loss in (ours, theirs)]
     torch.testing.assert_close(*gradients)
     clipped = metrics["clip_ratio/region_mean"][0]
-    assert sums["clip_fraction"].item() / inputs["normalizer"] == pytest.approx(clipped, abs=1e-6)
-
-
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_recipe_defaults_build_every_algorithm(name):
-    sampling_side = {"name", "group_size"}
-    config = next(c for c in vars(recipes).values() if isinstance(c, type) and _name_of(c) == name)
-    build(name, config(name=name).model_dump(exclude=sampling_side))
-
-
-def _name_of(config):
-    field = getattr(config, "model_fields", {}).get("name")
-    return field.annotation.__args__[0] if field is not None else None
-
-
-def test_an_unknown_algorithm_names_the_known_ones():
-    with pytest.raises(ValueError, match="grpo"):
-        build("gpro", {})
+    assert sums["clip_fraction"].item() / inputs["mask_BT"].sum().item() == pytest.approx(clipped, abs=1e-6)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlpipe.algorithms.aggregate import masked_sum, token_mean
+from rlpipe.algorithms.aggregate import masked_sum
 from rlpipe.algorithms.kl import KL_ESTIMATORS, k1, k2, k3
 from rlpipe.algorithms.mismatch import effective_sample_size, mismatch_sums
 from rlpipe.algorithms.ppo_clip import ppo_clip
@@ -79,12 +79,6 @@ def test_only_k2_has_the_gradient_of_the_kl(estimator, right):
         assert sampled.abs().max() < 1e-6
 
 
-def test_token_mean_values():
-    loss, mask = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]])
-    assert token_mean(loss, mask, 3.0) == 2.0
-    assert token_mean(loss[:1], mask[:1], 3.0) + token_mean(loss[1:], mask[1:], 3.0) == 2.0
-
-
 def test_masked_values_do_not_reach_the_sum():
     values = torch.tensor([1.0, math.inf, math.nan], requires_grad=True)
     total = masked_sum(values, torch.tensor([1.0, 0.0, 0.0]))
@@ -95,7 +89,6 @@ def test_masked_values_do_not_reach_the_sum():
 
 def test_empty_and_fully_masked_are_zero():
     assert masked_sum(torch.zeros(0), torch.zeros(0)) == 0.0
-    assert token_mean(torch.ones(2, 3), torch.zeros(2, 3), 0.0) == 0.0
 
 
 def test_mismatch_values():

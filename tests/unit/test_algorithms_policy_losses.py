@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from trl_grpo import random_inputs, trl_loss
+from trl_grpo import random_inputs, token_mean, trl_loss
 
-from rlpipe.algorithms.aggregate import masked_sum, token_mean, token_weights
+from rlpipe.algorithms.aggregate import masked_sum, token_weights
 from rlpipe.algorithms.cispo import cispo
 from rlpipe.algorithms.corrections import truncated_importance_weights
 from rlpipe.algorithms.decoupled_ppo import decoupled_ppo
@@ -82,7 +82,7 @@ def test_dual_clip_refuses_a_bound_that_cuts_the_ratio_of_one():
 def test_dual_clip_equals_trl():
     """TRL calls the bound delta."""
     inputs = random_inputs()
-    ours = token_mean(dual_clip(*ppo_inputs(inputs), *CLIPS, 1.4)[0], inputs["mask_BT"], inputs["normalizer"])
+    ours = token_mean(dual_clip(*ppo_inputs(inputs), *CLIPS, 1.4)[0], inputs["mask_BT"])
     theirs, _ = trl_loss(inputs, delta=1.4, loss_type="bnpo")
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(gradient(ours, inputs), gradient(theirs, inputs))
@@ -174,7 +174,7 @@ def test_cispo_without_clipping_has_the_policy_gradient():
 def test_cispo_equals_trl():
     """TRL gives the upper bound itself, not its distance from 1, and has no lower one."""
     inputs = random_inputs()
-    ours = token_mean(cispo(*ppo_inputs(inputs), 1.0, 0.25)[0], inputs["mask_BT"], inputs["normalizer"])
+    ours = token_mean(cispo(*ppo_inputs(inputs), 1.0, 0.25)[0], inputs["mask_BT"])
     theirs, _ = trl_loss(inputs, loss_type="cispo", epsilon_high=1.25)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(gradient(ours, inputs), gradient(theirs, inputs))
@@ -237,7 +237,7 @@ def test_decoupled_ppo_equals_trl():
     logprobs, old, advantages = ppo_inputs(inputs)
     behaviour, mask = old - 0.3 * torch.rand_like(old), inputs["mask_BT"]
     loss, _ = decoupled_ppo(logprobs, old, behaviour, advantages, mask, *CLIPS)
-    ours = token_mean(loss, mask, inputs["normalizer"])
+    ours = token_mean(loss, mask)
     theirs, _ = trl_loss(inputs, factors_BT=torch.exp(old - behaviour), loss_type="bnpo")
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(gradient(ours, inputs), gradient(theirs, inputs))

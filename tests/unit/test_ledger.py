@@ -66,13 +66,13 @@ def test_groups_are_taken_in_cursor_order_however_they_finish(ledger):
 
 def test_counts_follow_a_group_through_its_states(ledger):
     lease, _ = ledger.lease(2)
-    assert ledger.counts() == {"pending": 0, "leased": 2, "completed": 0, "trained": 0}
+    assert ledger.counts() == {"pending": 0, "leased": 2, "completed": 0, "trained": 0, "dropped": 0}
     ledger.append(answer(lease))
-    assert ledger.counts() == {"pending": 0, "leased": 1, "completed": 1, "trained": 0}
+    assert ledger.counts() == {"pending": 0, "leased": 1, "completed": 1, "trained": 0, "dropped": 0}
     ledger.take(1)
-    assert ledger.counts() == {"pending": 0, "leased": 1, "completed": 1, "trained": 0}
+    assert ledger.counts() == {"pending": 0, "leased": 1, "completed": 1, "trained": 0, "dropped": 0}
     ledger.commit(step=1)
-    assert ledger.counts() == {"pending": 0, "leased": 1, "completed": 0, "trained": 1}
+    assert ledger.counts() == {"pending": 0, "leased": 1, "completed": 0, "trained": 1, "dropped": 0}
 
 
 def test_a_second_copy_is_dropped_and_the_first_is_trained(ledger):
@@ -96,7 +96,7 @@ def test_an_expired_lease_is_refused_and_its_prompt_leased_again_in_its_place(le
     late, _ = ledger.lease(2)
     clock.now = 110.0
     assert ledger.append(answer(late)) is Appended.REFUSED
-    assert ledger.counts() == {"pending": 2, "leased": 0, "completed": 0, "trained": 0}
+    assert ledger.counts() == {"pending": 2, "leased": 0, "completed": 0, "trained": 0, "dropped": 0}
     again, other, fresh = ledger.lease(3)
     assert [again.lease_id, other.lease_id, fresh.lease_id] == ["e0r1/p0", "e0r1/p1", "e0/p2"]
     assert ledger.append(answer(late)) is Appended.REFUSED
@@ -121,3 +121,28 @@ def test_take_and_commit_alternate(ledger):
     ledger.take(1)
     with pytest.raises(LedgerError, match="not committed"):
         ledger.take(1)
+
+
+def test_what_is_dropped_makes_room_for_as_many_others_and_is_never_handed_out_again(ledger):
+    leases = ledger.lease(3)
+    for lease in leases:
+        ledger.append(answer(lease))
+    ledger.take(3)
+    ledger.drop(["e0/p0", "e0/p2"], "no signal")
+    assert ledger.append(answer(leases[0])) is Appended.REFUSED
+    assert [lease.lease_id for lease in ledger.lease(2)] == ["e1/p0", "e1/p1"]
+    assert ledger.take(2) is None, "the replacements are not answered yet"
+    with pytest.raises(LedgerError, match="not committed"):
+        ledger.take(3)
+    for lease_id in ("e1/p0", "e1/p1"):
+        ledger.append(make_group(["x"], group_id=lease_id))
+    assert [group.group_id for group in ledger.take(2)] == ["e1/p0", "e1/p1"]
+    ledger.commit(step=1)
+    assert ledger.counts() == {"pending": 0, "leased": 0, "completed": 0, "trained": 3, "dropped": 2}
+
+
+def test_only_what_is_taken_can_be_dropped(ledger):
+    (lease,) = ledger.lease(1)
+    ledger.append(answer(lease))
+    with pytest.raises(LedgerError, match="e0/p0 is not taken"):
+        ledger.drop(["e0/p0"], "no signal")

@@ -1,14 +1,18 @@
 """Planning optimizer steps, padding, and that neither changes the gradient."""
 
+from dataclasses import replace
+from typing import get_args
+
 import numpy as np
 import pytest
 import tiny_models
 import torch
+from online_algorithms import algorithm, weights_of_flat
 from tiny_models import VOCABULARY
 
-from rlpipe.algorithms.registry import build
+from rlpipe.algorithms.aggregate import Aggregation
 from rlpipe.data.flow import TokenBatch
-from rlpipe.training.forward import response_logprobs, shard_logprobs
+from rlpipe.training.forward import response_logprobs
 from rlpipe.training.microbatch import collect, make_shards, plan_micro_batches, plan_step, split_minibatches
 from rlpipe.training.padding import flatten, pad
 
@@ -80,11 +84,11 @@ def test_minibatches_keep_groups_whole_and_in_order():
         split_minibatches(groups_B, 5)
 
 
-def test_shards_hold_their_own_sequences_and_the_normalizer_of_the_step():
+def test_shards_hold_their_own_sequences_with_all_their_columns():
     batch = random_batch()
-    shards = plan_step(batch, range(3, 14), ranks=2, tokens_per_micro_batch=60)
-    in_step = batch.mask_N[batch.offsets_B1[3] :].sum()
-    assert [shard.normalizer for shard in shards] == [in_step, in_step]
+    shards = plan_step(batch, range(3, 14), ranks=2, tokens_per_micro_batch=60, kl_coefficient=0.1)
+    assert [shard.kl_coefficient for shard in shards] == [0.1, 0.1]
+    assert all(shard.batch.columns_N.keys() == batch.columns_N.keys() for shard in shards)
     assert sum(len(shard.batch.tokens_N) for shard in shards) == batch.lengths_B[3:].sum()
     for shard in shards:
         ids = [s for micro_batch in shard.micro_batches for s in micro_batch]
@@ -118,47 +122,56 @@ def model(tmp_path_factory):
     return tiny_models.load(tiny_models.save_model(tmp_path_factory.mktemp("model"))).eval()
 
 
-def gradient(model, batch, ranks, budget):
+SPLITS = [(1, 1), (1, 50), (2, 64), (3, 40), (16, 1000)]
+
+
+def gradient(model, batch, algorithm, ranks, budget):
     """Of one optimizer step, added up over ranks and micro-batches as the training engine does."""
-    algorithm = build(
-        "grpo", {"clip_low": 0.2, "clip_high": 0.2, "scale_by_std": True, "kl_coefficient": 0.0, "kl_estimator": "k3"}
-    )
     model.zero_grad()
     total = 0.0
     for shard in plan_step(batch, range(len(batch.lengths_B)), ranks, budget):
         for micro_batch in shard.micro_batches:
             padded = pad(shard.batch, micro_batch, CPU)
+            logprobs_BT, entropy_BT = response_logprobs(model, padded, 0.8, entropy_gradient=True)
             loss, _ = algorithm.loss(
-                logprobs_BT=response_logprobs(model, padded, 0.8)[0],
+                logprobs_BT=logprobs_BT,
                 behaviour_logprobs_BT=padded.behaviour_logprobs_BT,
                 advantages_BT=padded.advantages_BT,
                 mask_BT=padded.mask_BT,
-                normalizer=shard.normalizer,
+                weights_BT=padded.weights_BT,
+                kl_coefficient=0.0,
                 old_logprobs_BT=padded.old_logprobs_BT,
+                entropy_BT=entropy_BT,
             )
             loss.backward()
             total += loss.item()
     return total, torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize(("ranks", "budget"), [(1, 1), (1, 50), (2, 64), (3, 40), (16, 1000)])
-def test_the_gradient_of_a_step_does_not_depend_on_the_split(model, ranks, budget):
+def check_every_split(model, algorithm, splits=SPLITS):
     batch = random_batch()
-    loss, whole = gradient(model, batch, 1, 10_000)
-    other_loss, other = gradient(model, batch, ranks, budget)
-    assert whole.abs().max() > 0.01
-    assert other_loss == pytest.approx(loss, abs=1e-6)
-    torch.testing.assert_close(other, whole, atol=1e-6, rtol=1e-4)
+    batch = replace(batch, weights_N=weights_of_flat(algorithm, batch))
+    loss, whole = gradient(model, batch, algorithm, 1, 10_000)
+    assert whole.abs().max() > 1e-4
+    for ranks, budget in splits:
+        other_loss, other = gradient(model, batch, algorithm, ranks, budget)
+        scale = float(whole.abs().max())
+        assert other_loss == pytest.approx(loss, abs=1e-6, rel=1e-5)
+        torch.testing.assert_close(other / scale, whole / scale, atol=2e-5, rtol=1e-4)
 
 
-def test_shard_logprobs_do_not_depend_on_the_split(model):
-    batch = random_batch()
+@pytest.mark.parametrize("aggregation", get_args(Aggregation))
+def test_the_gradient_of_a_step_does_not_depend_on_the_split(model, aggregation):
+    check_every_split(model, algorithm("grpo", aggregation=aggregation))
 
-    def logprobs(ranks, budget):
-        plan = plan_micro_batches(batch.lengths_B, range(14), ranks, budget)
-        parts = [shard_logprobs(model, shard, CPU, 1.0) for shard in make_shards(batch, plan)]
-        return collect(batch, plan, parts)
 
-    whole = logprobs(1, 10_000)
-    assert (whole[batch.mask_N == 0] == 0).all() and (whole[batch.mask_N == 1] < 0).all()
-    np.testing.assert_allclose(logprobs(3, 40), whole, atol=1e-5)
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [
+        ("gspo", {"loss": {"clip_low": 0.2, "clip_high": 0.2}}),
+        ("ppo", {"kl": {"coefficient": 0.0}, "entropy_coefficient": 0.1}),
+        ("cispo", {"correction": {"kind": "sequence_mask", "low": 0.1, "high": 1e6}}),
+    ],
+)
+def test_nor_with_what_looks_at_whole_sequences_or_at_the_entropy(model, preset, changes):
+    check_every_split(model, algorithm(preset, **changes), SPLITS[1:4])

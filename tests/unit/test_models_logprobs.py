@@ -55,6 +55,18 @@ def test_equals_the_plain_computation_with_gradient(model, ids_BT, temperature, 
     )
 
 
+@pytest.mark.parametrize("logits_per_chunk", [1 << 25, 262 * 4], ids=["whole", "chunked"])
+def test_the_entropy_has_a_gradient_where_it_is_asked_for(model, ids_BT, logits_per_chunk, monkeypatch):
+    monkeypatch.setattr(module, "_LOGITS_PER_CHUNK", logits_per_chunk)
+    mask_BT = LEFT_AND_RIGHT_PADDED
+    ours = logprobs_and_entropy(model, ids_BT, mask_BT, 0.7, entropy_gradient=True)
+    theirs = plain(model, ids_BT, mask_BT, 0.7)
+    torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-5)
+    weights = torch.rand(3, 6, generator=torch.Generator().manual_seed(1))
+    both = [((values[0] + values[1]) * weights).sum() for values in (ours, theirs)]
+    torch.testing.assert_close(*(gradients(value, model) for value in both), atol=2e-5, rtol=1e-4)
+
+
 def test_a_model_that_changes_its_logits_is_asked_for_them(model, ids_BT, monkeypatch):
     monkeypatch.setattr(model.config, "final_logit_softcapping", 30.0, raising=False)
     ones = torch.ones_like(ids_BT)

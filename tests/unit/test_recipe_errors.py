@@ -148,8 +148,8 @@ def test_a_good_recipe_loads():
         ),
         (
             "{name: grpo}",
-            "{name: grpo, kl_coefficient: .inf}",
-            "r.yaml:7: algorithm.kl_coefficient: expected a number of at least 0, found inf",
+            "{name: grpo, kl: {coefficient: .inf}}",
+            "r.yaml:7: algorithm.kl.coefficient: expected a number of at least 0, found inf",
         ),
         # what names the kind of a thing
         (
@@ -171,7 +171,7 @@ def test_a_good_recipe_loads():
         (
             "{name: grpo}",
             "{name: grop}",
-            "r.yaml:7: algorithm.name: expected `grpo`, found the text `grop`; did you mean `grpo`?",
+            "r.yaml:7: algorithm.name: expected one of `cispo`, `dapo`, `dr_grpo`, `grpo`, `gspo`, `ppo`, `reinforce++`, `reinforce++_baseline`, `rloo`, found the text `grop`; did you mean `grpo`?",
         ),
         (
             "{scratch: qwen2}",

@@ -7,8 +7,14 @@ import pytest
 import torch
 
 
+def token_mean(loss_BT, mask_BT):
+    """The mean over all tokens that the mask keeps."""
+    return (loss_BT * mask_BT).sum() / mask_BT.sum()
+
+
 def random_inputs(seed=0, rows=6, columns=10):
-    """A batch as `Grpo.loss` takes it: ragged rows, two policies that differ, one advantage per sequence."""
+    """A batch as a loss takes it: ragged rows, two policies that differ, one advantage per sequence, and the weights of
+    the mean over its tokens."""
     generator = torch.Generator().manual_seed(seed)
 
     def logprobs():
@@ -24,7 +30,7 @@ def random_inputs(seed=0, rows=6, columns=10):
         "reference_logprobs_BT": logprobs(),
         "advantages_BT": torch.randn(rows, 1, generator=generator).expand(rows, columns),
         "mask_BT": mask,
-        "normalizer": float(mask.sum()),
+        "weights_BT": mask / mask.sum(),
     }
 
 

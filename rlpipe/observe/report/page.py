@@ -27,6 +27,7 @@ HEADLINE = {
 }
 FROM_ZERO = {"reference_kl", "policy_kl", "mismatch/abs", "response_length", "entropy", "tokens_per_second"}
 FROM_ZERO |= {"step_seconds", "grad_norm", "learning_rate", "clip_fraction", "truncated", "reward_failures"}
+FROM_ZERO |= {"kl_coefficient", "groups_dropped", "correction/cut", "value/loss", "value/clip_fraction"}
 LEAST_REST = 0.02
 
 

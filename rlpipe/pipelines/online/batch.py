@@ -1,42 +1,72 @@
 """From scored groups to the flat arrays a step trains on."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from rlpipe.data.flow import Group, Score, TokenBatch, Trajectory
+from rlpipe.algorithms.online import OnlineAlgorithm
+from rlpipe.algorithms.shaping_kinds import Scored
+from rlpipe.data.flow import FinishReason, Group, Score, TokenBatch, Trajectory
+from rlpipe.training.padding import flatten, pad, token_positions
+
+CPU = torch.device("cpu")
 
 
-class Advantages(Protocol):
-    """The part of an algorithm that turns rewards into advantages."""
-
-    def advantages(self, rewards_B: torch.Tensor, groups_B: torch.Tensor, valid_B: torch.Tensor) -> torch.Tensor: ...
-
-
-def token_batch(groups: Sequence[Group], algorithm: Advantages) -> TokenBatch:
-    """One flat batch, in group order. A response whose reward failed keeps its place with mask and advantage 0."""
+def scored(groups: Sequence[Group]) -> Scored:
+    """What rewards and lengths the groups' responses have, in their order."""
     trajectories = [t for group in groups for t in group.trajectories]
-    valid_B = np.array([isinstance(o, Score) for group in groups for o in group.outcomes])
-    advantages_B = _advantages(groups, valid_B, algorithm)
+    outcomes = [o for group in groups for o in group.outcomes]
+    return Scored(
+        rewards_B=torch.tensor([o.value if isinstance(o, Score) else 0.0 for o in outcomes]),
+        valid_B=torch.tensor([isinstance(o, Score) for o in outcomes]),
+        lengths_B=torch.tensor([len(t.response_tokens) for t in trajectories]),
+        truncated_B=torch.tensor([t.finish_reason is FinishReason.LENGTH for t in trajectories]),
+    )
+
+
+def token_batch(groups: Sequence[Group], valid_B: torch.Tensor) -> TokenBatch:
+    """One flat batch, in group order. A response that is not valid keeps its place with mask 0."""
+    trajectories = [t for group in groups for t in group.trajectories]
     lengths = [len(t.prompt_tokens) + len(t.response_tokens) for t in trajectories]
-    masks = [t.response_mask * float(ok) for t, ok in zip(trajectories, valid_B, strict=True)]
+    masks = [t.response_mask * float(ok) for t, ok in zip(trajectories, valid_B.tolist(), strict=True)]
     return TokenBatch(
         tokens_N=_flat(trajectories, [t.response_tokens for t in trajectories], prompts=True, dtype=np.int32),
         offsets_B1=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         mask_N=_flat(trajectories, masks),
         behaviour_logprobs_N=_flat(trajectories, [t.behaviour_logprobs for t in trajectories]),
-        advantages_N=_flat(trajectories, [m * a for m, a in zip(masks, advantages_B, strict=True)]),
     )
 
 
-def _advantages(groups: Sequence[Group], valid_B: np.ndarray, algorithm: Advantages) -> np.ndarray:
-    rewards_B = [o.value if isinstance(o, Score) else 0.0 for group in groups for o in group.outcomes]
-    groups_B = [i for i, group in enumerate(groups) for _ in group.outcomes]
-    return algorithm.advantages(
-        torch.tensor(rewards_B, dtype=torch.float32), torch.tensor(groups_B), torch.from_numpy(valid_B)
-    ).numpy()
+def with_signal(
+    batch: TokenBatch, groups: Sequence[Group], shaped: Scored, algorithm: OnlineAlgorithm, kl_coefficient: float
+) -> TokenBatch:
+    """The batch with advantages, and targets if there is a critic; log-probabilities and values must be there."""
+    padded = pad(batch, range(len(batch.lengths_B)), CPU)
+    signal = algorithm.signal(
+        rewards_B=shaped.rewards_B,
+        groups_B=torch.tensor([i for i, group in enumerate(groups) for _ in group.outcomes]),
+        valid_B=shaped.valid_B,
+        mask_BT=padded.mask_BT,
+        kl_coefficient=kl_coefficient,
+        old_logprobs_BT=padded.old_logprobs_BT,
+        reference_logprobs_BT=padded.reference_logprobs_BT,
+        values_BT=padded.values_BT,
+    )
+    returns_N = flatten(signal.returns_BT, batch.lengths_B) if algorithm.needs_critic else None
+    return replace(batch, advantages_N=flatten(signal.advantages_BT, batch.lengths_B), returns_N=returns_N)
+
+
+def with_weights(batch: TokenBatch, steps: Sequence[np.ndarray], algorithm: OnlineAlgorithm) -> TokenBatch:
+    """The batch with every token's weight in its own optimizer step; `steps` are the sequences of each step."""
+    weights_N = np.zeros(len(batch.tokens_N), dtype=np.float32)
+    sequence_of_N = np.repeat(np.arange(len(batch.lengths_B)), batch.lengths_B)
+    for sequences in steps:
+        positions = token_positions(batch, sequences.tolist())
+        mask_N, sequence_N = torch.from_numpy(batch.mask_N[positions]), torch.from_numpy(sequence_of_N[positions])
+        weights_N[positions] = algorithm.weights(mask_N, sequence_N).numpy()
+    return replace(batch, weights_N=weights_N)
 
 
 def _flat(

@@ -11,12 +11,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from rlpipe.data.flow import Group, TokenBatch
 from rlpipe.data.storage import Storage
 from rlpipe.ledger.ledger import Ledger
 from rlpipe.observe import rollouts
 from rlpipe.observe.events import EventLog
 from rlpipe.pipelines.evaluation import Evaluated, shown
+from rlpipe.pipelines.online.dynamic_sampling import is_flat, replace_flat
 from rlpipe.pipelines.online.metrics import sample_metrics
 from rlpipe.pipelines.online.publisher import Publisher
 from rlpipe.pipelines.online.sampler import Sampler
@@ -30,6 +33,8 @@ class Loop:
     """Everything the loop works with, started and ready."""
 
     schedule: Schedule
+    resampling_rounds: int
+    """How often a step replaces groups that teach nothing; 0 without dynamic sampling."""
     evaluate_every: int
     ledger: Ledger
     sampler: Sampler
@@ -52,27 +57,49 @@ class Loop:
 
     def _step(self, step: int) -> None:
         started, phase = time.perf_counter(), self.events.phase
-        with phase("generate", step):
-            self.sampler.generate(self.schedule.prompts_per_step)
-        with phase("score", step):
-            groups = self.sampler.scored(self.schedule.prompts_per_step)
-            self.rewards.check(groups, step)
+        groups, dropped = self._groups(step)
         with phase("prepare", step):
-            batch = self.trainer.batch(groups)
+            batch, metrics = self.trainer.batch(groups)
         with phase("record", step):
-            self._record(step, groups, batch)
+            self._record(step, groups, dropped, batch)
         with phase("train", step):
-            metrics = self.trainer.update(batch)
+            metrics |= self.trainer.update(batch, step)
         self.ledger.commit(step)
         with phase("publish", step):
             metrics |= self.publisher.publish(version=step)
         self.events.commit(step, version=step)
         seconds = time.perf_counter() - started
-        self.events.metrics(step, metrics | sample_metrics(groups, seconds))
+        self.events.metrics(step, metrics | sample_metrics(groups, dropped, seconds))
 
-    def _record(self, step: int, groups: list[Group], batch: TokenBatch) -> None:
-        advantages = batch.advantages_N[batch.offsets_B1[1:] - 1]
-        rollouts.write(self.storage, step, groups, self.rewards.names, advantages)
+    def _groups(self, step: int) -> tuple[list[Group], list[Group]]:
+        """The step's groups, and those that dynamic sampling dropped."""
+        groups, dropped = replace_flat(
+            self._sampled(step, self.schedule.prompts_per_step),
+            self.resampling_rounds,
+            self.ledger.drop,
+            lambda count: self._sampled(step, count),
+        )
+        flat = sum(map(is_flat, groups))
+        if self.resampling_rounds and flat:
+            self.events.warning(
+                f"step {step}: {flat} of {len(groups)} groups still have equal rewards after {self.resampling_rounds} "
+                "rounds of dynamic sampling; the step learns from the others. Other prompts would teach more."
+            )
+        return groups, dropped
+
+    def _sampled(self, step: int, count: int) -> list[Group]:
+        with self.events.phase("generate", step):
+            self.sampler.generate(count)
+        with self.events.phase("score", step):
+            groups = self.sampler.scored(count)
+            self.rewards.check(groups, step)
+        return groups
+
+    def _record(self, step: int, groups: list[Group], dropped: list[Group], batch: TokenBatch) -> None:
+        advantages = np.concatenate(
+            [batch.advantages_N[batch.offsets_B1[1:] - 1], np.zeros(sum(len(g.trajectories) for g in dropped))]
+        )
+        rollouts.write(self.storage, step, groups + dropped, self.rewards.names, advantages)
         first = groups[0]
         self.events.sample(step, first.prompt.text, first.completions[0], **shown(first.outcomes[0]))
 

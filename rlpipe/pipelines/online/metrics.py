@@ -5,11 +5,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlpipe.data.flow import FinishReason, Group, Score
+from rlpipe.algorithms.shaping_kinds import Scored
+from rlpipe.data.flow import FinishReason, Group, Score, TokenBatch
+from rlpipe.pipelines.online.dynamic_sampling import is_flat
 
 
-def sample_metrics(groups: Sequence[Group], seconds: float) -> dict[str, float]:
-    """Means over the step's responses; rewards only over those whose reward could be computed."""
+def sample_metrics(trained: Sequence[Group], dropped: Sequence[Group], seconds: float) -> dict[str, float]:
+    """Means over the step's responses, those of groups that dynamic sampling dropped among them, or rewards would look
+    better than they are; rewards only over those whose reward could be computed."""
+    groups = [*trained, *dropped]
     trajectories = [t for group in groups for t in group.trajectories]
     outcomes = [o for group in groups for o in group.outcomes]
     scores = [o for o in outcomes if isinstance(o, Score)]
@@ -18,12 +22,28 @@ def sample_metrics(groups: Sequence[Group], seconds: float) -> dict[str, float]:
         "reward": _mean([s.value for s in scores]),
         **{f"reward/{name}": _mean(values) for name, values in _components(scores).items()},
         "reward_failures": float(len(outcomes) - len(scores)),
-        "groups_without_signal": float(np.mean([_is_flat(group) for group in groups])),
+        "groups_without_signal": float(np.mean([is_flat(group) for group in groups])),
+        **({"groups_dropped": float(len(dropped))} if dropped else {}),
         "response_length": float(lengths.mean()),
         "truncated": float(np.mean([t.finish_reason is FinishReason.LENGTH for t in trajectories])),
         "step_seconds": seconds,
         "tokens_per_second": float(lengths.sum()) / seconds,
     }
+
+
+def signal_metrics(batch: TokenBatch, shaped: Scored) -> dict[str, float]:
+    """What the step learns from: rewards after shaping, over the responses trained on; advantages, values and returns
+    over their tokens; the values are those from before the critic's update."""
+    kept_N = batch.mask_N > 0
+    advantages_N = batch.advantages_N[kept_N]
+    metrics = {
+        "reward_shaped": _mean(shaped.rewards_B[shaped.valid_B].tolist()),
+        "advantage_mean": _mean(advantages_N),
+        "advantage_std": float(np.std(advantages_N)) if kept_N.any() else 0.0,
+    }
+    if batch.values_N is None:
+        return metrics
+    return metrics | {"value_mean": _mean(batch.values_N[kept_N]), "return_mean": _mean(batch.returns_N[kept_N])}
 
 
 def _components(scores: Sequence[Score]) -> dict[str, list[float]]:
@@ -34,10 +54,5 @@ def _components(scores: Sequence[Score]) -> dict[str, list[float]]:
     return values
 
 
-def _is_flat(group: Group) -> bool:
-    """True if all rewards of the group are equal: its advantages are 0 and it teaches nothing."""
-    return len({o.value for o in group.outcomes if isinstance(o, Score)}) < 2
-
-
 def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else float("nan")
+    return float(np.mean(values)) if len(values) else float("nan")

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rlpipe.algorithms import registry
+from rlpipe.algorithms.online import OnlineAlgorithm
 from rlpipe.data.cursor import PromptCursor
 from rlpipe.data.flow import Prompt, Sampling
 from rlpipe.data.records import DataError
@@ -21,6 +21,7 @@ from rlpipe.recipe.tasks import RlRecipe
 from rlpipe.rewards import stage as rewards
 from rlpipe.rollout.pool import EnginePool
 from rlpipe.runtime.handle import Handle, Within, results
+from rlpipe.runtime.roles import RoleSpec
 from rlpipe.training.policy import Policy
 from rlpipe.weights.probes import choose_probes
 from rlpipe.weights.verify import Verifier, tolerance_for
@@ -34,15 +35,21 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
         stack.callback(stage.runtime.stop)
         with stage.events.phase("start", says=_starting(recipe)):
             scoring = stack.enter_context(rewards.build(recipe.rewards, Path(), recipe.deadlines, stage.debug))
-            algorithm = registry.build(recipe.algorithm.name, roles.algorithm_settings(recipe))
-            specs = [roles.policy(stage), roles.engines(stage, stage.model_path)]
-            started = stage.runtime.start(specs + ([roles.reference(stage)] if algorithm.needs_reference else []))
+            algorithm = OnlineAlgorithm(roles.algorithm_settings(recipe), recipe.rollout.max_new_tokens)
+            started = stage.runtime.start(_roles(stage, algorithm))
             loop = _loop(stage, recipe, scoring, algorithm, started.handles)
             started.ready()
             scoring.ready()
         loop.run()
         with stage.events.phase("save", says="saving the model"):
             _save(stage, recipe, started.handles[roles.POLICY])
+
+
+def _roles(stage: Stage, algorithm: OnlineAlgorithm) -> list[RoleSpec]:
+    """Those that the algorithm needs."""
+    specs = [roles.policy(stage), roles.engines(stage, stage.model_path)]
+    specs += [roles.reference(stage)] if algorithm.needs_reference else []
+    return specs + ([roles.critic(stage)] if algorithm.needs_critic else [])
 
 
 def _starting(recipe: RlRecipe) -> str:
@@ -55,28 +62,35 @@ def _loop(
     stage: Stage,
     recipe: RlRecipe,
     scoring: rewards.RewardStage,
-    algorithm: registry.Algorithm,
+    algorithm: OnlineAlgorithm,
     handles: dict[str, list[Handle[Any]]],
 ) -> Loop:
     pool = EnginePool({roles.POLICY: handles["engine"]}, recipe.deadlines)
     train, heldout = (_that_fit(prompts, recipe, stage) for prompts in stage.prompts)
     cursor = PromptCursor(train, recipe.seed)
     ledger = MemoryLedger(cursor, lease_seconds=recipe.deadlines.rollout + recipe.deadlines.reward)
-    group_size = recipe.algorithm.group_size
+    group_size, resampling = recipe.algorithm.group_size, recipe.algorithm.dynamic_sampling
     sampling = Sampling(recipe.rollout.max_new_tokens, recipe.rollout.temperature, stage.stop_token_ids)
     evaluator = Evaluator(stage, heldout)
     return Loop(
         schedule=recipe.schedule,
+        resampling_rounds=resampling.max_rounds if resampling else 0,
         evaluate_every=recipe.evaluation.every,
         ledger=ledger,
         sampler=Sampler(roles.POLICY, ledger, pool, scoring, stage.tokenizer, sampling, group_size, recipe.seed),
         rewards=scoring,
-        trainer=Trainer(handles, algorithm, recipe.train, group_size, recipe.deadlines.train),
+        trainer=Trainer(handles, algorithm, recipe.train, group_size, recipe.deadlines.train, _critic_warmup(recipe)),
         publisher=_publisher(stage, recipe, handles[roles.POLICY], pool, heldout),
         evaluate=lambda: evaluator.run(pool, scoring, roles.POLICY),
         storage=stage.storage,
         events=stage.events,
     )
+
+
+def _critic_warmup(recipe: RlRecipe) -> int:
+    """Steps in which the critic learns alone."""
+    critic = getattr(recipe, "critic", None)  # until the critic's section is there
+    return critic.warmup_steps if critic else 0
 
 
 def _publisher(

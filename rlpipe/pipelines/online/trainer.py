@@ -1,60 +1,120 @@
-"""The training side of the loop: reference, old log-probabilities, updates, over however many ranks."""
+"""The training side of the loop: what the loss needs to know, then the updates, over however many ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from rlpipe.algorithms.registry import Algorithm
-from rlpipe.data.flow import Group, TokenBatch
-from rlpipe.pipelines.online.batch import token_batch
+from rlpipe.algorithms.online import OnlineAlgorithm
+from rlpipe.data.flow import Group, Shard, TokenBatch
+from rlpipe.pipelines.online.batch import scored, token_batch, with_signal, with_weights
+from rlpipe.pipelines.online.metrics import signal_metrics
 from rlpipe.recipe.training import PolicyTraining
-from rlpipe.runtime.handle import Handle, Within, results
-from rlpipe.training.metrics import merge
+from rlpipe.runtime.handle import Handle, Pending, Within, results
+from rlpipe.training.metrics import Mean, merge
 from rlpipe.training.microbatch import collect, make_shards, plan_micro_batches, plan_step, split_minibatches
 from rlpipe.training.policy import Policy
 from rlpipe.training.reference import Reference
 
 
+class Critic(Protocol):
+    """What the trainer asks of the critic's ranks."""
+
+    def values(self, shard: Shard) -> np.ndarray:
+        """Values of the shard's response tokens, laid out as `Policy.logprobs`."""
+
+    def update(self, shard: Shard) -> dict[str, Mean]:
+        """One optimizer step on the shard's returns, with its weights. Names of metrics are not the policy's."""
+
+
 class Trainer:
-    """Trains the policy on one batch at a time."""
+    """Trains the policy, and the critic if there is one, on one batch at a time."""
 
     def __init__(
         self,
         roles: dict[str, list[Handle[Any]]],
-        algorithm: Algorithm,
+        algorithm: OnlineAlgorithm,
         training: PolicyTraining,
         group_size: int,
         seconds: float,
+        critic_warmup: int = 0,
     ) -> None:
         self._roles, self._algorithm, self._training = roles, algorithm, training
         self._group_size, self._within = group_size, Within("train", seconds)
+        self._critic_warmup = critic_warmup if algorithm.needs_critic else 0
+        self._kl = algorithm.kl_controller()
 
-    def batch(self, groups: Sequence[Group]) -> TokenBatch:
-        """The groups as flat arrays, with what the algorithm's loss needs beside them."""
-        batch = token_batch(groups, self._algorithm)
-        if self._algorithm.needs_reference:
-            batch = replace(batch, reference_logprobs_N=self._logprobs("reference", Reference.logprobs, batch))
-        if self._training.minibatches * self._training.epochs > 1:
-            batch = replace(batch, old_logprobs_N=self._logprobs("policy", Policy.logprobs, batch))
-        return batch
+    def state(self) -> dict[str, dict[str, float]]:
+        """What a checkpoint must hold beside the roles' own."""
+        return {"kl": self._kl.state()}
 
-    def update(self, batch: TokenBatch) -> dict[str, float]:
-        """All optimizer steps on this batch; means over their tokens."""
+    def load(self, state: dict[str, dict[str, float]]) -> None:
+        """Go on from `state`."""
+        self._kl.load(state["kl"])
+
+    def batch(self, groups: Sequence[Group]) -> tuple[TokenBatch, dict[str, float]]:
+        """The groups as flat arrays, with everything the updates need beside them; and what that is in numbers."""
+        shaped = self._algorithm.shaped(scored(groups))
+        batch = self._asked(token_batch(groups, shaped.valid_B))
+        batch = with_signal(batch, groups, shaped, self._algorithm, self._kl.coefficient)
+        batch = with_weights(batch, self._minibatches(batch), self._algorithm)
+        return batch, signal_metrics(batch, shaped)
+
+    def update(self, batch: TokenBatch, step: int) -> dict[str, float]:
+        """All optimizer steps on this batch; means over their tokens. In the first steps a critic may learn alone."""
+        learners = ["policy"] if step > self._critic_warmup else []
+        learners += ["critic"] if self._algorithm.needs_critic else []
+        parts: dict[str, list[dict[str, Mean]]] = {name: [] for name in learners}
+        for _ in range(self._training.epochs):
+            for sequences in self._minibatches(batch):
+                for name, stats in self._step(batch, sequences, learners).items():
+                    parts[name] += stats
+        metrics = merge(parts.get("policy", [])) | merge(parts.get("critic", []))
+        return metrics | self._controlled(batch, metrics)
+
+    def _step(self, batch: TokenBatch, sequences: np.ndarray, learners: list[str]) -> dict[str, list[dict[str, Mean]]]:
+        """One optimizer step of each learner; all are under way before one is waited for."""
+        updates = {"policy": Policy.update, "critic": Critic.update}
+        pending = {name: self._call(name, updates[name], self._shards(name, batch, sequences)) for name in learners}
+        return {name: results(calls) for name, calls in pending.items()}
+
+    def _shards(self, role: str, batch: TokenBatch, sequences: np.ndarray) -> list[Shard]:
+        ranks, budget = len(self._roles[role]), self._training.tokens_per_micro_batch
+        return plan_step(batch, sequences, ranks, budget, self._kl.coefficient)
+
+    def _controlled(self, batch: TokenBatch, metrics: dict[str, float]) -> dict[str, float]:
+        """The coefficient of this step; the KL that was measured per response sets the next one."""
+        if not self._algorithm.needs_reference:
+            return {}
+        used = self._kl.coefficient
+        responses = len(np.unique(np.repeat(np.arange(len(batch.lengths_B)), batch.lengths_B)[batch.mask_N > 0]))
+        if "reference_kl" in metrics and responses:
+            self._kl.update(metrics["reference_kl"] * float(np.count_nonzero(batch.mask_N)) / responses, responses)
+        return {"kl_coefficient": used}
+
+    def _minibatches(self, batch: TokenBatch) -> list[np.ndarray]:
         groups_B = np.arange(len(batch.lengths_B)) // self._group_size
-        parts = split_minibatches(groups_B, self._training.minibatches)
-        return merge(stats for _ in range(self._training.epochs) for part in parts for stats in self._step(batch, part))
+        return split_minibatches(groups_B, self._training.minibatches)
 
-    def _step(self, batch: TokenBatch, sequences: np.ndarray) -> list[dict[str, Any]]:
-        policy = self._roles["policy"]
-        shards = plan_step(batch, sequences, len(policy), self._training.tokens_per_micro_batch)
-        return results([r.call(self._within, Policy.update, s) for r, s in zip(policy, shards, strict=True)])
+    def _asked(self, batch: TokenBatch) -> TokenBatch:
+        """The batch with what the roles say about it before the first update; all are asked at the same time."""
+        updates = self._training.minibatches * self._training.epochs
+        asked = {}
+        if self._algorithm.needs_reference:
+            asked["reference_logprobs_N"] = self._ask("reference", Reference.logprobs, batch)
+        if self._algorithm.needs_old_logprobs(updates):
+            asked["old_logprobs_N"] = self._ask("policy", Policy.logprobs, batch)
+        if self._algorithm.needs_critic:
+            asked["values_N"] = self._ask("critic", Critic.values, batch)
+        return replace(batch, **{column: answer() for column, answer in asked.items()})
 
-    def _logprobs(self, role: str, method: Any, batch: TokenBatch) -> np.ndarray:
-        ranks = self._roles[role]
-        everything = range(len(batch.lengths_B))
-        plan = plan_micro_batches(batch.lengths_B, everything, len(ranks), self._training.tokens_per_micro_batch)
-        shards = make_shards(batch, plan)
-        parts = results([r.call(self._within, method, s) for r, s in zip(ranks, shards, strict=True)])
-        return collect(batch, plan, parts)
+    def _ask(self, role: str, method: Callable[..., np.ndarray], batch: TokenBatch) -> Callable[[], np.ndarray]:
+        """One number per token from a role's ranks, under way; the result waits for it."""
+        ranks, everything = len(self._roles[role]), range(len(batch.lengths_B))
+        plan = plan_micro_batches(batch.lengths_B, everything, ranks, self._training.tokens_per_micro_batch)
+        calls = self._call(role, method, make_shards(batch, plan))
+        return lambda: collect(batch, plan, results(calls))
+
+    def _call(self, role: str, method: Callable[..., Any], shards: Sequence[Shard]) -> list[Pending[Any]]:
+        return [r.call(self._within, method, shard) for r, shard in zip(self._roles[role], shards, strict=True)]
