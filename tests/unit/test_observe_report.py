@@ -267,7 +267,7 @@ def test_milestones_are_the_base_and_the_end_of_each_stage(run_dir):
 
 def test_the_closing_table(run_dir):
     screen = io.StringIO()
-    summary.show(Console(file=screen, width=100), run_dir)
+    summary.show(Console(file=screen, width=100, color_system=None), run_dir)
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in screen.getvalue().splitlines() if "│" in line]
     assert rows[:3] == [["base", "0.0%"], ["after sft", "50.0%"], ["after grpo", "87.5%"]]
     assert rows[3][:2] == ["2+2=", "4"]

@@ -208,7 +208,7 @@ def test_a_good_recipe_loads():
         (
             "{scratch: qwen2}",
             "{scratch: qwen2, heads: 7}",
-            "r.yaml:2: model: hidden_size=192 does not divide into heads=7",
+            "r.yaml:2: model: hidden_size=256 does not divide into heads=7",
         ),
         (
             "- kind: exact",
