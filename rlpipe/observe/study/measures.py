@@ -54,7 +54,7 @@ def figures(points: Sequence[Point]) -> dict[str, float]:
         return {}
     last = {point.metric: point.value for point in sorted(points, key=lambda point: point.step)}
     end = max(points, key=lambda point: point.step)
-    return {"steps": end.step, "samples": end.samples, **_step_seconds(points), **last}
+    return {"steps": end.step, "samples": end.samples, **last, **_step_seconds(points)}
 
 
 def is_heldout(metric: str) -> bool:

@@ -15,6 +15,7 @@ from rlpipe.pipelines.study.processes import end, family, peak_bytes
 GRACE = 30.0
 """Seconds a run has to stop cleanly: to write its report and leave Ray."""
 SECONDS_PER_LOOK = 1.0
+"""Between looks at its memory: each goes through all of /proc, which on two cores a run would feel."""
 
 
 class Child:
