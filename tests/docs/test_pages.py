@@ -12,7 +12,7 @@ from rlpipe.recipe.shipped import names
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-VERBS = {"run", "validate", "schema", "doctor", "report", "recipes"}
+VERBS = {"run", "validate", "schema", "doctor", "report", "recipes", "study"}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
