@@ -22,7 +22,7 @@ MARKS = (
     '<path d="M{x} {y0} L{x1} {y1} L{x0} {y1} Z"/>',
     '<path d="M{x} {y0} L{x1} {y} L{x} {y1} L{x0} {y} Z"/>',
 )
-MOST_MARKS = 14
+MOST_MARKS, FEW_MARKS = 14, 5
 FEW_LINES = 3
 WIDTH, HEIGHT, LEGEND = 560, 320, 190
 SMALL_WIDTH, SMALL_HEIGHT, PER_ROW = 240, 170, 3
@@ -75,8 +75,9 @@ def draw(lines: Mapping[str, Sequence[Reach]], title: str, form: Format, unit: s
 
 def _overview(lines: Mapping[str, Sequence[Reach]], title: str, form: Format, unit: str) -> Markup:
     x, y = _axes(lines, WIDTH, HEIGHT, ticks=5)
-    marks = [_area(reach, x, y, i) for i, reach in enumerate(lines.values())]
-    marks += [_line(reach, x, y, i) for i, reach in enumerate(lines.values())]
+    # Many bands on each other show nothing: they stand in the small plots.
+    marks = [_area(reach, x, y, i) for i, reach in enumerate(lines.values()) if len(lines) <= FEW_LINES]
+    marks += [_line(reach, x, y, i, MOST_MARKS) for i, reach in enumerate(lines.values())]
     named = Markup('<text class="title" x="{}" y="18">{}</text>').format(LEFT, title)
     below = Markup('<text class="mid" x="{}" y="{}">{}</text>').format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, unit)
     return _frame(x, y, form, WIDTH, HEIGHT) + named + below + Markup("").join(marks)
@@ -86,13 +87,16 @@ def _small(lines: Mapping[str, Sequence[Reach]], name: str, i: int, form: Format
     x, y = _axes(lines, SMALL_WIDTH, SMALL_HEIGHT, ticks=3)
     others = [_polyline(reach, x, y, Markup('class="grey"')) for other, reach in lines.items() if other != name]
     named = Markup('<text class="title" x="{}" y="20">{}</text>').format(LEFT, name)
-    own = _area(lines[name], x, y, i, 0.25) + _line(lines[name], x, y, i)
+    own = _area(lines[name], x, y, i) + _line(lines[name], x, y, i, FEW_MARKS)
     return _frame(x, y, form, SMALL_WIDTH, SMALL_HEIGHT) + named + Markup("").join(others) + own
 
 
 def _axes(lines: Mapping[str, Sequence[Reach]], width: float, height: float, ticks: int) -> tuple[Axis, Axis]:
     reaches = [reach for points in lines.values() for reach in points]
-    x = Axis(min(r.samples for r in reaches), max(r.samples for r in reaches), LEFT, width - RIGHT, ticks, whole=True)
+    first, last = min(r.samples for r in reaches), max(r.samples for r in reaches)
+    x = Axis(first, last, LEFT, width - RIGHT, ticks, whole=True)
+    if last > first:  # lines from edge to edge
+        x.low, x.high, x.ticks = first, last, [tick for tick in x.ticks if first <= tick <= last]
     return x, Axis(min(r.low for r in reaches), max(r.high for r in reaches), height - BOTTOM, TOP, ticks)
 
 
@@ -106,17 +110,17 @@ def _frame(x: Axis, y: Axis, form: Format, width: float, height: float) -> Marku
     return Markup("").join(rules)
 
 
-def _area(points: Sequence[Reach], x: Axis, y: Axis, i: int, opacity: float = 0.12) -> Markup:
+def _area(points: Sequence[Reach], x: Axis, y: Axis, i: int) -> Markup:
     there = [f"{x(p.samples)},{y(p.high)}" for p in points]
     back = [f"{x(p.samples)},{y(p.low)}" for p in reversed(points)]
-    area = Markup('<polygon points="{}" fill="{}" opacity="{}"/>')
-    return area.format(" ".join(there + back), COLOURS[i % len(COLOURS)], opacity)
+    area = Markup('<polygon points="{}" fill="{}" opacity="0.2"/>')
+    return area.format(" ".join(there + back), COLOURS[i % len(COLOURS)])
 
 
-def _line(points: Sequence[Reach], x: Axis, y: Axis, i: int) -> Markup:
+def _line(points: Sequence[Reach], x: Axis, y: Axis, i: int, most_marks: int) -> Markup:
     colour = COLOURS[i % len(COLOURS)]
     look = Markup('stroke="{}" stroke-dasharray="{}"').format(colour, DASHES[i % len(DASHES)])
-    every = -(-len(points) // MOST_MARKS)
+    every = -(-len(points) // most_marks)
     marks = [_mark(x(p.samples), y(p.mean), i) for p in islice(points, 0, None, every)]
     group = Markup('<g fill="#fff" stroke="{}" stroke-width="1.5">{}</g>').format(colour, Markup("").join(marks))
     return _polyline(points, x, y, look) + group

@@ -116,7 +116,7 @@ def _conclude(plan: Plan, folder: Path, runner: Runner, code: int, say: Say) -> 
     left = sum(not one.finished for one in standing(plan, folder))
     if runner.failed:
         say(f"failed: {', '.join(runner.failed)}; the same command tries them again")
-    elif left:
+    if code == INTERRUPTED:
         say(f"stopped; {left} of {len(plan.cells)} cells are left, and the same command goes on with them")
     say("\n".join(["", *(f"  {file}" for file in files)]))
 
