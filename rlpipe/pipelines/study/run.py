@@ -104,11 +104,9 @@ def _make_room(one: Todo, folder: Path, say: Say) -> None:
         "changed": "its recipe has changed, so it runs again",
         "half-done": "it was not finished, so it starts again",
     }
-    if one.state == "changed" and not run_dir.exists():
-        say(f"{one.cell.name}: {why['changed']}")
-    if run_dir.exists():
-        # A changed cell's row stands in results.csv until the new one replaces it.
-        say(f"{one.cell.name}: {why[one.state]}; what it left is in {folders.set_aside(folder, run_dir)}")
+    if one.state in why:  # a changed cell's row stands in results.csv until the new one replaces it
+        left = f"; what it left is in {folders.set_aside(folder, run_dir)}" if run_dir.exists() else ""
+        say(f"{one.cell.name}: {why[one.state]}{left}")
 
 
 def _conclude(plan: Plan, folder: Path, runner: Runner, code: int, say: Say) -> None:
