@@ -60,6 +60,7 @@ def main(
       rlpipe doctor                    see whether everything it needs works here
       rlpipe recipes list              see the recipes that come with it
       rlpipe run arithmetic/pipeline   train a small model: SFT, then GRPO
+      rlpipe study FILE                compare: a recipe over a grid of changes
       rlpipe recipes copy arithmetic/grpo my.yaml   begin a recipe of your own
 
     \b
@@ -103,6 +104,74 @@ def run(
 
         code = run_recipe(checked, directory, debug)
     raise typer.Exit(code)
+
+
+@app.command()
+def study(
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY", help="A study file, or the name of a shipped study: studies/algorithms.")
+    ],
+    changes: Changes = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The study's folder.  [default: runs/NAME, by the study's `name`]")
+    ] = None,
+    parallel: Annotated[int, typer.Option("--parallel", min=1, help="How many cells run at once.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every cell, say what would run, and stop.")] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Run nothing; write tables and curves again from what is there.")
+    ] = False,
+) -> None:
+    """Compare: run a recipe over a grid of changes, each cell as a run of its own.
+
+    A row goes to results.csv when a cell has finished. Called again, it skips finished cells and starts the others
+    again; a cell whose recipe has changed since runs again, too. A cell that fails stops no other. At the end
+    study.md holds the table, study.svg the plot, and curves.csv every metric over time.
+
+    \b
+    A study file:
+      name: rates
+      recipe: arithmetic/sft
+      changes: [train.max_steps=60]
+      grid:
+        train.optimizer.learning_rate: [3e-4, 1e-3]     a key of the recipe, and its values
+        width:                                          or a name, and changes by label
+          narrow: [model.hidden_size=128, model.heads=4]
+          wide: [model.hidden_size=256]
+        seed: [0, 1, 2]
+      repeat_over: seed
+      debug: true
+
+    \b
+    Examples:
+      rlpipe study rates.yaml --dry-run
+      rlpipe study rates.yaml
+      rlpipe study rates.yaml train.max_steps=20 --out runs/short --parallel 2
+      rlpipe recipes copy studies/algorithms mine.yaml
+    """
+    from rlpipe.pipelines.study.folder import FolderTaken
+
+    with _mistakes_told():
+        from rlpipe.recipe.errors import RecipeError
+        from rlpipe.recipe.study_file import read
+        from rlpipe.recipe.study_plan import plan
+
+        planned = plan(read(study), changes or ())
+        if planned.missing and not (dry_run or report_only):
+            raise RecipeError(planned.missing)
+    from rlpipe.pipelines.study import run as studies
+
+    folder = out or Path("runs") / planned.study.name
+    try:
+        if dry_run:
+            for problem in planned.missing:
+                _say("warning: ", typer.colors.YELLOW, problem)
+            typer.echo(studies.told(planned, folder))
+            raise typer.Exit
+        if report_only:
+            raise typer.Exit(studies.report(planned, folder, typer.echo))
+        raise typer.Exit(studies.run(planned, folder, parallel, typer.echo))
+    except FolderTaken as error:
+        _stop(str(error))
 
 
 @app.command()
@@ -184,17 +253,17 @@ def recipes() -> None:
 
 @recipes_app.command("list")
 def list_recipes() -> None:
-    """Print the name of every shipped recipe, and what it does."""
-    from rlpipe.recipe.shipped import headline, names
+    """Print the name of every shipped recipe, and what it does; then those of studies, for `rlpipe study`."""
+    from rlpipe.recipe.shipped import headline, names, studies
 
-    width = max(map(len, names()))
-    for name in names():
+    width = max(map(len, names() + studies()))
+    for name in names() + studies():
         typer.echo(f"{name:<{width}}  {headline(name)}")
 
 
 @recipes_app.command("show")
 def show_recipe(name: Annotated[str, typer.Argument(metavar="NAME", help="As `recipes list` prints it.")]) -> None:
-    """Print a shipped recipe with its explanation.
+    """Print a shipped recipe or study with its explanation.
 
     \b
     Example:
@@ -211,7 +280,7 @@ def copy_recipe(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As `recipes list` prints it.")],
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="A file (my.yaml) or a folder.")],
 ) -> None:
-    """Copy a shipped recipe to begin one of your own.
+    """Copy a shipped recipe or study to begin one of your own.
 
     Files beside it that it needs are copied too. Nothing is ever overwritten.
 

@@ -1,4 +1,4 @@
-"""Copying a shipped recipe, with the files beside it that it needs."""
+"""Copying a shipped recipe or study, with the files beside it that it needs."""
 
 import shutil
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rlpipe.recipe.errors import Problem, RecipeError, on_command_line, shown
 from rlpipe.recipe.load import read
-from rlpipe.recipe.shipped import path_of
+from rlpipe.recipe.shipped import path_of, studies
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +18,15 @@ class Copied:
 
 
 def copy(name: str, destination: Path) -> Copied:
-    """Copy a shipped recipe to a file or into a folder. Never overwrites: an existing recipe is a RecipeError."""
+    """Copy a shipped recipe or study to a file or into a folder. Never overwrites: what exists is a RecipeError."""
     source = path_of(name)
     target = destination if destination.suffix in (".yaml", ".yml") else destination / source.name
     if target.exists():
         message = f"{shown(target)} exists and is left alone; give another destination, or remove it first"
         raise RecipeError([Problem(on_command_line(), "", message)])
-    beside = [file for file in read(source).files[1:] if file.is_relative_to(source.parent)]
+    # A shipped study names a shipped recipe, which is found from anywhere.
+    files = () if name.removesuffix(".yaml") in studies() else read(source).files[1:]
+    beside = [file for file in files if file.is_relative_to(source.parent)]
     targets = {target: source} | {target.parent / file.relative_to(source.parent): file for file in beside}
     kept = tuple(path for path in targets if path.exists())
     written = tuple(path for path in targets if path not in kept)

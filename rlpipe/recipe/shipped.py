@@ -5,6 +5,9 @@ from pathlib import Path
 
 from rlpipe.recipe.errors import Place, Problem, RecipeError, on_command_line
 
+STUDIES = "studies/"
+"""The folder of studies among the recipes."""
+
 
 def folder() -> Path:
     """Where the shipped recipes lie: inside an installed package, beside the package in a clone."""
@@ -15,18 +18,27 @@ def folder() -> Path:
 
 def names() -> list[str]:
     """Shipped recipes, as `arithmetic/grpo`."""
-    return sorted(str(file.relative_to(folder()).with_suffix("")) for file in folder().rglob("*.yaml"))
+    return [name for name in _files() if not name.startswith(STUDIES)]
+
+
+def studies() -> list[str]:
+    """Shipped studies, as `studies/algorithms`: no recipes, but comparisons of what changes of one do."""
+    return [name for name in _files() if name.startswith(STUDIES)]
+
+
+def _files() -> list[str]:
+    return sorted(file.relative_to(folder()).with_suffix("").as_posix() for file in folder().rglob("*.yaml"))
 
 
 def headline(name: str) -> str:
-    """The first line of a shipped recipe's header."""
+    """The first line of the header of a shipped recipe or study."""
     return path_of(name).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ").rstrip()
 
 
 def path_of(name: str) -> Path:
-    """The file of a shipped recipe; raises RecipeError naming the nearest."""
-    if name.removesuffix(".yaml") not in names():
-        raise RecipeError([Problem(on_command_line(), "", f"no shipped recipe `{name}`{_instead(name)}")])
+    """The file of a shipped recipe or study; raises RecipeError naming the nearest."""
+    if name.removesuffix(".yaml") not in _files():
+        raise RecipeError([Problem(on_command_line(), "", f"no shipped recipe `{name}`{_instead(name, _files())}")])
     return folder() / f"{name.removesuffix('.yaml')}.yaml"
 
 
@@ -37,10 +49,25 @@ def find(text: str, place: Place, key: str = "") -> Path:
         return file
     if text.removesuffix(".yaml") in names():
         return path_of(text)
+    if text.removesuffix(".yaml") in studies():
+        raise RecipeError([Problem(place, key, f"`{text}` is a study; `rlpipe study {text}` runs it")])
     what = f"`{text}` is a folder; expected a recipe file" if file.is_dir() else f"no recipe file `{text}`"
-    raise RecipeError([Problem(place, key, what + _instead(text))])
+    raise RecipeError([Problem(place, key, what + _instead(text, names()))])
 
 
-def _instead(name: str) -> str:
-    near = difflib.get_close_matches(name.removesuffix(".yaml"), names(), n=1)
-    return f"; did you mean `{near[0]}`?" if near else f"; shipped recipes are {', '.join(names())}"
+def find_study(text: str, place: Place) -> Path:
+    """The file a study is named by: a path relative to `place`, or the name of a shipped study."""
+    file = place.folder / Path(text).expanduser()
+    if file.is_file():
+        return file
+    if text.removesuffix(".yaml") in studies():
+        return path_of(text)
+    if text.removesuffix(".yaml") in names():
+        raise RecipeError([Problem(place, "", f"`{text}` is a recipe; `rlpipe run {text}` runs it")])
+    what = f"`{text}` is a folder; expected a study file" if file.is_dir() else f"no study file `{text}`"
+    raise RecipeError([Problem(place, "", what + _instead(text, studies(), "studies"))])
+
+
+def _instead(name: str, options: list[str], what: str = "recipes") -> str:
+    near = difflib.get_close_matches(name.removesuffix(".yaml"), options, n=1)
+    return f"; did you mean `{near[0]}`?" if near else f"; shipped {what} are {', '.join(options)}"

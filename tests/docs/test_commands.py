@@ -21,6 +21,7 @@ from warm import Done, Warm
 
 import rlpipe
 from rlpipe.recipe.load import load
+from rlpipe.recipe.study_file import read
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,7 +72,7 @@ class Reader:
         return self.shell(command.words)
 
     def rlpipe(self, words: list[str], typed: str = "") -> Done:
-        if words[0] == "run":
+        if words[0] in ("run", "study"):
             words = self.shrunk(words)
         if ">" in words:
             *words, _, file = words
@@ -83,16 +84,20 @@ class Reader:
         return self.warm.rlpipe(words, self.folder, f"{typed}\n" * 100 if typed else "")
 
     def shrunk(self, words: list[str]) -> list[str]:
-        """A small run in one process. A recipe that is wrong stays as it is."""
+        """A small run in one process, or a study of such runs. A recipe that is wrong stays as it is."""
         changes = [word for word in words[2:] if "=" in word]
         here = Path.cwd()
         os.chdir(self.folder)
         try:
-            recipe = load(words[1], [change for change in changes if "algorithm.name" not in change])
+            study = read(words[1]).study if words[0] == "study" else None
+            name, own = (study.recipe, study.changes) if study else (words[1], [])
+            recipe = load(name, [*own, *(change for change in changes if "algorithm.name" not in change)])
         except ValueError:
             return words
         finally:
             os.chdir(here)
+        if study:
+            return [*words, *shrink.shrunk(recipe, self.local)]
         if "--debug" in words:  # the page's own
             return [*words, *shrink.shrunk(recipe, self.local, own_engine=True)]
         return [*words, *shrink.shrunk(recipe, self.local), "--debug"]
@@ -118,7 +123,8 @@ class Reader:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(block.text)
         if block.language == "yaml" and "mistakes" not in block.said:
-            done = self.rlpipe(["validate", file.name])
+            is_study = re.search(r"^grid:", block.text, re.MULTILINE)
+            done = self.rlpipe(["study", file.name, "--dry-run"] if is_study else ["validate", file.name])
             assert done.code == 0, done.output
 
     def python(self, block: Block) -> None:

@@ -9,10 +9,11 @@ from code_blocks import FENCE, blocks, inline_commands
 
 from rlpipe.recipe.load import read
 from rlpipe.recipe.shipped import names
+from rlpipe.recipe.study import Study
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-VERBS = {"run", "validate", "schema", "doctor", "report", "recipes"}
+VERBS = {"run", "validate", "schema", "doctor", "report", "recipes", "study"}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -24,6 +25,11 @@ def test_the_tables_of_keys_are_the_schemas():
 
 def test_every_section_has_its_table():
     assert sorted(key_tables.tables(key_tables.FILE.read_text())) == sorted(key_tables.sections())
+
+
+def test_the_keys_of_a_study_are_all_there():
+    text = (ROOT / "docs" / "studies.md").read_text().partition("## The study file")[2].partition("## ")[0]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == sorted(Study.model_fields)
 
 
 @pages

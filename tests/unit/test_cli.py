@@ -121,6 +121,17 @@ def test_recipes_list_names_and_explains():
     )
 
 
+def test_recipes_list_ends_with_studies():
+    [*recipes, last] = call("recipes", "list")[1].splitlines()
+    assert last.startswith("studies/algorithms   Study: every online algorithm from the same arithmetic start")
+    assert not any("studies/" in line for line in recipes)
+
+
+def test_a_study_is_copied_as_a_recipe_is():
+    assert call("recipes", "copy", "studies/algorithms", "mine.yaml") == (0, "wrote  mine.yaml\n", "")
+    assert call("recipes", "show", "studies/algorithms")[1] == Path("mine.yaml").read_text()
+
+
 def test_recipes_show_prints_the_file():
     code, out, _ = call("recipes", "show", "arithmetic/pipeline")
     assert (code, out.splitlines()[-1]) == (0, "    model: ${stages.sft.model}")
@@ -167,7 +178,7 @@ def test_report_of_nothing():
     )
 
 
-@pytest.mark.parametrize("verb", ["run", "validate", "schema", "report", "recipes show", "recipes copy"])
+@pytest.mark.parametrize("verb", ["run", "study", "validate", "schema", "report", "recipes show", "recipes copy"])
 def test_help_gives_an_example(verb):
     code, out, _ = call(*verb.split(), "--help")
     assert code == 0

@@ -48,11 +48,22 @@ class Stage:
 
 def stages(storage: Storage) -> list[Stage]:
     """The stages of a run, in the order in which they began; a run without a pipeline is one stage."""
-    folders = [name.removesuffix(f"/{events.NAME}") for name in storage.names(f"stages/*/{events.NAME}")]
+    folders = _folders(storage)
     found = [_stage(name.removeprefix("stages/"), storage.folder(name)) for name in folders]
     if not found:
         found = [_stage("", storage)]
     return sorted(found, key=lambda stage: stage.first_time)
+
+
+def stage_folders(storage: Storage) -> list[Storage]:
+    """Where the stages of a run keep their events, in the order in which they began."""
+    found = [storage.folder(name) for name in _folders(storage)] or [storage]
+    read = {str(folder): events.read(folder)[0] for folder in found}
+    return sorted((f for f in found if read[str(f)]), key=lambda folder: read[str(folder)][0]["time"])
+
+
+def _folders(storage: Storage) -> list[str]:
+    return [name.removesuffix(f"/{events.NAME}") for name in storage.names(f"stages/*/{events.NAME}")]
 
 
 def _stage(name: str, storage: Storage) -> Stage:
