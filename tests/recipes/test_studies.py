@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import shrink
 
-from rlpipe.recipe.errors import RecipeError
 from rlpipe.recipe.load import load
 from rlpipe.recipe.shipped import studies
 from rlpipe.recipe.study_file import read
@@ -31,7 +30,6 @@ debug: true
 """
 
 
-@pytest.mark.xfail(raises=RecipeError, strict=True, reason="its algorithms are being wired: remove this mark with them")
 @pytest.mark.parametrize("name", studies())
 def test_every_cell_is_a_valid_recipe(name):
     assert plan(read(name)).cells
