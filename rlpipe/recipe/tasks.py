@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from rlpipe.recipe.algorithm import Algorithm, Schedule
 from rlpipe.recipe.base import FolderName, Strict
 from rlpipe.recipe.data import Data
+from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
 from rlpipe.recipe.model import Model
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.recipe.rollout import Evaluation, Rollout
@@ -30,6 +31,8 @@ class SftRecipe(Strict):
     """Batches, optimizer and processes of the training."""
     rewards: RewardMix | None = None
     """If given, held-out prompts are answered and scored before and after training."""
+    environment: Environment = SingleTurn(kind="single_turn")
+    """What answers the model between its turns in that evaluation."""
     rollout: Rollout = Rollout()
     """Engines of that evaluation."""
     evaluation: Evaluation = Evaluation()
@@ -38,6 +41,12 @@ class SftRecipe(Strict):
     """How long remote waits may take."""
     tracking: Tracking = Tracking()
     """Where metrics go besides the run directory."""
+
+    @model_validator(mode="after")
+    def _rewards_fit_the_environment(self) -> "SftRecipe":
+        if self.rewards is not None:
+            check_rewards(self.environment, self.rewards)
+        return self
 
 
 class RlRecipe(Strict):
@@ -54,6 +63,8 @@ class RlRecipe(Strict):
     """Prompts to sample from."""
     rewards: RewardMix
     """What a response is worth."""
+    environment: Environment = SingleTurn(kind="single_turn")
+    """What answers the policy between its turns."""
     algorithm: Algorithm
     """How rewards become advantages and a loss."""
     schedule: Schedule
@@ -70,6 +81,11 @@ class RlRecipe(Strict):
     """How long remote waits may take."""
     tracking: Tracking = Tracking()
     """Where metrics go besides the run directory."""
+
+    @model_validator(mode="after")
+    def _rewards_fit_the_environment(self) -> "RlRecipe":
+        check_rewards(self.environment, self.rewards)
+        return self
 
     @model_validator(mode="after")
     def _divisible(self) -> "RlRecipe":

@@ -16,7 +16,7 @@ from rlpipe.data.storage import Storage
 from rlpipe.ledger.ledger import Ledger
 from rlpipe.observe import rollouts
 from rlpipe.observe.events import EventLog
-from rlpipe.pipelines.evaluation import Evaluated, shown
+from rlpipe.pipelines.evaluation import Evaluated, said_in, shown
 from rlpipe.pipelines.online.metrics import sample_metrics
 from rlpipe.pipelines.online.publisher import Publisher
 from rlpipe.pipelines.online.sampler import Sampler
@@ -74,7 +74,7 @@ class Loop:
         advantages = batch.advantages_N[batch.offsets_B1[1:] - 1]
         rollouts.write(self.storage, step, groups, self.rewards.names, advantages)
         first = groups[0]
-        self.events.sample(step, first.prompt.text, first.completions[0], **shown(first.outcomes[0]))
+        self.events.sample(step, first.prompt.text, said_in(first, 0), **shown(first.outcomes[0]))
 
     def _evaluate(self, step: int) -> None:
         with self.events.phase("evaluate", step, says="answering held-out prompts"):

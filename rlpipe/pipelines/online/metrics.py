@@ -6,6 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlpipe.data.flow import FinishReason, Group, Score
+from rlpipe.pipelines.evaluation import turns_metric
+
+
+_CUT_OFF = (FinishReason.LENGTH, FinishReason.TURNS)
 
 
 def sample_metrics(groups: Sequence[Group], seconds: float) -> dict[str, float]:
@@ -13,14 +17,15 @@ def sample_metrics(groups: Sequence[Group], seconds: float) -> dict[str, float]:
     trajectories = [t for group in groups for t in group.trajectories]
     outcomes = [o for group in groups for o in group.outcomes]
     scores = [o for o in outcomes if isinstance(o, Score)]
-    lengths = np.array([len(t.response_tokens) for t in trajectories])
+    lengths = np.array([t.response_mask.sum() for t in trajectories])  # what an environment says costs no generation
     return {
         "reward": _mean([s.value for s in scores]),
         **{f"reward/{name}": _mean(values) for name, values in _components(scores).items()},
         "reward_failures": float(len(outcomes) - len(scores)),
         "groups_without_signal": float(np.mean([_is_flat(group) for group in groups])),
         "response_length": float(lengths.mean()),
-        "truncated": float(np.mean([t.finish_reason is FinishReason.LENGTH for t in trajectories])),
+        "truncated": float(np.mean([t.finish_reason in _CUT_OFF for t in trajectories])),
+        **turns_metric(trajectories),
         "step_seconds": seconds,
         "tokens_per_second": float(lengths.sum()) / seconds,
     }
