@@ -21,8 +21,8 @@ class ArithmeticData(Strict):
     heldout: PositiveInt = 512
     """Number of held-out problems."""
     forgotten_carries: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the training demonstrations that forget every carry (58+67=115), as a careless teacher would. Rewards and
-    held-out answers are always right."""
+    """Share of the training demonstrations that forget every carry (58+67=115), as a careless teacher would. Rewards
+    and held-out answers are always right."""
     calls: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the training demonstrations that leave the sum to the calculator (`environment.kind=calculator`)."""
     seed: int = 0
@@ -31,7 +31,9 @@ class ArithmeticData(Strict):
     @model_validator(mode="after")
     def _in_order(self) -> "ArithmeticData":
         if self.smallest > self.largest:
-            raise ValueError(f"smallest={self.smallest} is above largest={self.largest}; lower the one or raise the other")
+            raise ValueError(
+                f"smallest={self.smallest} is above largest={self.largest}; lower the one or raise the other"
+            )
         return self
 
 

@@ -213,14 +213,7 @@ class EnvironmentReward(Strict):
 
 
 Reward = Annotated[
-    ExactReward
-    | MathReward
-    | RegexReward
-    | FormatReward
-    | CodeReward
-    | HttpReward
-    | PythonReward
-    | EnvironmentReward,
+    ExactReward | MathReward | RegexReward | FormatReward | CodeReward | HttpReward | PythonReward | EnvironmentReward,
     Field(discriminator="kind"),
 ]
 

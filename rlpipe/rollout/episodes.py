@@ -47,8 +47,8 @@ class EpisodeLimits:
 
 
 class Episodes:
-    """See `Rollouts`. Whatever the pool raises is raised here, and `DataError` for a chat template that cannot go on; an
-    environment that raises or is late fails its own episode."""
+    """See `Rollouts`. Whatever the pool raises is raised here, and `DataError` for a chat template that cannot go on;
+    an environment that raises or is late fails its own episode."""
 
     def __init__(
         self,

@@ -67,7 +67,7 @@ class TurnMarks:
             )
         except (TemplateError, TypeError, KeyError) as error:
             raise self._refused(said, f"it says: {error}") from error
-        before, placeholder, after = text.rpartition(PLACEHOLDER)
+        _, placeholder, after = text.rpartition(PLACEHOLDER)
         if not placeholder:
             raise self._refused(said, "it leaves the assistant's turn out")
         return after

@@ -8,7 +8,6 @@ import numpy as np
 from rlpipe.data.flow import FinishReason, Group, Score
 from rlpipe.pipelines.evaluation import turns_metric
 
-
 _CUT_OFF = (FinishReason.LENGTH, FinishReason.TURNS)
 
 

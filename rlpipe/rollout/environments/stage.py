@@ -125,7 +125,8 @@ class EnvironmentStage:
     def _give_up_the_late(self) -> None:
         if self._seconds is None or not self._threads:
             return
-        for call in [call for call in list(self._calls) if call.begun and time.monotonic() > call.begun + self._seconds]:
+        latest = time.monotonic() - self._seconds
+        for call in [call for call in list(self._calls) if call.begun is not None and call.begun < latest]:
             why = f"the environment did not answer within deadlines.environment={self._seconds:g} s"
             if self._hand_over(call, Failure("deadline", why)):
                 self._start_thread()

@@ -48,7 +48,7 @@ class _Bound:
                 state = pickle.loads(packed)
                 turn = _awaited(self._made.step(state, response))
                 if not (isinstance(turn, End) or (isinstance(turn, Reply) and isinstance(turn.text, str))):
-                    raise TypeError(f"{self._name}.step returned {turn!r:.100} instead of an End or a Reply with a text")
+                    raise TypeError(f"{self._name}.step returned {turn!r:.100} and no End or Reply with text")
                 return self._packed(state), turn
 
     def _packed(self, state: Any) -> bytes:
