@@ -39,3 +39,17 @@ def test_another_seed_draws_another_order():
 def test_too_few_problems_is_an_error_with_the_fix():
     with pytest.raises(DataError, match=r"2 operands up to 3 make 16 problems.*Lower data.heldout or raise"):
         problems(data(largest=3, heldout=16))
+
+
+def test_some_demonstrations_leave_the_sum_to_the_calculator():
+    train, heldout = problems(data(calls=0.25))
+    called = [r for r in train if isinstance(r.fields["completion"], list)]
+    assert 0.22 < len(called) / len(train) < 0.28
+    [first] = called[:1]
+    assert first.fields["completion"] == [
+        {"role": "assistant", "content": f"<calc>{first.fields['prompt']}</calc>"},
+        {"role": "tool", "content": first.fields["answer"]},
+        {"role": "assistant", "content": first.fields["answer"]},
+    ]
+    assert all(isinstance(r.fields["completion"], str) for r in heldout)
+    assert [r.fields["prompt"] for r in train] == [r.fields["prompt"] for r in problems(data())[0]]

@@ -24,7 +24,10 @@ LAST_ENDS = (  # the end of a turn is written differently once something follows
     "{% else %}<|pad|>{% endif %}{% endfor %}"
 )
 USERS_ONLY = "{% for m in messages if m.role != 'tool' %}{{ m.content }}<|end|>{% endfor %}"
-REFUSES = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}{{ m.content }}{% endfor %}"
+REFUSES = (
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    "{{ m.content }}{% endfor %}"
+)
 
 
 def marks(template=None, chat=True):
