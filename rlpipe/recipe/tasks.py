@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from rlpipe.recipe.algorithm import Algorithm, Schedule
 from rlpipe.recipe.base import FolderName, Strict
-from rlpipe.recipe.data import Data
+from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData
 from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
 from rlpipe.recipe.model import Model
 from rlpipe.recipe.rewards import RewardMix
@@ -41,6 +41,17 @@ class SftRecipe(Strict):
     """How long remote waits may take."""
     tracking: Tracking = Tracking()
     """Where metrics go besides the run directory."""
+
+    @model_validator(mode="after")
+    def _learns_its_own_words(self) -> "SftRecipe":
+        data = self.data
+        talks = isinstance(data, GuessNumberData) or (isinstance(data, ArithmeticData) and data.calls > 0)
+        if talks and self.train.loss_on != "assistant":
+            raise ValueError(
+                f"train.loss_on={self.train.loss_on} would teach the model what the environment says in these "
+                "demonstrations, too; set train.loss_on=assistant"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rewards_fit_the_environment(self) -> "SftRecipe":

@@ -69,6 +69,8 @@ class Episodes:
 
     def submit(self, model: str, requests: Sequence[GroupRequest]) -> None:
         """Begin the episodes of these groups. Raises ValueError for a group id that is outstanding already."""
+        if twice := self._groups.keys() & {request.group_id for request in requests}:
+            raise ValueError(f"groups submitted twice: {', '.join(sorted(twice)[:3])}")
         self._pool.submit(model, requests)
         for request in requests:
             prompt = self._prompts[request.prompt_id]
@@ -111,7 +113,7 @@ class Episodes:
         if not (episode.unanswered and episode.is_set):
             return
         if isinstance(episode.state, Failure):
-            self._end(episode, FinishReason.ABORT, episode.state)
+            self._end(episode, episode.talk.last.finish_reason, episode.state)
             return
         episode.unanswered = False
         turn = episode.talk.last

@@ -133,6 +133,16 @@ def test_each_turn_has_a_seed_and_an_id_of_its_own():
     assert turn_seed(11, 0) == 11
 
 
+def test_a_group_is_under_way_until_its_last_episode_ends():
+    subject = episodes(pool_of(FakeEngine(scripted([*ids("5"), END], [*ids("7"), END]), {END})))
+    subject.submit("policy", [ask()])
+    while not subject._talking:
+        assert subject.finished(0.0) == []
+    with pytest.raises(ValueError, match="groups submitted twice: g"):
+        subject.submit("policy", [ask()])
+    assert drained(subject).keys() == {"g"} and subject.finished(60.0) == []
+
+
 def test_a_later_turn_may_be_of_newer_weights():
     engine = FakeEngine(scripted([*ids("5"), END], [*ids("6"), END], [*ids("7"), END]), {END})
 

@@ -321,6 +321,13 @@ def test_all_problems_at_once_in_the_order_of_the_file():
     ]
 
 
+def test_a_model_is_not_taught_the_environments_words():
+    sft = "task: sft\nmodel: {scratch: qwen2}\ndata: {kind: guess_number}\ntrain: {max_steps: 3}\n"
+    assert problems(sft) == [
+        "r.yaml:4: train.loss_on=completion would teach the model what the environment says in these demonstrations, too; set train.loss_on=assistant"
+    ]
+
+
 def test_a_stage_is_named_in_full():
     stage = "".join(f"    {line}\n" for line in GOOD.splitlines())
     assert problems(f"task: pipeline\nstages:\n  first:\n{stage}    trian: {{}}\n") == [
