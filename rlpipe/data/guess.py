@@ -22,7 +22,8 @@ def games(data: GuessNumberData) -> tuple[list[Record], list[Record]]:
     secrets = [rng.randint(data.smallest, data.largest) for _ in range(data.games)]
     train = [_record(secret, rng, data, f"training game {i}") for i, secret in enumerate(secrets, 1)]
     count = data.largest - data.smallest + 1
-    spread = [data.smallest + i * count // data.heldout % count for i in range(data.heldout)]
+    spread = [data.smallest + i % count for i in range(data.heldout)]
+    rng.shuffle(spread)
     heldout = [_record(secret, rng, data, f"held-out game {i}") for i, secret in enumerate(spread, 1)]
     return train, heldout
 

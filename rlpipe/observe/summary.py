@@ -51,7 +51,8 @@ def answers(found: Sequence[tuple[str, Event]]) -> Table:
         table.add_column(heading, overflow="fold")
     for problem, answer in references.items():
         cells = [_answer(samples[problem]) if problem in samples else Text("") for samples in by_milestone]
-        table.add_row(Text(_short(by_milestone[-1][problem]["prompt"])), *([Text(_short(str(answer)))] if known else []), *cells)
+        prompt, _ = problem
+        table.add_row(Text(_short(prompt)), *([Text(_short(str(answer)))] if known else []), *cells)
     return table
 
 
