@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from rlpipe.recipe.data import ArithmeticData
+from rlpipe.recipe.data import ArithmeticData, GuessNumberData
 from rlpipe.recipe.model import ScratchModel
 from rlpipe.recipe.references import is_reference
 from rlpipe.recipe.tasks import PipelineRecipe, Recipe, RlRecipe, SftRecipe
@@ -58,7 +58,7 @@ def _model(recipe: SftRecipe | RlRecipe, local: Path) -> dict[str, object]:
 
 
 def _data(recipe: SftRecipe | RlRecipe, local: Path) -> dict[str, object]:
-    if isinstance(recipe.data, ArithmeticData):
+    if isinstance(recipe.data, ArithmeticData | GuessNumberData):
         return {"data.heldout": 2 * HELDOUT}
     changes: dict[str, object] = {"data.heldout.count": HELDOUT}
     if _elsewhere(recipe.data.path):

@@ -2,12 +2,17 @@
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 from rlpipe.data.records import DataError, Record
 from rlpipe.recipe.data import ArithmeticData
 
 _MOST_PROBLEMS = 100_000
 """Larger spaces are sampled: more than a small model's run can use, and little enough to build in a second."""
+
+
+CALL, CALL_END = "<calc>", "</calc>"
+"""What a policy writes around an expression that the calculator is to work out."""
 
 
 def problems(data: ArithmeticData) -> tuple[list[Record], list[Record]]:
@@ -23,7 +28,8 @@ def problems(data: ArithmeticData) -> tuple[list[Record], list[Record]]:
             f"data: {data.operands} operands from {data.smallest} to {data.largest} make {space} problems, and "
             f"data.heldout={data.heldout} leaves none to train on. Lower data.heldout or raise data.largest."
         )
-    return _records(train, "training", data.seed, data.forgotten_carries), _records(heldout, "held-out", data.seed)
+    careful = data.model_copy(update={"forgotten_carries": 0.0, "calls": 0.0})
+    return _records(train, "training", data), _records(heldout, "held-out", careful)
 
 
 def _operands(index: int, data: ArithmeticData) -> tuple[int, ...]:
@@ -36,14 +42,25 @@ def _base(data: ArithmeticData) -> int:
     return data.largest - data.smallest + 1
 
 
-def _records(drawn: list[tuple[int, ...]], part: str, seed: int, forgotten_carries: float = 0.0) -> list[Record]:
+def _records(drawn: list[tuple[int, ...]], part: str, data: ArithmeticData) -> list[Record]:
     records = []
     for number, operands in enumerate(drawn, 1):
-        careless = _hash(seed, f"carry/{number}") < forgotten_carries * 2**64
-        completion = _without_carries(operands) if careless else sum(operands)
-        fields = {"prompt": "+".join(map(str, operands)), "completion": str(completion), "answer": str(sum(operands))}
+        careless = _hash(data.seed, f"carry/{number}") < data.forgotten_carries * 2**64
+        calls = _hash(data.seed, f"call/{number}") < data.calls * 2**64
+        problem, answer = "+".join(map(str, operands)), str(sum(operands))
+        written = str(_without_carries(operands)) if careless else answer
+        fields = {"prompt": problem, "completion": _called(problem, answer) if calls else written, "answer": answer}
         records.append(Record(fields, f"arithmetic, {part} problem {number}"))
     return records
+
+
+def _called(problem: str, answer: str) -> list[dict[str, Any]]:
+    """The conversation in which the calculator does the work."""
+    return [
+        {"role": "assistant", "content": f"{CALL}{problem}{CALL_END}"},
+        {"role": "tool", "content": answer},
+        {"role": "assistant", "content": answer},
+    ]
 
 
 def _without_carries(operands: tuple[int, ...]) -> int:

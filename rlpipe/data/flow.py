@@ -24,6 +24,8 @@ class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
+    TURNS = "turns"
+    """The environment would have gone on, but the policy had all its turns."""
 
 
 class VersionSpan(NamedTuple):
@@ -65,9 +67,9 @@ class GroupRequest:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One sampled response.
+    """One sampled response; with an environment, from the policy's first turn to its last.
 
-    response_mask is 1 where the policy wrote the token and 0 where an environment did.
+    response_mask is 1 where the policy wrote the token and 0 where an environment did. The last token is the policy's.
     behaviour_logprobs are the engine's own, of the tempered distribution it sampled from; 0 where masked.
     """
 
@@ -80,6 +82,9 @@ class Trajectory:
     behaviour_logprobs: np.ndarray
     versions: tuple[VersionSpan, ...]
     finish_reason: FinishReason
+    """Of the last turn."""
+    episode: "Episode | None" = None
+    """None without an environment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,28 @@ Outcome = Score | Failure
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """One message, for rewards and for people."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """What a trajectory of several turns has besides its tokens."""
+
+    starts: tuple[int, ...]
+    """First response token of each turn of the policy."""
+    ends: tuple[int, ...]
+    """First response token after each turn of the policy; what lies between two turns is the environment's."""
+    replies: tuple[Said, ...]
+    """What the environment said after each turn but the last, without the marks of the chat template."""
+    outcome: Outcome | None
+    """The environment's own: a reward, a failure, or nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """All responses to one lease of a prompt, scored: the unit the ledger completes and the loop trains on."""
 
@@ -109,8 +136,10 @@ class Group:
     prompt: Prompt
     trajectories: tuple[Trajectory, ...]
     completions: tuple[str, ...]
-    """Decoded responses, for rewards and for people; never tokenised again."""
+    """Decoded responses, for rewards and for people; never tokenised again. With an environment, the last turns."""
     outcomes: tuple[Outcome, ...]
+    conversations: tuple[tuple[Said, ...], ...] = ()
+    """With an environment: each response as messages, from the policy's first turn on; its completion is the last."""
 
 
 @dataclass(frozen=True, slots=True)

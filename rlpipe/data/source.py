@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from rlpipe.data.arithmetic import problems
 from rlpipe.data.files import read
+from rlpipe.data.guess import games
 from rlpipe.data.records import DataError, Format, Record, check, sft_format
-from rlpipe.recipe.data import ArithmeticData, Data, RecordsData
+from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, RecordsData
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +25,8 @@ class Records:
 
 def load_records(data: Data, only_prompts: bool) -> Records:
     """Read and check all records. `only_prompts` is online RL: a prompt suffices, other columns feed the rewards."""
-    if isinstance(data, ArithmeticData):
-        train, heldout = problems(data)
+    if isinstance(data, ArithmeticData | GuessNumberData):
+        train, heldout = problems(data) if isinstance(data, ArithmeticData) else games(data)
         return Records(train, heldout, Format.PROMPT if only_prompts else Format.PROMPT_COMPLETION, True, None)
     train, heldout = _split(data)
     if not train or not heldout:

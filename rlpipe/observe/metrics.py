@@ -44,6 +44,7 @@ METRICS = {
     "entropy": Label("entropy", "entropy", "nats/token", ".3g"),
     "response_length": Label("response length", "length", "tokens", ".1f"),
     "length": Label("response length", "length", "tokens", ".1f"),
+    "turns": Label("turns of the policy", "turns", "turns", ".2f"),
     "failures": Label("failed held-out rewards", "failed rewards", "", ".0f"),
     "truncated": Label("responses cut off at the limit", "cut off", "", ".1%"),
     "tokens_per_second": Label("throughput", "tokens/s", "tokens/s", ",.0f"),

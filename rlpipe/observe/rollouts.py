@@ -5,12 +5,14 @@ One row per response:
 
     step, group_id, prompt_id, sample_index
     prompt, completion              text; the prompt as the chat template rendered it
+    turns                           [{role, text}]: the response as messages, from the policy's first turn on; with an
+                                    environment, `completion` is the last of them; null without one
     columns                         the row's other columns, as JSON
     prompt_tokens, response_tokens  token ids
     response_mask                   1 where the policy wrote the token, 0 where an environment did
     behaviour_logprobs              nats, as the engine sampled, one per response token
     versions                        [{first_token, version}]: which weights wrote from which response token on
-    finish_reason                   stop, length, abort
+    finish_reason                   stop, length, abort, turns (the environment would have gone on)
     reward                          null where it failed
     reward/NAME                     each component of the mix, unweighted; null where it failed or did not apply
     failure_kind, failure_message   null where the reward could be computed
@@ -19,6 +21,7 @@ One row per response:
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -29,6 +32,7 @@ from rlpipe.data.flow import Failure, Group, Outcome, Score, Trajectory
 from rlpipe.data.storage import Storage
 
 FOLDER = "rollouts"
+_TURNS = pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())]))
 _VERSIONS = pa.list_(pa.struct([("first_token", pa.int32()), ("version", pa.int64())]))
 
 
@@ -76,6 +80,7 @@ def _table(step: int, groups: Sequence[Group], rewards: Sequence[str], advantage
         "sample_index": pa.array([t.sample_index for t in trajectories], pa.int32()),
         "prompt": _text(group.prompt.text for group in groups for _ in group.trajectories),
         "completion": _text(text for group in groups for text in group.completions),
+        "turns": pa.array([turns for group in groups for turns in _turns(group)], _TURNS),
         "columns": _text(text for group in groups for text in [_json(group.prompt.columns)] * len(group.trajectories)),
         "prompt_tokens": _lists(trajectories, lambda t: t.prompt_tokens, np.int32),
         "response_tokens": _lists(trajectories, lambda t: t.response_tokens, np.int32),
@@ -102,6 +107,13 @@ def _outcome_columns(outcomes: Sequence[Outcome], rewards: Sequence[str]) -> dic
         "failure_kind": _text(f.kind if f else None for f in failures),
         "failure_message": _text(f.message if f else None for f in failures),
     }
+
+
+def _turns(group: Group) -> list[list[dict[str, str]] | None]:
+    """Per response."""
+    if not group.conversations:
+        return [None] * len(group.trajectories)
+    return [[asdict(said) for said in turns] for turns in group.conversations]
 
 
 def _text(values: Iterable[str | None]) -> pa.Array:

@@ -11,7 +11,7 @@ from rich.text import Text
 from rlpipe.data.storage import Storage
 from rlpipe.observe.events import Event
 from rlpipe.observe.metrics import label
-from rlpipe.observe.report.collect import milestones, stages
+from rlpipe.observe.report.collect import milestones, problem_of, stages
 
 LONGEST_TEXT = 60
 
@@ -43,14 +43,15 @@ def measures(found: Sequence[tuple[str, Event]]) -> Table:
 
 def answers(found: Sequence[tuple[str, Event]]) -> Table:
     """One row per prompt, one column per milestone; a rewarded answer is green."""
-    by_milestone = [{sample["prompt"]: sample for sample in event["samples"]} for _, event in found]
-    references = {prompt: sample["columns"].get("answer") for prompt, sample in by_milestone[-1].items()}
+    by_milestone = [{problem_of(sample): sample for sample in event["samples"]} for _, event in found]
+    references = {problem: sample["columns"].get("answer") for problem, sample in by_milestone[-1].items()}
     known = any(answer is not None for answer in references.values())
     table = Table(title="Greedy answers", title_justify="left", title_style="bold")
     for heading in ("prompt", *(["reference"] if known else []), *(name for name, _ in found)):
         table.add_column(heading, overflow="fold")
-    for prompt, answer in references.items():
-        cells = [_answer(samples[prompt]) if prompt in samples else Text("") for samples in by_milestone]
+    for problem, answer in references.items():
+        cells = [_answer(samples[problem]) if problem in samples else Text("") for samples in by_milestone]
+        prompt, _ = problem
         table.add_row(Text(_short(prompt)), *([Text(_short(str(answer)))] if known else []), *cells)
     return table
 

@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import comb
 from typing import TYPE_CHECKING, Any
 
-from rlpipe.data.flow import Failure, Group, GroupRequest, Outcome, Prompt, Sampling, Score
+from rlpipe.data.flow import Failure, Group, GroupRequest, Outcome, Prompt, Sampling, Score, Trajectory
 from rlpipe.data.seeds import sample_seed
 from rlpipe.pipelines.stage import Stage
 from rlpipe.rewards.stage import RewardStage
-from rlpipe.rollout.pool import EnginePool
+from rlpipe.rollout import spoken
+from rlpipe.rollout.episodes import Rollouts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +38,7 @@ class Evaluator:
         self._greedy = Sampling(recipe.rollout.max_new_tokens, 0.0, stage.stop_token_ids)
         self._sampled = replace(self._greedy, temperature=recipe.evaluation.temperature)
 
-    def run(self, pool: EnginePool, rewards: RewardStage, model: str) -> Evaluated:
+    def run(self, pool: Rollouts, rewards: RewardStage, model: str) -> Evaluated:
         """Answers, scored. A response whose reward failed counts in no mean, and is counted itself."""
         greedy = self._answers(pool, rewards, model, self._greedy, 1, "greedy")
         metrics = _greedy_metrics(greedy, self._settings.correct_at)
@@ -46,7 +48,7 @@ class Evaluator:
         return Evaluated(metrics, [_sample(group) for group in greedy[: self._settings.show]])
 
     def _answers(
-        self, pool: EnginePool, rewards: RewardStage, model: str, sampling: Sampling, count: int, kind: str
+        self, pool: Rollouts, rewards: RewardStage, model: str, sampling: Sampling, count: int, kind: str
     ) -> list[Group]:
         by_id = {f"evaluation/{kind}/{p.prompt_id}": p for p in self._prompts}
         pool.submit(model, [self._request(group_id, p, sampling, count) for group_id, p in by_id.items()])
@@ -65,8 +67,14 @@ class Evaluator:
 
 def group_of(prompt: Prompt, trajectories: Sequence[Any], tokenizer: "PreTrainedTokenizerBase") -> Group:
     """A finished group, decoded for rewards and people, still without outcomes."""
-    texts = tokenizer.batch_decode([t.response_tokens for t in trajectories], skip_special_tokens=True)
-    return Group(trajectories[0].group_id, prompt, tuple(trajectories), tuple(texts), ())
+    decode = partial(tokenizer.batch_decode, skip_special_tokens=True)
+    texts, conversations = spoken.completions(trajectories, decode), spoken.conversations(trajectories, decode)
+    return Group(trajectories[0].group_id, prompt, tuple(trajectories), texts, (), conversations)
+
+
+def said_in(group: Group, index: int) -> str:
+    """What one response says, as people read it."""
+    return spoken.script(group.conversations[index]) if group.conversations else group.completions[index]
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -80,10 +88,17 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 def _greedy_metrics(groups: Sequence[Group], correct_at: float | None) -> dict[str, float]:
     values = [group.outcomes[0].value for group in groups if isinstance(group.outcomes[0], Score)]
     metrics = {"reward": _mean(values), "failures": float(len(groups) - len(values))}
-    metrics["length"] = _mean([float(len(group.trajectories[0].response_tokens)) for group in groups])
+    metrics["length"] = _mean([float(group.trajectories[0].response_mask.sum()) for group in groups])
+    metrics |= turns_metric([group.trajectories[0] for group in groups])
     if correct_at is not None:
         metrics["accuracy"] = _mean([float(value >= correct_at) for value in values])
     return metrics
+
+
+def turns_metric(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Turns of the policy in the mean; nothing without an environment."""
+    turns = [float(len(t.episode.starts)) for t in trajectories if t.episode]
+    return {"turns": _mean(turns)} if turns else {}
 
 
 def _pass_metrics(groups: Sequence[Group], ks: Sequence[int], correct_at: float) -> dict[str, float]:
@@ -107,5 +122,5 @@ def shown(outcome: Outcome) -> dict[str, Any]:
 
 
 def _sample(group: Group) -> dict[str, Any]:
-    sample = {"prompt": group.prompt.text, "completion": group.completions[0], "columns": group.prompt.columns}
+    sample = {"prompt": group.prompt.text, "completion": said_in(group, 0), "columns": group.prompt.columns}
     return sample | shown(group.outcomes[0])

@@ -23,13 +23,42 @@ class ArithmeticData(Strict):
     forgotten_carries: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the training demonstrations that forget every carry (58+67=115), as a careless teacher would. Rewards
     and held-out answers are always right."""
+    calls: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the training demonstrations that leave the sum to the calculator (`environment.kind=calculator`)."""
     seed: int = 0
-    """Decides which problems exist, which are held out, and which demonstrations forget."""
+    """Decides which problems exist, which are held out, which demonstrations forget, and which call."""
 
     @model_validator(mode="after")
     def _in_order(self) -> "ArithmeticData":
         if self.smallest > self.largest:
             raise ValueError(f"smallest={self.smallest} is above largest={self.largest}; change one of them")
+        return self
+
+
+class GuessNumberData(Strict):
+    """Secret numbers for `environment.kind=guess_number`, with games of a player who guesses at random."""
+
+    kind: Literal["guess_number"]
+    """Secret numbers made on the spot."""
+    smallest: NonNegativeInt = 0
+    """Smallest number."""
+    largest: PositiveInt = 31
+    """Largest number; the prompt names both."""
+    games: PositiveInt = 4096
+    """Number of training prompts."""
+    heldout: PositiveInt = 256
+    """Number of held-out prompts, whose numbers are spread evenly."""
+    max_turns: PositiveInt = 6
+    """Guesses of a demonstrated game at most."""
+    attention: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the demonstrated guesses that heed the answers so far; the others may be any number."""
+    seed: int = 0
+    """Decides the numbers and the games."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "GuessNumberData":
+        if self.smallest >= self.largest:
+            raise ValueError(f"smallest={self.smallest} leaves nothing to guess below largest={self.largest}; lower it")
         return self
 
 
@@ -65,4 +94,4 @@ class RecordsData(Strict):
     """Which records are kept for evaluation."""
 
 
-Data = Annotated[ArithmeticData | RecordsData, Field(discriminator="kind")]
+Data = Annotated[ArithmeticData | GuessNumberData | RecordsData, Field(discriminator="kind")]

@@ -199,8 +199,21 @@ class HttpReward(Strict):
         return url
 
 
+class EnvironmentReward(Strict):
+    """What the environment says that the episode was worth."""
+
+    kind: Literal["environment"]
+    """Takes the environment's own reward."""
+    name: str = "environment"
+    """Under which it is reported; each reward of a mix needs its own."""
+    weight: float = 1.0
+    """Factor in the weighted sum."""
+    component: str | None = None
+    """Which of the components that the environment names; its reward as a whole if absent."""
+
+
 Reward = Annotated[
-    ExactReward | MathReward | RegexReward | FormatReward | CodeReward | HttpReward | PythonReward,
+    ExactReward | MathReward | RegexReward | FormatReward | CodeReward | HttpReward | PythonReward | EnvironmentReward,
     Field(discriminator="kind"),
 ]
 

@@ -18,6 +18,8 @@ class Deadlines(Strict):
     """One call of an engine, and any response to arrive while some are outstanding."""
     reward: PositiveFloat = 120.0
     """Scoring one group."""
+    environment: PositiveFloat = 60.0
+    """One step of an environment; an episode whose environment is later is a failure."""
     train: PositiveFloat = 600.0
     """One call of a training role."""
     publish: PositiveFloat = 120.0

@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 from rlpipe.recipe.algorithm import Algorithm, Schedule
 from rlpipe.recipe.algorithm.checks import check
 from rlpipe.recipe.base import FolderName, Strict
-from rlpipe.recipe.data import Data
+from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData
+from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
 from rlpipe.recipe.model import Model
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.recipe.rollout import Evaluation, Rollout
@@ -31,6 +32,8 @@ class SftRecipe(Strict):
     """Batches, optimizer and processes of the training."""
     rewards: RewardMix | None = None
     """If given, held-out prompts are answered and scored before and after training."""
+    environment: Environment = SingleTurn(kind="single_turn")
+    """What answers the model between its turns in that evaluation."""
     rollout: Rollout = Rollout()
     """Engines of that evaluation."""
     evaluation: Evaluation = Evaluation()
@@ -39,6 +42,23 @@ class SftRecipe(Strict):
     """How long remote waits may take."""
     tracking: Tracking = Tracking()
     """Where metrics go besides the run directory."""
+
+    @model_validator(mode="after")
+    def _learns_its_own_words(self) -> "SftRecipe":
+        data = self.data
+        talks = isinstance(data, GuessNumberData) or (isinstance(data, ArithmeticData) and data.calls > 0)
+        if talks and self.train.loss_on != "assistant":
+            raise ValueError(
+                f"train.loss_on={self.train.loss_on} would teach the model what the environment says in these "
+                "demonstrations, too; set train.loss_on=assistant"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_fit_the_environment(self) -> "SftRecipe":
+        if self.rewards is not None:
+            check_rewards(self.environment, self.rewards)
+        return self
 
 
 class RlRecipe(Strict):
@@ -55,6 +75,8 @@ class RlRecipe(Strict):
     """Prompts to sample from."""
     rewards: RewardMix
     """What a response is worth."""
+    environment: Environment = SingleTurn(kind="single_turn")
+    """What answers the policy between its turns."""
     algorithm: Algorithm
     """How rewards become advantages and a loss."""
     schedule: Schedule
@@ -71,6 +93,11 @@ class RlRecipe(Strict):
     """How long remote waits may take."""
     tracking: Tracking = Tracking()
     """Where metrics go besides the run directory."""
+
+    @model_validator(mode="after")
+    def _rewards_fit_the_environment(self) -> "RlRecipe":
+        check_rewards(self.environment, self.rewards)
+        return self
 
     @model_validator(mode="after")
     def _divisible(self) -> "RlRecipe":

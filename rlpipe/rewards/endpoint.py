@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from rlpipe.data.flow import Failure, Group
-from rlpipe.rewards.function import RESERVED
+from rlpipe.rewards.function import RESERVED, conversations
 from rlpipe.rewards.reward import Component
 
 
@@ -21,6 +21,7 @@ def request_body(group: Group) -> bytes:
     """Lists of equal length, one entry per response. What JSON does not know is sent as text."""
     rows = len(group.completions)
     columns = {name: [value] * rows for name, value in group.prompt.columns.items() if name not in RESERVED}
+    columns |= conversations(group, range(rows))
     lists = columns | {"prompts": [group.prompt.text] * rows, "completions": list(group.completions)}
     return json.dumps(lists, default=str).encode()
 

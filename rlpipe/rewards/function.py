@@ -5,9 +5,10 @@
 
 The function is called with keyword lists of equal length, one entry per response of one group: `prompts` and
 `completions` (always strings: the rendered prompt and the decoded response, also for chat models), `completion_ids`
-(token ids), and every further column of the row. One without `**columns` gets just the arguments it names; an async one
-is awaited. `None` means "does not apply to this row". A call that fails is repeated row by row, so that only the rows
-at fault fail: a function that compares the responses of a group should return, not raise.
+(token ids), and every further column of the row. With an environment a completion is the policy's last turn, and
+`conversations` has all turns, each as a list of {role, content}. One without `**columns` gets just the arguments it
+names; an async one is awaited. `None` means "does not apply to this row". A call that fails is repeated row by row, so
+that only the rows at fault fail: a function that compares the responses of a group should return, not raise.
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ from rlpipe.rewards.killable import Caller
 from rlpipe.rewards.reward import Allowance, Component
 
 FACTORY = "rlpipe.rewards.user_code:load"
-RESERVED = ("prompts", "completions", "completion_ids", "prompt", "completion")
+RESERVED = ("prompts", "completions", "completion_ids", "conversations", "prompt", "completion")
 
 
 def factory_options(recipe: PythonReward, base_dir: Path) -> dict:
@@ -62,8 +63,17 @@ class Function:
 def arguments(group: Group, rows) -> dict[str, list]:
     """TRL's keyword lists for these responses of the group."""
     columns = {k: [v] * len(rows) for k, v in group.prompt.columns.items() if k not in RESERVED}
+    columns |= conversations(group, rows)
     return columns | {
         "prompts": [group.prompt.text] * len(rows),
         "completions": [group.completions[row] for row in rows],
         "completion_ids": [group.trajectories[row].response_tokens.tolist() for row in rows],
     }
+
+
+def conversations(group: Group, rows) -> dict[str, list]:
+    """Every turn of these responses in TRL's form; nothing without an environment."""
+    if not group.conversations:
+        return {}
+    spoken = [group.conversations[row] for row in rows]
+    return {"conversations": [[{"role": said.role, "content": said.text} for said in turns] for turns in spoken]}

@@ -42,8 +42,8 @@ class Caller(Protocol):
 class Killable:
     """One child process. Used by one thread at a time."""
 
-    def __init__(self, name: str, factory: str, options: dict[str, Any], start_deadline: float):
-        self._name = name
+    def __init__(self, name: str, factory: str, options: dict[str, Any], start_deadline: float, what: str = "reward"):
+        self._name, self._what = name, f"{what} {name!r}"
         self._target = (factory, options)
         self._start_deadline = start_deadline
         self._process: subprocess.Popen | None = None
@@ -80,14 +80,13 @@ class Killable:
             if not self._connection.poll(self._start_deadline):
                 self.kill()
                 raise RewardUnusable(
-                    f"reward {self._name!r}: its process did not start within "
-                    f"deadlines.start={self._start_deadline:g} s"
+                    f"{self._what}: its process did not start within deadlines.start={self._start_deadline:g} s"
                 )
             kind, why = self._connection.recv()
         except (EOFError, OSError):
-            raise RewardUnusable(f"reward {self._name!r}: its process {self._death()} while starting") from None
+            raise RewardUnusable(f"{self._what}: its process {self._death()} while starting") from None
         if kind == "unusable":
-            raise RewardUnusable(f"reward {self._name!r}: {why}")
+            raise RewardUnusable(f"{self._what}: {why}")
         self._loaded = True
 
     def call(self, request: Any, seconds: float) -> Any | Failure:
@@ -148,10 +147,18 @@ def _environment() -> dict[str, str]:
 
 
 class Pool:
-    """`processes` killable processes of one function."""
+    """`processes` killable processes of one function. `what` it is stands in errors before its name."""
 
-    def __init__(self, name: str, factory: str, options: dict[str, Any], processes: int, start_deadline: float):
-        self._all = [Killable(name, factory, options, start_deadline) for _ in range(processes)]
+    def __init__(
+        self,
+        name: str,
+        factory: str,
+        options: dict[str, Any],
+        processes: int,
+        start_deadline: float,
+        what: str = "reward",
+    ):
+        self._all = [Killable(name, factory, options, start_deadline, what) for _ in range(processes)]
         self._idle: queue.LifoQueue[Killable] = queue.LifoQueue()
         for worker in self._all:
             self._idle.put(worker)
@@ -191,8 +198,8 @@ class Pool:
 class InProcess:
     """The same calls in this process and thread, without a deadline: `--debug`, where breakpoint() must work."""
 
-    def __init__(self, name: str, factory: str, options: dict[str, Any]):
-        self._name = name
+    def __init__(self, name: str, factory: str, options: dict[str, Any], what: str = "reward"):
+        self._what = f"{what} {name!r}"
         self._target = (factory, options)
         self._function: Callable[[Any], Any] | None = None
 
@@ -203,7 +210,7 @@ class InProcess:
             try:
                 self._function = child.load(*self._target)
             except Exception as error:
-                raise RewardUnusable(f"reward {self._name!r}: {child.describe(error)}") from error
+                raise RewardUnusable(f"{self._what}: {child.describe(error)}") from error
 
     def call(self, request: Any, limit: float, allowance: Allowance, rows: int = 1) -> Any | Failure:
         self.ready()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from rlpipe.data.flow import Failure, Group, Outcome, Score
+from rlpipe.data.flow import Failure, Group, Outcome, Score, Trajectory
 from rlpipe.rewards.reward import Allowance, Component, Reward
 
 
@@ -25,7 +25,8 @@ class Mix:
     def score(self, group: Group, allowance: Allowance) -> tuple[Outcome, ...]:
         """One outcome per response, in their order."""
         columns = [[_finite(c) for c in reward.score(group, allowance)] for reward in self._rewards]
-        return tuple(self._outcome(row) for row in zip(*columns, strict=True))
+        rows = zip(*columns, strict=True)
+        return tuple(_broken_off(t) or self._outcome(row) for t, row in zip(group.trajectories, rows, strict=True))
 
     def close(self) -> None:
         for reward in self._rewards:
@@ -39,6 +40,12 @@ class Mix:
         if not components:
             return _blame("+".join(self.names), Failure("not_applicable", "no reward of the mix applies to this row"))
         return Score(sum(r.weight * components[r.name] for r in self._rewards if r.name in components), components)
+
+
+def _broken_off(trajectory: Trajectory) -> Failure | None:
+    """An episode whose environment failed has no reward, whatever could be said of its last turn."""
+    outcome = trajectory.episode.outcome if trajectory.episode else None
+    return _blame("environment", outcome) if isinstance(outcome, Failure) else None
 
 
 def _finite(component: Component) -> Component:

@@ -10,6 +10,9 @@ Kinds of failure, as they stand in `Failure.kind` and in the rollouts' Parquet:
     missing_column         the row lacks the column that holds the reference
     unparseable_reference  the reference is no mathematical answer, or no tests (a response that is none is wrong: 0)
     not_applicable         no component of the mix applies to the row
+    unknown_component      the environment names no such component
+
+An episode whose environment raised, died or was late fails with the same kinds.
 
 of a program that `code` runs (its wrong output and its exceptions are 0):
 
@@ -34,7 +37,8 @@ Component = float | None | Failure
 
 
 class RewardUnusable(RuntimeError):
-    """A reward cannot be computed for any row: its file, function or an import is missing. Raised, never a Failure."""
+    """A reward (or an environment) works for no row: its file, function or an import is missing. Raised, never a
+    Failure."""
 
 
 class Allowance:

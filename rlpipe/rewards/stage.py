@@ -22,6 +22,7 @@ from rlpipe.recipe import rewards as kinds
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.recipe.run import Deadlines
 from rlpipe.rewards import code, function, maths, regex
+from rlpipe.rewards.environment import FromEnvironment
 from rlpipe.rewards.exact import Exact
 from rlpipe.rewards.format import Format
 from rlpipe.rewards.http import Http
@@ -146,6 +147,8 @@ def _reward(recipe: kinds.Reward, base_dir: Path, start: float, debug: bool) -> 
     match recipe:
         case kinds.ExactReward():
             return Exact(recipe)
+        case kinds.EnvironmentReward():
+            return FromEnvironment(recipe)
         case kinds.FormatReward():
             return Format(recipe)
         case kinds.HttpReward():

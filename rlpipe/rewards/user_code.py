@@ -20,12 +20,17 @@ class WrongLength(ValueError):
 
 def load(function: str, base_dir: str, options: dict[str, Any]) -> Callable[[dict[str, list]], list[Row]]:
     """The function named by `file.py:name` or `package.module:name`, ready to be called with keyword lists."""
-    source, _, name = function.rpartition(":")
+    return _Bound(find(function, base_dir), options)
+
+
+def find(path: str, base_dir: str) -> Callable:
+    """The function or class named by `file.py:name` or `package.module:name`."""
+    source, _, name = path.rpartition(":")
     module = _from_file(source, base_dir) if source.endswith(".py") else _from_path(source)
     if not callable(getattr(module, name, None)):
         has = ", ".join(n for n, v in vars(module).items() if inspect.isfunction(v)) or "none"
         raise AttributeError(f"{source} has no function {name!r} (functions there: {has})")
-    return _Bound(getattr(module, name), options)
+    return getattr(module, name)
 
 
 def _from_file(source: str, base_dir: str):

@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 CHAINS = {
     "arithmetic": {"arithmetic/sft": [], "arithmetic/grpo": []},
+    "guess": {"arithmetic/guess": []},
+    "calculator": {"arithmetic/calculator": []},
     "gsm8k": {"gsm8k/sft": [], "gsm8k/grpo": ["model.path=runs/gsm8k-sft/model"]},
     "stories": {"stories/grpo": []},
 }

@@ -116,7 +116,7 @@ def test_recipes_list_names_and_explains():
     code, out, _ = call("recipes", "list")
     assert code == 0
     assert (
-        "arithmetic/pipeline  The demo: build a tiny model, teach it sums by SFT, then improve it by GRPO, in one command.\n"
+        "arithmetic/pipeline    The demo: build a tiny model, teach it sums by SFT, then improve it by GRPO, in one command.\n"
         in out
     )
 

@@ -60,3 +60,17 @@ def test_operands_begin_at_the_smallest():
     assert prompts <= {f"{a}+{b}" for a in (10, 11, 12) for b in (10, 11, 12)}
     with pytest.raises(ValueError, match="smallest=5 is above largest=3"):
         data(smallest=5, largest=3)
+
+
+def test_some_demonstrations_leave_the_sum_to_the_calculator():
+    train, heldout = problems(data(calls=0.25))
+    called = [r for r in train if isinstance(r.fields["completion"], list)]
+    assert 0.22 < len(called) / len(train) < 0.28
+    [first] = called[:1]
+    assert first.fields["completion"] == [
+        {"role": "assistant", "content": f"<calc>{first.fields['prompt']}</calc>"},
+        {"role": "tool", "content": first.fields["answer"]},
+        {"role": "assistant", "content": first.fields["answer"]},
+    ]
+    assert all(isinstance(r.fields["completion"], str) for r in heldout)
+    assert [r.fields["prompt"] for r in train] == [r.fields["prompt"] for r in problems(data())[0]]

@@ -144,7 +144,7 @@ def test_a_good_recipe_loads():
         (
             "  mix:\n    - kind: exact",
             "  mix: []",
-            "r.yaml:5: rewards.mix: expected a non-empty list, each item a section with `kind`: one of `code`, `exact`, `format`, `http`, `math`, `python`, `regex`, found an empty list",
+            "r.yaml:5: rewards.mix: expected a non-empty list, each item a section with `kind`: one of `code`, `environment`, `exact`, `format`, `http`, `math`, `python`, `regex`, found an empty list",
         ),
         (
             "{name: grpo}",
@@ -161,12 +161,12 @@ def test_a_good_recipe_loads():
         (
             "kind: exact",
             "kind: exakt",
-            "r.yaml:6: rewards.mix.0.kind: expected one of `code`, `exact`, `format`, `http`, `math`, `python`, `regex`, found the text `exakt`; did you mean `exact`?",
+            "r.yaml:6: rewards.mix.0.kind: expected one of `code`, `environment`, `exact`, `format`, `http`, `math`, `python`, `regex`, found the text `exakt`; did you mean `exact`?",
         ),
         (
             "- kind: exact",
             "- name: exact",
-            "r.yaml:6: rewards.mix.0.kind: missing; expected one of `code`, `exact`, `format`, `http`, `math`, `python`, `regex`",
+            "r.yaml:6: rewards.mix.0.kind: missing; expected one of `code`, `environment`, `exact`, `format`, `http`, `math`, `python`, `regex`",
         ),
         (
             "{name: grpo}",
@@ -204,6 +204,26 @@ def test_a_good_recipe_loads():
             "task: rl",
             "task: rl\nrollout: {max_model_len: 16}",
             "r.yaml:2: rollout: max_model_len=16 leaves no room for a prompt before max_new_tokens=16; raise the one or lower the other",
+        ),
+        (
+            "kind: exact",
+            "kind: environment",
+            "r.yaml:6: rewards.mix.0.kind=environment takes the reward that the environment gives, and environment.kind=single_turn gives none; choose another reward or environment",
+        ),
+        (
+            "task: rl",
+            "task: rl\nenvironment: {kind: guess_number, max_turns: 6, discount: 0.2}",
+            "r.yaml:2: environment: discount=0.2 makes the last of max_turns=6 guesses worth nothing; keep it below 0.2",
+        ),
+        (
+            "task: rl",
+            "task: rl\nenvironment: {kind: python, implementation: mine.py}",
+            "r.yaml:2: environment.implementation: expected `path/to/file.py:Class` or `package.module:Class`, found `mine.py`",
+        ),
+        (
+            "{kind: arithmetic}",
+            "{kind: guess_number, smallest: 9, largest: 9}",
+            "r.yaml:3: data: smallest=9 leaves nothing to guess below largest=9; lower it",
         ),
         (
             "{scratch: qwen2}",
@@ -296,8 +316,15 @@ def test_all_problems_at_once_in_the_order_of_the_file():
         "r.yaml:3: seed: expected a whole number, found the text `x`",
         "r.yaml:12: schedule.prompts: `prompts` is not a key of `schedule`; did you mean `evaluation.prompts`?",
         "r.yaml:14: foo: this key stands twice; the first is at r.yaml:13",
-        "r.yaml:14: foo: `foo` is not a key of the recipe; its keys are task, name, seed, model, data, rewards, algorithm, "
-        "schedule, train, rollout, evaluation, publishing, deadlines, tracking",
+        "r.yaml:14: foo: `foo` is not a key of the recipe; its keys are task, name, seed, model, data, rewards, "
+        "environment, algorithm, schedule, train, rollout, evaluation, publishing, deadlines, tracking",
+    ]
+
+
+def test_a_model_is_not_taught_the_environments_words():
+    sft = "task: sft\nmodel: {scratch: qwen2}\ndata: {kind: guess_number}\ntrain: {max_steps: 3}\n"
+    assert problems(sft) == [
+        "r.yaml:4: train.loss_on=completion would teach the model what the environment says in these demonstrations, too; set train.loss_on=assistant"
     ]
 
 

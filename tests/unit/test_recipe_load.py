@@ -164,7 +164,7 @@ class TestExtends:
 
     def test_a_missing_file(self):
         assert message(write("a.yaml", "stages:\n  one:\n    extends: grop.yaml\n")).startswith(
-            "a.yaml:3: stages.one.extends: no recipe file `grop.yaml`; shipped recipes are arithmetic/grpo, "
+            "a.yaml:3: stages.one.extends: no recipe file `grop.yaml`; shipped recipes are arithmetic/calculator, "
         )
 
     def test_several_files_at_once_are_refused(self):

@@ -1,5 +1,6 @@
 """Reads a run directory into what the report shows, one `Stage` per events.jsonl."""
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -129,6 +130,11 @@ def milestones(stages: Sequence[Stage]) -> list[tuple[str, Event]]:
     last = [(f"after {stage.name}" if stage.name else "trained", stage.evaluations[-1]) for stage in trained]
     first = measured[0].evaluations[0]
     return last if last and first is last[0][1] else [("base", first), *last]
+
+
+def problem_of(sample: dict[str, Any]) -> tuple[str, str]:
+    """What tells one held-out problem from another: a prompt may be that of several, as in a game with a secret."""
+    return sample["prompt"], json.dumps(sample.get("columns", {}), sort_keys=True, default=str)
 
 
 def _token_text(storage: Storage) -> Callable[[int], str] | None:

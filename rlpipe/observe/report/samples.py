@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from rlpipe.observe.report.collect import Stage
+from rlpipe.observe.report.collect import Stage, problem_of
 
 GROUPS_SHOWN = 4
 ROWS_PER_GROUP = 4
@@ -18,12 +18,12 @@ def comparison(stage: Stage) -> list[dict[str, Any]]:
     if not stage.evaluations:
         return []
     first, last = stage.evaluations[0], stage.evaluations[-1]
-    before = {sample["prompt"]: sample for sample in first["samples"]}
+    before = {problem_of(sample): sample for sample in first["samples"]}
     return [
         {
             "prompt": sample["prompt"],
             "answer": sample.get("columns", {}).get("answer"),
-            "before": before.get(sample["prompt"]) if last is not first else None,
+            "before": before.get(problem_of(sample)) if last is not first else None,
             "before_step": first["step"],
             "after": sample,
             "after_step": last["step"],

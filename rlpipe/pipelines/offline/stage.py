@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from rlpipe.pipelines import roles
+from rlpipe.pipelines.episodes import environment_of, over
 from rlpipe.pipelines.evaluation import Evaluator
 from rlpipe.pipelines.offline.sft import run_sft
 from rlpipe.pipelines.stage import Stage
@@ -30,12 +31,13 @@ def _evaluate(stage: Stage, recipe: SftRecipe, mix: RewardMix, model_path: str, 
         stack.callback(stage.runtime.stop)
         with stage.events.phase("start", says=f"starting {recipe.rollout.engine} to answer held-out prompts"):
             scoring = stack.enter_context(rewards.build(mix, Path(), recipe.deadlines, stage.debug))
+            environment = stack.enter_context(environment_of(stage))
             started = stage.runtime.start([roles.engines(stage, model_path)])
             _, heldout = stage.prompts
             started.ready()
             scoring.ready()
         evaluator = Evaluator(stage, heldout)
-        pool = EnginePool({roles.POLICY: started.handles["engine"]}, recipe.deadlines)
+        pool = over(EnginePool({roles.POLICY: started.handles["engine"]}, recipe.deadlines), environment, stage)
         with stage.events.phase("evaluate", says="answering held-out prompts"):
             found = evaluator.run(pool, scoring, roles.POLICY)
     stage.events.evaluation(step, found.metrics, found.samples)

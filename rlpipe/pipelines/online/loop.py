@@ -18,7 +18,7 @@ from rlpipe.data.storage import Storage
 from rlpipe.ledger.ledger import Ledger
 from rlpipe.observe import rollouts
 from rlpipe.observe.events import EventLog
-from rlpipe.pipelines.evaluation import Evaluated, shown
+from rlpipe.pipelines.evaluation import Evaluated, said_in, shown
 from rlpipe.pipelines.online.dynamic_sampling import is_flat, replace_flat
 from rlpipe.pipelines.online.metrics import sample_metrics
 from rlpipe.pipelines.online.publisher import Publisher
@@ -101,7 +101,7 @@ class Loop:
         )
         rollouts.write(self.storage, step, groups + dropped, self.rewards.names, advantages)
         first = groups[0]
-        self.events.sample(step, first.prompt.text, first.completions[0], **shown(first.outcomes[0]))
+        self.events.sample(step, first.prompt.text, said_in(first, 0), **shown(first.outcomes[0]))
 
     def _evaluate(self, step: int) -> None:
         with self.events.phase("evaluate", step, says="answering held-out prompts"):

@@ -7,7 +7,10 @@ import numpy as np
 
 from rlpipe.algorithms.shaping_kinds import Scored
 from rlpipe.data.flow import FinishReason, Group, Score, TokenBatch
+from rlpipe.pipelines.evaluation import turns_metric
 from rlpipe.pipelines.online.dynamic_sampling import is_flat
+
+_CUT_OFF = (FinishReason.LENGTH, FinishReason.TURNS)
 
 
 def sample_metrics(trained: Sequence[Group], dropped: Sequence[Group], seconds: float) -> dict[str, float]:
@@ -17,7 +20,7 @@ def sample_metrics(trained: Sequence[Group], dropped: Sequence[Group], seconds: 
     trajectories = [t for group in groups for t in group.trajectories]
     outcomes = [o for group in groups for o in group.outcomes]
     scores = [o for o in outcomes if isinstance(o, Score)]
-    lengths = np.array([len(t.response_tokens) for t in trajectories])
+    lengths = np.array([t.response_mask.sum() for t in trajectories])  # what an environment says costs no generation
     return {
         "reward": _mean([s.value for s in scores]),
         **{f"reward/{name}": _mean(values) for name, values in _components(scores).items()},
@@ -25,7 +28,8 @@ def sample_metrics(trained: Sequence[Group], dropped: Sequence[Group], seconds: 
         "groups_without_signal": float(np.mean([is_flat(group) for group in groups])),
         **({"groups_dropped": float(len(dropped))} if dropped else {}),
         "response_length": float(lengths.mean()),
-        "truncated": float(np.mean([t.finish_reason is FinishReason.LENGTH for t in trajectories])),
+        "truncated": float(np.mean([t.finish_reason in _CUT_OFF for t in trajectories])),
+        **turns_metric(trajectories),
         "step_seconds": seconds,
         "tokens_per_second": float(lengths.sum()) / seconds,
     }

@@ -10,7 +10,7 @@ from rlpipe.data.cursor import PromptCursor
 from rlpipe.data.flow import Prompt, Sampling
 from rlpipe.data.records import DataError
 from rlpipe.ledger.memory import MemoryLedger
-from rlpipe.pipelines import roles
+from rlpipe.pipelines import episodes, roles
 from rlpipe.pipelines.evaluation import Evaluator
 from rlpipe.pipelines.online.loop import Loop
 from rlpipe.pipelines.online.publisher import Publisher
@@ -19,6 +19,7 @@ from rlpipe.pipelines.online.trainer import Trainer
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.tasks import RlRecipe
 from rlpipe.rewards import stage as rewards
+from rlpipe.rollout.environments.stage import EnvironmentStage
 from rlpipe.rollout.pool import EnginePool
 from rlpipe.runtime.handle import Handle, Within, results
 from rlpipe.runtime.roles import RoleSpec
@@ -35,9 +36,10 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
         stack.callback(stage.runtime.stop)
         with stage.events.phase("start", says=_starting(recipe)):
             scoring = stack.enter_context(rewards.build(recipe.rewards, Path(), recipe.deadlines, stage.debug))
+            environment = stack.enter_context(episodes.environment_of(stage))
             algorithm = OnlineAlgorithm(roles.algorithm_settings(recipe), recipe.rollout.max_new_tokens)
             started = stage.runtime.start(_roles(stage, algorithm))
-            loop = _loop(stage, recipe, scoring, algorithm, started.handles)
+            loop = _loop(stage, recipe, scoring, environment, algorithm, started.handles)
             started.ready()
             scoring.ready()
         loop.run()
@@ -62,13 +64,15 @@ def _loop(
     stage: Stage,
     recipe: RlRecipe,
     scoring: rewards.RewardStage,
+    environment: EnvironmentStage | None,
     algorithm: OnlineAlgorithm,
     handles: dict[str, list[Handle[Any]]],
 ) -> Loop:
     pool = EnginePool({roles.POLICY: handles["engine"]}, recipe.deadlines)
+    rollouts = episodes.over(pool, environment, stage)
     train, heldout = (_that_fit(prompts, recipe, stage) for prompts in stage.prompts)
     cursor = PromptCursor(train, recipe.seed)
-    ledger = MemoryLedger(cursor, lease_seconds=recipe.deadlines.rollout + recipe.deadlines.reward)
+    ledger = MemoryLedger(cursor, lease_seconds=episodes.longest_episode(stage) + recipe.deadlines.reward)
     group_size, resampling = recipe.algorithm.group_size, recipe.algorithm.dynamic_sampling
     sampling = Sampling(recipe.rollout.max_new_tokens, recipe.rollout.temperature, stage.stop_token_ids)
     evaluator = Evaluator(stage, heldout)
@@ -77,11 +81,11 @@ def _loop(
         resampling_rounds=resampling.max_rounds if resampling else 0,
         evaluate_every=recipe.evaluation.every,
         ledger=ledger,
-        sampler=Sampler(roles.POLICY, ledger, pool, scoring, stage.tokenizer, sampling, group_size, recipe.seed),
+        sampler=Sampler(roles.POLICY, ledger, rollouts, scoring, stage.tokenizer, sampling, group_size, recipe.seed),
         rewards=scoring,
         trainer=Trainer(handles, algorithm, recipe.train, group_size, recipe.deadlines.train, _critic_warmup(recipe)),
         publisher=_publisher(stage, recipe, handles[roles.POLICY], pool, heldout),
-        evaluate=lambda: evaluator.run(pool, scoring, roles.POLICY),
+        evaluate=lambda: evaluator.run(rollouts, scoring, roles.POLICY),
         storage=stage.storage,
         events=stage.events,
     )

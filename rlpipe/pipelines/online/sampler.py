@@ -7,7 +7,7 @@ from rlpipe.data.seeds import sample_seed
 from rlpipe.ledger.ledger import Lease, Ledger
 from rlpipe.pipelines.evaluation import SECONDS_PER_LOOK, group_of
 from rlpipe.rewards.stage import RewardStage
-from rlpipe.rollout.pool import EnginePool
+from rlpipe.rollout.episodes import Rollouts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,7 +20,7 @@ class Sampler:
         self,
         model: str,
         ledger: Ledger,
-        pool: EnginePool,
+        pool: Rollouts,
         rewards: RewardStage,
         tokenizer: "PreTrainedTokenizerBase",
         sampling: Sampling,

@@ -1,0 +1,38 @@
+"""The environment of a stage, and what its samples go through: the pool itself, or episodes over it."""
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+from rlpipe.pipelines.stage import Stage
+from rlpipe.recipe.environment import SingleTurn
+from rlpipe.rollout.environments.stage import EnvironmentStage, build
+from rlpipe.rollout.episodes import EpisodeLimits, Episodes, Rollouts
+from rlpipe.rollout.pool import EnginePool
+from rlpipe.rollout.turn_marks import TurnMarks
+
+
+def environment_of(stage: Stage) -> AbstractContextManager[EnvironmentStage | None]:
+    """The recipe's environment, starting in the background; None where a response is a single turn."""
+    return build(stage.recipe.environment, stage.recipe.deadlines, stage.debug) or nullcontext()
+
+
+def over(pool: EnginePool, environment: EnvironmentStage | None, stage: Stage) -> Rollouts:
+    """What samplers and evaluators ask. Waits until the environment is ready."""
+    recipe = stage.recipe
+    if environment is None or isinstance(recipe.environment, SingleTurn):
+        return pool
+    environment.ready()
+    prompts = {prompt.prompt_id: prompt for part in stage.prompts for prompt in part}
+    limits = EpisodeLimits(recipe.environment.max_turns, recipe.rollout.max_model_len or stage.model_length)
+    decode = partial(stage.tokenizer.decode, skip_special_tokens=True)
+    return Episodes(pool, environment, prompts, TurnMarks(stage.tokenizer, stage.records.chat), decode, limits)
+
+
+def longest_episode(stage: Stage) -> float:
+    """Seconds that generating a response may take, by the recipe's deadlines."""
+    recipe = stage.recipe
+    if isinstance(recipe.environment, SingleTurn):
+        return recipe.deadlines.rollout
+    # The environment is asked once more than the policy speaks: for the state of the episode.
+    turns = recipe.environment.max_turns
+    return turns * recipe.deadlines.rollout + (turns + 1) * recipe.deadlines.environment

@@ -1,0 +1,87 @@
+"""What answers the policy between its turns."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from rlpipe.recipe.base import PythonFunction, Strict
+from rlpipe.recipe.rewards import EnvironmentReward, RewardMix
+
+
+class SingleTurn(Strict):
+    """No environment: the first response is the whole answer."""
+
+    kind: Literal["single_turn"]
+    """One response per prompt."""
+
+
+class Calculator(Strict):
+    """Works out what the policy writes between `<calc>` and `</calc>`, until a turn has no such call."""
+
+    kind: Literal["calculator"]
+    """A tool that does arithmetic."""
+    max_turns: PositiveInt = 4
+    """Turns of the policy at most, the answer included."""
+    role: Literal["tool", "user"] = "tool"
+    """Who answers in the chat template; `user` for one that has no tool."""
+
+
+class GuessNumber(Strict):
+    """Holds the number in the row's column `secret`, and answers a guess with `higher` or `lower`."""
+
+    kind: Literal["guess_number"]
+    """A game: find the number that the environment holds."""
+    max_turns: PositiveInt = 6
+    """Guesses; whoever has not found the number with the last one has lost."""
+    discount: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """The reward is 1 for a first guess that is right, less by this for every further guess, and 0 for a game lost."""
+
+    @model_validator(mode="after")
+    def _finding_is_worth_it(self) -> "GuessNumber":
+        if self.discount * (self.max_turns - 1) >= 1:
+            raise ValueError(
+                f"discount={self.discount:g} makes the last of max_turns={self.max_turns} guesses worth nothing; "
+                f"keep it below {1 / (self.max_turns - 1):.3g}"
+            )
+        return self
+
+
+class PythonEnvironment(Strict):
+    """A class of yours with `reset` and `step`, in processes of its own."""
+
+    kind: Literal["python"]
+    """A class of yours."""
+    implementation: PythonFunction
+    """`path/to/file.py:Class` (relative to the recipe) or `package.module:Class`."""
+    max_turns: PositiveInt = 8
+    """Turns of the policy at most."""
+    processes: PositiveInt = 1
+    """Processes that take steps side by side."""
+    options: dict[str, float | int | str | bool] = {}
+    """Keyword arguments of the class."""
+
+    @field_validator("implementation")
+    @classmethod
+    def _names_a_class(cls, name: str) -> str:
+        if not re.fullmatch(r"(.+\.py|[\w.]+):[^\W\d]\w*", name):
+            raise ValueError(f"expected `path/to/file.py:Class` or `package.module:Class`, found `{name}`")
+        return name
+
+
+Environment = Annotated[
+    SingleTurn | Calculator | GuessNumber | PythonEnvironment,
+    Field(discriminator="kind"),
+]
+
+
+def check_rewards(environment: Environment, rewards: RewardMix) -> None:
+    """Raise ValueError where a reward asks for what the environment never says."""
+    if not isinstance(environment, SingleTurn | Calculator):
+        return
+    for i, reward in enumerate(rewards.mix):
+        if isinstance(reward, EnvironmentReward):
+            raise ValueError(
+                f"rewards.mix.{i}.kind=environment takes the reward that the environment gives, and "
+                f"environment.kind={environment.kind} gives none; choose another reward or environment"
+            )

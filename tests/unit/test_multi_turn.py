@@ -1,0 +1,127 @@
+"""Sampling and evaluation of several turns, from prompts to Parquet."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas
+import pytest
+from fake_engine import FakeEngine, pool_of
+
+from rlpipe.data.chat import render_prompts
+from rlpipe.data.cursor import PromptCursor
+from rlpipe.data.flow import Failure, Sampling
+from rlpipe.data.source import load_records
+from rlpipe.data.storage import Storage
+from rlpipe.ledger.memory import MemoryLedger
+from rlpipe.models.scratch import build_tokenizer
+from rlpipe.observe import rollouts
+from rlpipe.pipelines import episodes
+from rlpipe.pipelines.evaluation import Evaluator
+from rlpipe.pipelines.online.metrics import sample_metrics
+from rlpipe.pipelines.online.sampler import Sampler
+from rlpipe.recipe.data import GuessNumberData
+from rlpipe.recipe.environment import GuessNumber, SingleTurn
+from rlpipe.recipe.rewards import EnvironmentReward, RewardMix
+from rlpipe.recipe.rollout import Evaluation, Rollout
+from rlpipe.recipe.run import Deadlines
+from rlpipe.rewards import stage as rewards
+
+END, ASSISTANT = 1, 4
+TOKENIZER = build_tokenizer()
+REWARDS = RewardMix(mix=[EnvironmentReward(kind="environment", name="game")])
+
+
+def bisects(request, sample):
+    """Plays as it should, and ends each of its turns."""
+    low, high = 0, 9
+    said = TOKENIZER.decode(request.prompt_tokens, skip_special_tokens=False).split("<|assistant|>")[1:-1]
+    for turn in said:
+        guess, answer = turn.replace("<|end|>", " ").replace("<|user|>", " ").split()
+        low, high = (int(guess) + 1, high) if answer == "higher" else (low, int(guess) - 1)
+    return [*TOKENIZER(str((low + high) // 2))["input_ids"], END]
+
+
+@pytest.fixture(params=[True, False], ids=["debug", "threads"])
+def stage(request):
+    records = load_records(GuessNumberData(kind="guess_number", largest=9, games=6, heldout=10), only_prompts=True)
+    return SimpleNamespace(
+        recipe=SimpleNamespace(
+            environment=GuessNumber(kind="guess_number", max_turns=4),
+            rollout=Rollout(max_new_tokens=4),
+            deadlines=Deadlines(),
+            evaluation=Evaluation(correct_at=0.1, show=10),
+            seed=0,
+        ),
+        records=records,
+        prompts=render_prompts(records, TOKENIZER),
+        tokenizer=TOKENIZER,
+        model_length=256,
+        stop_token_ids=(END,),
+        events=SimpleNamespace(progress=lambda text: None),
+        debug=request.param,
+    )
+
+
+def test_evaluation_plays_whole_games(stage):
+    with (
+        episodes.environment_of(stage) as environment,
+        rewards.build(REWARDS, ".", Deadlines(), stage.debug) as scoring,
+    ):
+        answers = episodes.over(pool_of(FakeEngine(bisects, {END}, 3)), environment, stage)
+        found = Evaluator(stage, stage.prompts[1]).run(answers, scoring, "policy")
+    assert found.metrics["accuracy"] == found.metrics["pass@1"] == 1.0
+    # Of 0 to 9, bisection finds 4 at once, 1 and 7 next, then 0, 2, 5, 8, and 3, 6, 9 at last.
+    assert found.metrics["turns"] == pytest.approx((1 + 2 * 2 + 4 * 3 + 3 * 4) / 10)
+    assert found.metrics["reward"] == pytest.approx((1.0 + 2 * 0.9 + 4 * 0.8 + 3 * 0.7) / 10)
+    assert found.metrics["length"] == pytest.approx(2 * found.metrics["turns"])  # of its own tokens
+    shown = {sample["columns"]["secret"]: sample["completion"] for sample in found.samples}
+    assert shown[0] == "assistant: 4\nuser: lower\nassistant: 1\nuser: lower\nassistant: 0"
+
+
+def test_sampling_fills_the_ledger_and_the_rollouts(stage, tmp_path):
+    ledger = MemoryLedger(PromptCursor(stage.prompts[0], 0), lease_seconds=60.0)
+    with (
+        episodes.environment_of(stage) as environment,
+        rewards.build(REWARDS, ".", Deadlines(), stage.debug) as scoring,
+    ):
+        answers = episodes.over(pool_of(FakeEngine(bisects, {END}), FakeEngine(bisects, {END})), environment, stage)
+        sampler = Sampler("policy", ledger, answers, scoring, TOKENIZER, Sampling(4, 1.0, ()), 2, 0)
+        sampler.generate(3)
+        groups = sampler.scored(3)
+    rollouts.write(Storage(tmp_path), 1, groups, scoring.names)
+    frame = pandas.read_parquet(tmp_path / "rollouts")
+    assert len(frame) == 6 and (frame["reward"] == frame["reward/game"]).all()
+    for _, row in frame.iterrows():
+        turns = [f"{turn['role']} {turn['text']}" for turn in row["turns"]]
+        assert turns[0] == "assistant 4" and turns[-1] == f"assistant {row['completion']}"
+        own = row["response_tokens"][row["response_mask"] == 1]
+        said = [turn["text"] for turn in row["turns"] if turn["role"] == "assistant"]
+        assert TOKENIZER.decode(own) == "".join(f"{text}<|end|>" for text in said)
+    metrics = sample_metrics(groups, 1.0)
+    assert metrics["turns"] == frame["turns"].map(lambda turns: (len(turns) + 1) / 2).mean()
+    assert metrics["response_length"] == np.mean([mask.sum() for mask in frame["response_mask"]])
+
+
+def test_a_single_turn_is_the_pool_itself(stage):
+    stage.recipe.environment = SingleTurn(kind="single_turn")
+    pool = pool_of(FakeEngine(bisects, {END}))
+    with episodes.environment_of(stage) as environment:
+        assert episodes.over(pool, environment, stage) is pool
+    assert episodes.longest_episode(stage) == Deadlines().rollout
+
+
+def test_a_row_without_secret_fails_and_is_reported_as_the_environments_fault(stage):
+    for prompt in stage.prompts[0]:
+        prompt.columns.clear()
+    ledger = MemoryLedger(PromptCursor(stage.prompts[0], 0), lease_seconds=60.0)
+    with (
+        episodes.environment_of(stage) as environment,
+        rewards.build(REWARDS, ".", Deadlines(), stage.debug) as scoring,
+    ):
+        answers = episodes.over(pool_of(FakeEngine(bisects, {END})), environment, stage)
+        sampler = Sampler("policy", ledger, answers, scoring, TOKENIZER, Sampling(4, 1.0, ()), 2, 0)
+        sampler.generate(2)
+        groups = sampler.scored(2)
+        assert all(isinstance(outcome, Failure) for group in groups for outcome in group.outcomes)
+        with pytest.raises(rewards.RewardFailed, match="4 x environment: exception"):
+            scoring.check(groups, 1)
