@@ -7,13 +7,15 @@ from functools import partial
 import numpy as np
 import pytest
 import tiny_models
+import torch
 from fake_engine import FakeEngine, pool_of
+from online_algorithms import algorithm
 
 from rlpipe.data.flow import Failure, FinishReason, GroupRequest, Prompt, Said, Sampling, Score, VersionSpan
 from rlpipe.data.seeds import environment_seed, turn_seed
 from rlpipe.models.scratch import build_tokenizer
 from rlpipe.pipelines.evaluation import group_of
-from rlpipe.pipelines.online.batch import token_batch
+from rlpipe.pipelines.online.batch import scored, token_batch, with_signal
 from rlpipe.recipe.environment import GuessNumber as GuessRecipe
 from rlpipe.recipe.rewards import EnvironmentReward, ExactReward
 from rlpipe.recipe.run import Deadlines
@@ -299,14 +301,12 @@ def test_environment_tokens_are_outside_the_loss():
     subject.submit("policy", [ask()])
     group = group_of(PROMPT, drained(subject)["g"], TOKENIZER)
 
-    class Ones:
-        def advantages(self, rewards_B, groups_B, valid_B):
-            return rewards_B * 0 + 2.0
-
-    batch = token_batch([replace(group, outcomes=(Score(1.0, {}), Score(0.0, {})))], Ones())
+    groups = [replace(group, outcomes=(Score(2.0, {}), Score(0.0, {})))]
+    plain = algorithm(advantage={"kind": "return", "whiten": False})
+    batch = with_signal(token_batch(groups, torch.tensor([True, True])), groups, scored(groups), plain, 0.0)
     own = [*[0] * 6, 1, 1, *[0] * 9, 1, 1]
     assert batch.mask_N.tolist() == own * 2
-    assert batch.advantages_N.tolist() == [2.0 * m for m in own] * 2
+    assert batch.advantages_N.tolist() == [2.0 * m for m in own] + [0.0] * len(own)
     assert (batch.behaviour_logprobs_N[np.array(own * 2) == 0] == 0).all()
 
 

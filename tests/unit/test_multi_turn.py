@@ -97,7 +97,7 @@ def test_sampling_fills_the_ledger_and_the_rollouts(stage, tmp_path):
         own = row["response_tokens"][row["response_mask"] == 1]
         said = [turn["text"] for turn in row["turns"] if turn["role"] == "assistant"]
         assert TOKENIZER.decode(own) == "".join(f"{text}<|end|>" for text in said)
-    metrics = sample_metrics(groups, 1.0)
+    metrics = sample_metrics(groups, [], 1.0)
     assert metrics["turns"] == frame["turns"].map(lambda turns: (len(turns) + 1) / 2).mean()
     assert metrics["response_length"] == np.mean([mask.sum() for mask in frame["response_mask"]])
 

@@ -21,7 +21,7 @@ def scored(groups: Sequence[Group]) -> Scored:
     return Scored(
         rewards_B=torch.tensor([o.value if isinstance(o, Score) else 0.0 for o in outcomes]),
         valid_B=torch.tensor([isinstance(o, Score) for o in outcomes]),
-        lengths_B=torch.tensor([len(t.response_tokens) for t in trajectories]),
+        lengths_B=torch.tensor([int(t.response_mask.sum()) for t in trajectories]),
         truncated_B=torch.tensor([t.finish_reason is FinishReason.LENGTH for t in trajectories]),
     )
 
