@@ -67,6 +67,29 @@ def with_system(messages: list[Message], system: str | None, origin: str) -> lis
     return [{"role": "system", "content": system}, *messages]
 
 
+def joined(context: str | list[Message], completion: str | list[Message]) -> str | list[Message]:
+    """A prompt and what follows it, as one text or one conversation."""
+    if isinstance(context, list) and isinstance(completion, str):
+        return [*context, {"role": "assistant", "content": completion}]
+    return context + completion
+
+
+def ended(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Plain text with the end-of-sequence token, if there is one and it is not there already."""
+    eos = tokenizer.eos_token_id
+    return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
+
+
+def as_generated(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """A rendered conversation without what the template writes after the last end-of-sequence token (often a line
+    end): a policy stops at that token, and what it wrote is to be judged as it stands."""
+    eos = tokenizer.eos_token_id
+    if eos not in ids:
+        return ids
+    end = len(ids) - ids[::-1].index(eos)
+    return ids[:end] if not tokenizer.decode(ids[end:]).strip() else ids
+
+
 def render(
     contexts: list[str | list[Message]],
     origins: list[str],

@@ -35,6 +35,10 @@ class Label(NamedTuple):
 METRICS = {
     "reward": Label("reward", "reward", "", ".3f", NOTHING),
     "accuracy": Label("held-out accuracy", "accuracy", "", ".1%", NOTHING),
+    "pair_accuracy": Label("held-out pairs ranked right", "pair accuracy", "", ".1%"),
+    "train_pair_accuracy": Label("training pairs ranked right", "training pairs", "", ".1%"),
+    "length_baseline": Label("held-out pairs ranked right by length alone", "by length alone", "", ".1%"),
+    "margin": Label("score of the chosen minus the rejected", "margin", "", ".3f"),
     "loss": Label("loss", "loss", "", ".4g"),
     "reference_kl": Label("KL to the reference", "KL", "nats/token", ".3g"),
     "policy_kl": Label("KL of the update", "update KL", "nats/token", ".2g"),

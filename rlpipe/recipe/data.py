@@ -21,15 +21,17 @@ class ArithmeticData(Strict):
     heldout: PositiveInt = 512
     """Number of held-out problems."""
     forgotten_carries: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the training demonstrations that forget every carry (58+67=115), as a careless teacher would. Rewards and
-    held-out answers are always right."""
+    """Share of the training demonstrations that forget every carry (58+67=115), as a careless teacher would. Rewards
+    and held-out answers are always right."""
     seed: int = 0
     """Decides which problems exist, which are held out, and which demonstrations forget."""
 
     @model_validator(mode="after")
     def _in_order(self) -> "ArithmeticData":
         if self.smallest > self.largest:
-            raise ValueError(f"smallest={self.smallest} is above largest={self.largest}; lower the one or raise the other")
+            raise ValueError(
+                f"smallest={self.smallest} is above largest={self.largest}; lower the one or raise the other"
+            )
         return self
 
 
@@ -53,6 +55,8 @@ class RecordsData(Strict):
     """Local file or folder, or hub id."""
     config: str | None = None
     """Configuration name of a hub data set (for example `main`)."""
+    data_dir: str | None = None
+    """Folder inside the data set, for example `harmless-base` of Anthropic/hh-rlhf; a single file has none."""
     split: str = "train"
     """Split to train on."""
     columns: dict[str, str] = {}

@@ -11,7 +11,7 @@ from rlpipe.recipe.model import Model
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.recipe.rollout import Evaluation, Rollout
 from rlpipe.recipe.run import Deadlines, Publishing, Tracking
-from rlpipe.recipe.training import PolicyTraining, SftTraining
+from rlpipe.recipe.training import PolicyTraining, RewardModelTraining, SftTraining
 
 
 class SftRecipe(Strict):
@@ -34,6 +34,27 @@ class SftRecipe(Strict):
     """Engines of that evaluation."""
     evaluation: Evaluation = Evaluation()
     """What is asked of the held-out data, before and after training."""
+    deadlines: Deadlines = Deadlines()
+    """How long remote waits may take."""
+    tracking: Tracking = Tracking()
+    """Where metrics go besides the run directory."""
+
+
+class RewardModelRecipe(Strict):
+    """Reward modelling: a sequence classifier that scores the better of two responses higher."""
+
+    task: Literal["reward_model"]
+    """Reward modelling from pairs of responses (Bradley and Terry 1952)."""
+    name: FolderName = "reward-model"
+    """Names the run directory, runs/NAME."""
+    seed: int = 0
+    """Seed of the model from scratch, of the score head and of the order of the data."""
+    model: Model
+    """A causal language model, whose output head gives way to a new score head; or a reward model, to train on."""
+    data: Data
+    """Preferences to learn from; with `kind: arithmetic`, pairs of the right sum and a likely wrong one."""
+    train: RewardModelTraining
+    """Batches, optimizer and processes of the training."""
     deadlines: Deadlines = Deadlines()
     """How long remote waits may take."""
     tracking: Tracking = Tracking()
@@ -81,7 +102,9 @@ class RlRecipe(Strict):
         return self
 
 
-Task = Annotated[SftRecipe | RlRecipe, Field(discriminator="task")]
+StageRecipe = SftRecipe | RewardModelRecipe | RlRecipe
+"""One task."""
+Task = Annotated[StageRecipe, Field(discriminator="task")]
 
 
 class PipelineRecipe(Strict):
@@ -95,4 +118,4 @@ class PipelineRecipe(Strict):
     """Tasks by name, in the order in which they run."""
 
 
-Recipe = Annotated[SftRecipe | RlRecipe | PipelineRecipe, Field(discriminator="task")]
+Recipe = Annotated[StageRecipe | PipelineRecipe, Field(discriminator="task")]
