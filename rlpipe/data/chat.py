@@ -40,14 +40,17 @@ def _prompts(source: Records, rows: list[Record], part: str, tokenizer: "PreTrai
     contexts = [prompt_context(row, source) for row in rows]
     rendered = render(contexts, [row.origin for row in rows], tokenizer, continued=True)
     texts = [_text(context, tokenizer) for context in contexts]
-    return [_prompt(part, i, *row) for i, row in enumerate(zip(rows, rendered, texts, strict=True))]
+    return [_prompt(part, i, *row) for i, row in enumerate(zip(rows, rendered, contexts, texts, strict=True))]
 
 
-def _prompt(part: str, index: int, record: Record, rendered: Rendered, text: str) -> Prompt:
+def _prompt(
+    part: str, index: int, record: Record, rendered: Rendered, context: str | list[Message], text: str
+) -> Prompt:
     tokens = np.asarray(rendered.ids, dtype=np.int32)
     digest = hashlib.blake2b(tokens.astype("<i4").tobytes(), digest_size=4).hexdigest()
     columns = {name: value for name, value in record.fields.items() if name not in ("prompt", "completion")}
-    return Prompt(f"{part}-{index}-{digest}", tokens, text, columns)
+    messages = None if isinstance(context, str) else context
+    return Prompt(f"{part}-{index}-{digest}", tokens, text, columns, messages)
 
 
 def prompt_context(record: Record, source: Records) -> str | list[Message]:

@@ -50,6 +50,8 @@ class Prompt:
     tokens: Tokens
     text: str
     columns: dict[str, Any] = field(default_factory=dict)
+    messages: list[dict[str, Any]] | None = None
+    """The conversation, for whoever renders it with another template; None where the prompt is plain text."""
 
 
 @dataclass(frozen=True, slots=True)

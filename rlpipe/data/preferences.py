@@ -50,9 +50,7 @@ def length_baseline(pairs: Sequence[Pair]) -> float:
     return max(longer, len(pairs) - longer) / len(pairs)
 
 
-def _sequences(
-    rows: list[Record], name: str, source: Records, tokenizer: "PreTrainedTokenizerBase"
-) -> list[list[int]]:
+def _sequences(rows: list[Record], name: str, source: Records, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
     contexts = [_context(row, name, source) for row in rows]
     rendered = render(contexts, [row.origin for row in rows], tokenizer, continued=False)
     end = as_generated if source.chat else ended

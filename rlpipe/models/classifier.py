@@ -5,7 +5,7 @@ token id, so the configuration must name it, and a sequence must not end with it
 end-of-sequence token, the score is read at the token before.
 """
 
-import logging
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from rlpipe.models.load import ModelError, load_transformer
@@ -15,8 +15,6 @@ from rlpipe.recipe.model import Model
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-logger = logging.getLogger(__name__)
 
 
 def load_classifier(
@@ -56,13 +54,19 @@ def _check_complete(info: dict[str, list], path: str, may_lack_head: bool) -> No
 
 def _new_head(model: "PreTrainedModel", seed: int) -> None:
     """N(0, initializer_range) as transformers would draw it, but from a generator of its own."""
-    import deepspeed
     import torch
 
-    weight = model.score.weight
     generator = torch.Generator().manual_seed(seed)
-    std = model.config.get_text_config().initializer_range
-    drawn = torch.randn(getattr(weight, "ds_shape", weight.shape), generator=generator) * std
-    split = [weight] if hasattr(weight, "ds_id") else []
-    with deepspeed.zero.GatheredParameters(split, modifier_rank=0), torch.no_grad():
-        weight.copy_(drawn)
+    config = model.config.get_text_config()
+    drawn = torch.randn(1, config.hidden_size, generator=generator) * config.initializer_range
+    with _gathered(model.score.weight), torch.no_grad():
+        model.score.weight.copy_(drawn)
+
+
+def _gathered(parameter: "torch.nn.Parameter") -> AbstractContextManager[None]:
+    """ZeRO-3 has split it while it was made; what rank 0 writes into it here, all ranks get."""
+    if not hasattr(parameter, "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)

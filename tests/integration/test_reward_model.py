@@ -1,4 +1,4 @@
-"""Reward modelling on real Ray Train, DeepSpeed and TRL: stages and ranks agree, and the result is a plain classifier."""
+"""Reward modelling on real Ray Train, DeepSpeed and TRL: stages and ranks agree, the result is a plain classifier."""
 
 import numpy as np
 import pytest
@@ -108,7 +108,9 @@ def test_two_ranks_in_every_zero_stage_learn_as_one_rank_does(alone, ray_cluster
         ours = Figures((step % 100, values) for step, values in figures if step // 100 == stage)
         assert [step for step, _ in ours] == [step for step, _ in expected] == [0, 1, 2, 3, 4, 5, 5]
         for name in ("loss", "grad_norm", "learning_rate", "tokens", "heldout_margin"):
-            np.testing.assert_allclose(ours.of(name), expected.of(name), rtol=1e-4, atol=1e-6, err_msg=f"{stage} {name}")
+            np.testing.assert_allclose(
+                ours.of(name), expected.of(name), rtol=1e-4, atol=1e-6, err_msg=f"{stage} {name}"
+            )
         assert ours.of("heldout_pair_accuracy") == expected.of("heldout_pair_accuracy")
         torch.testing.assert_close(weights(tmp_path / f"zero{stage}"), weights(expected_folder), rtol=1e-4, atol=1e-5)
 

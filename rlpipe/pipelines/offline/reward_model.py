@@ -20,8 +20,8 @@ def run_reward_model(
     """Train and write a Hugging Face sequence classifier (safetensors, configuration, tokenizer) to `output_dir`.
 
     `model_path` is what `materialise` gave. `report(step, metrics)` is called every train.logging_steps with loss,
-    train_pair_accuracy, margin (chosen minus rejected), mean_score, learning_rate, grad_norm, tokens and epoch, and before
-    and after training with heldout_loss, heldout_pair_accuracy, heldout_margin and, for comparison,
+    train_pair_accuracy, margin (chosen minus rejected), mean_score, learning_rate, grad_norm, tokens and epoch, and
+    before and after training with heldout_loss, heldout_pair_accuracy, heldout_margin and, for comparison,
     heldout_length_baseline. `debug` trains in this process; otherwise Ray must be connected. Raises as `run_sft` does.
     """
     train, heldout = encode(recipe, model_path, records)

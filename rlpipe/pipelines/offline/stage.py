@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rlpipe.observe.events import EventLog
 from rlpipe.observe.progress import HELDOUT
-from rlpipe.pipelines import roles
+from rlpipe.pipelines import reward_models, roles
 from rlpipe.pipelines.evaluation import Evaluator
 from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.reward_model import run_reward_model
@@ -55,8 +55,9 @@ def _evaluate(stage: Stage, recipe: SftRecipe, mix: RewardMix, model_path: str, 
     with ExitStack() as stack:
         stack.callback(stage.runtime.stop)
         with stage.events.phase("start", says=f"starting {recipe.rollout.engine} to answer held-out prompts"):
-            scoring = stack.enter_context(rewards.build(mix, Path(), recipe.deadlines, stage.debug))
-            started = stage.runtime.start([roles.engines(stage, model_path)])
+            started = stage.runtime.start([*reward_models.specs(stage), roles.engines(stage, model_path)])
+            scorers = reward_models.scorers(stage, started.handles)
+            scoring = stack.enter_context(rewards.build(mix, Path(), recipe.deadlines, stage.debug, scorers))
             _, heldout = stage.prompts
             started.ready()
             scoring.ready()
