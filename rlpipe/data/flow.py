@@ -128,6 +128,13 @@ class TokenBatch:
     old_logprobs_N: np.ndarray | None = None
     """The trainer's log-probabilities before the first update on this batch; None while there is only one update."""
     reference_logprobs_N: np.ndarray | None = None
+    values_N: np.ndarray | None = None
+    """The critic's value of the state in which each response token was chosen, before the first update on this batch;
+    0 elsewhere. In reward units, like the returns."""
+    returns_N: np.ndarray | None = None
+    """What the critic learns to foresee at each response token; 0 elsewhere."""
+    weights_N: np.ndarray | None = None
+    """Weight of each token's loss in the loss of its optimizer step; None weighs all response tokens alike."""
 
     @property
     def lengths_B(self) -> np.ndarray:

@@ -18,12 +18,19 @@ if TYPE_CHECKING:
 
 
 def load_classifier(
-    spec: Model, path: str, dtype: "torch.dtype", pad_token_id: int, head_seed: int | None = None
+    spec: Model,
+    path: str,
+    dtype: "torch.dtype",
+    pad_token_id: int | None = None,
+    head_seed: int | None = None,
+    head_scale: float = 1.0,
 ) -> "PreTrainedModel":
     """The reward model at `path`, on the CPU, with torch's own fused attention.
 
     With `head_seed`, a causal language model will do, too: its output head gives way to a score head whose weights
-    that seed decides alone, whatever the ZeRO stage. Raises `ModelError` where a weight would be random otherwise.
+    that seed decides alone, whatever the ZeRO stage: N(0, initializer_range), as transformers draws it, times
+    `head_scale`. `pad_token_id` is written into the configuration of a model to be trained, and into one that names
+    none. Raises `ModelError` where a weight would be random otherwise.
     """
     quiet_libraries()
     from transformers import AutoModelForSequenceClassification
@@ -31,9 +38,9 @@ def load_classifier(
     model, info = load_transformer(AutoModelForSequenceClassification, spec, path, dtype, num_labels=1)
     _check_complete(info, path, may_lack_head=head_seed is not None)
     if "score.weight" in info["missing_keys"]:
-        _new_head(model, head_seed)
+        _new_head(model, head_seed, head_scale)
     config = model.config.get_text_config()
-    if config.pad_token_id is None or head_seed is not None:
+    if pad_token_id is not None and (config.pad_token_id is None or head_seed is not None):
         config.pad_token_id = pad_token_id
     return model
 
@@ -52,13 +59,12 @@ def _check_complete(info: dict[str, list], path: str, may_lack_head: bool) -> No
         )
 
 
-def _new_head(model: "PreTrainedModel", seed: int) -> None:
-    """N(0, initializer_range) as transformers would draw it, but from a generator of its own."""
+def _new_head(model: "PreTrainedModel", seed: int, scale: float) -> None:
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     config = model.config.get_text_config()
-    drawn = torch.randn(1, config.hidden_size, generator=generator) * config.initializer_range
+    drawn = torch.randn(1, config.hidden_size, generator=generator) * config.initializer_range * scale
     with _gathered(model.score.weight), torch.no_grad():
         model.score.weight.copy_(drawn)
 

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from rlpipe.recipe.algorithm import Algorithm, Schedule
 from rlpipe.recipe.base import FolderName, Strict
+from rlpipe.recipe.critic import Critic
 from rlpipe.recipe.data import Data
 from rlpipe.recipe.model import Model
 from rlpipe.recipe.rewards import RewardMix
@@ -81,6 +82,8 @@ class RlRecipe(Strict):
     """How many steps, of how many prompts."""
     train: PolicyTraining = PolicyTraining()
     """Optimizer, batches and processes of the policy's training."""
+    critic: Critic = Critic()
+    """The value model, where the algorithm has one."""
     rollout: Rollout = Rollout()
     """Engines that generate the responses, and how they sample."""
     evaluation: Evaluation = Evaluation()

@@ -118,4 +118,7 @@ def _select(batch: TokenBatch, sequences: list[int]) -> TokenBatch:
         advantages_N=batch.advantages_N[positions],
         old_logprobs_N=pick(batch.old_logprobs_N),
         reference_logprobs_N=pick(batch.reference_logprobs_N),
+        values_N=pick(batch.values_N),
+        returns_N=pick(batch.returns_N),
+        weights_N=pick(batch.weights_N),
     )

@@ -23,6 +23,9 @@ class Padded:
     advantages_BT: torch.Tensor
     old_logprobs_BT: torch.Tensor | None
     reference_logprobs_BT: torch.Tensor | None
+    values_BT: torch.Tensor | None
+    returns_BT: torch.Tensor | None
+    weights_BT: torch.Tensor | None
 
 
 def pad(batch: TokenBatch, sequences: Sequence[int], device: torch.device) -> Padded:
@@ -35,13 +38,19 @@ def pad(batch: TokenBatch, sequences: Sequence[int], device: torch.device) -> Pa
         values_BT[inside_BT] = values_N[positions]
         return torch.from_numpy(values_BT).to(device)
 
+    def maybe(values_N: np.ndarray | None) -> torch.Tensor | None:
+        return None if values_N is None else spread(values_N)
+
     return Padded(
         input_ids_BT=spread(batch.tokens_N, np.int64),
         mask_BT=spread(batch.mask_N),
         behaviour_logprobs_BT=spread(batch.behaviour_logprobs_N),
         advantages_BT=spread(batch.advantages_N),
-        old_logprobs_BT=None if batch.old_logprobs_N is None else spread(batch.old_logprobs_N),
-        reference_logprobs_BT=None if batch.reference_logprobs_N is None else spread(batch.reference_logprobs_N),
+        old_logprobs_BT=maybe(batch.old_logprobs_N),
+        reference_logprobs_BT=maybe(batch.reference_logprobs_N),
+        values_BT=maybe(batch.values_N),
+        returns_BT=maybe(batch.returns_N),
+        weights_BT=maybe(batch.weights_N),
     )
 
 
