@@ -6,7 +6,7 @@ from pathlib import Path
 from rlpipe.recipe.data import ArithmeticData, GuessNumberData
 from rlpipe.recipe.model import ScratchModel
 from rlpipe.recipe.references import is_reference
-from rlpipe.recipe.tasks import PipelineRecipe, Recipe, RlRecipe, SftRecipe
+from rlpipe.recipe.tasks import PipelineRecipe, Recipe, RewardModelRecipe, RlRecipe, SftRecipe, StageRecipe
 
 STEPS = 2
 PROMPTS = 2
@@ -16,7 +16,8 @@ TINY = {"hidden_size": 64, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate
 
 
 def make_local(folder: Path) -> None:
-    """`FOLDER`, a tiny model, and `train.jsonl`, a few questions in GSM8K's form: what stands in for the hub."""
+    """What stands in for the hub: `FOLDER`, a tiny model, `train.jsonl`, a few questions in GSM8K's form, and
+    `pairs.jsonl`, dialogues with a better and a worse answer in HH-RLHF's form."""
     from rlpipe.models.scratch import build
 
     build(ScratchModel(scratch="qwen2", **TINY, max_position_embeddings=1024), 0, folder / "FOLDER")
@@ -30,7 +31,14 @@ def make_local(folder: Path) -> None:
         for a in range(8)
         for b in range(4)
     ]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _write(folder / "train.jsonl", rows)
+    asked = [f"\n\nHuman: What is {row['problem']}?\n\nAssistant:" for row in rows]
+    pairs = [{"chosen": f"{a} {r['solution']}", "rejected": f"{a} No."} for a, r in zip(asked, rows, strict=True)]
+    _write(folder / "pairs.jsonl", pairs)
+
+
+def _write(file: Path, rows: list[dict[str, str]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def shrunk(recipe: Recipe, local: Path, own_engine: bool = False) -> list[str]:
@@ -38,31 +46,28 @@ def shrunk(recipe: Recipe, local: Path, own_engine: bool = False) -> list[str]:
     keep its own."""
     if isinstance(recipe, PipelineRecipe):
         return [f"stages.{name}.{o}" for name, task in recipe.stages.items() for o in shrunk(task, local, own_engine)]
-    changes = _model(recipe, local) | _data(recipe, local) | _evaluation(recipe)
-    changes["rollout.max_new_tokens"] = min(recipe.rollout.max_new_tokens, 16)
-    changes["rollout.kv_cache_gib"] = 0.05
-    changes |= {
-        "rollout.threads": 1,
-        "train.threads": 1,
-    }  # on models this small a second thread costs more than it gives
-    changes |= {} if own_engine else {"rollout.engine": "transformers"}
-    changes |= _sft(recipe) if isinstance(recipe, SftRecipe) else _rl(recipe)
+    # On models this small a second thread costs more than it gives.
+    changes = _model(recipe, local) | _data(recipe, local) | {"train.threads": 1}
+    if isinstance(recipe, RlRecipe | SftRecipe):
+        changes |= _evaluation(recipe) | _rollout(recipe, own_engine)
+    changes |= _rl(recipe) if isinstance(recipe, RlRecipe) else _offline(recipe)
     return [f"{key}={value}" for key, value in changes.items()]
 
 
-def _model(recipe: SftRecipe | RlRecipe, local: Path) -> dict[str, object]:
+def _model(recipe: StageRecipe, local: Path) -> dict[str, object]:
     model = recipe.model
     if isinstance(model, ScratchModel):
         return {f"model.{key}": value for key, value in TINY.items()}
     return {"model.path": local / "FOLDER"} if _elsewhere(model.path) else {}
 
 
-def _data(recipe: SftRecipe | RlRecipe, local: Path) -> dict[str, object]:
+def _data(recipe: StageRecipe, local: Path) -> dict[str, object]:
     if isinstance(recipe.data, ArithmeticData | GuessNumberData):
         return {"data.heldout": 2 * HELDOUT}
     changes: dict[str, object] = {"data.heldout.count": HELDOUT}
     if _elsewhere(recipe.data.path):
-        changes |= {"data.path": local / "train.jsonl"}
+        name = "pairs.jsonl" if isinstance(recipe, RewardModelRecipe) else "train.jsonl"
+        changes |= {"data.path": local / name}
     return changes
 
 
@@ -70,7 +75,16 @@ def _evaluation(recipe: SftRecipe | RlRecipe) -> dict[str, object]:
     return {"evaluation.prompts": HELDOUT, "evaluation.samples": max(recipe.evaluation.pass_at, default=1)}
 
 
-def _sft(recipe: SftRecipe) -> dict[str, object]:
+def _rollout(recipe: SftRecipe | RlRecipe, own_engine: bool) -> dict[str, object]:
+    changes: dict[str, object] = {
+        "rollout.max_new_tokens": min(recipe.rollout.max_new_tokens, 16),
+        "rollout.kv_cache_gib": 0.05,
+        "rollout.threads": 1,
+    }
+    return changes | ({} if own_engine else {"rollout.engine": "transformers"})
+
+
+def _offline(recipe: SftRecipe | RewardModelRecipe) -> dict[str, object]:
     return {
         "train.max_steps": STEPS,
         "train.per_device_train_batch_size": 4,

@@ -32,6 +32,43 @@ def problems(data: ArithmeticData) -> tuple[list[Record], list[Record]]:
     return _records(train, "training", data), _records(heldout, "held-out", careful)
 
 
+def preferences(data: ArithmeticData) -> tuple[list[Record], list[Record]]:
+    """(training, held-out) pairs over the same problems: the right sum, and a wrong one as a small model makes them."""
+    train, heldout = problems(data)
+    return [_pair(record, data.seed) for record in train], [_pair(record, data.seed) for record in heldout]
+
+
+def _pair(record: Record, seed: int) -> Record:
+    prompt, right = record.fields["prompt"], record.fields["answer"]
+    wrong = mistakes(tuple(map(int, prompt.split("+"))))
+    kind = sorted(wrong)[_hash(seed, f"mistake/{prompt}") % len(wrong)]
+    rejected = wrong[kind][_hash(seed, f"variant/{prompt}") % len(wrong[kind])]
+    fields = {"prompt": prompt, "chosen": right, "rejected": str(rejected), "answer": right, "mistake": kind}
+    return Record(fields, record.origin)
+
+
+def mistakes(operands: tuple[int, ...]) -> dict[str, list[int]]:
+    """Wrong sums by the kind of mistake; kinds that these operands leave no room for are absent.
+
+    carry  every carry forgotten      one, ten  off by one, by ten      swap  two neighbouring digits swapped
+    """
+    right = sum(operands)
+    found = {
+        "carry": [_without_carries(operands)],
+        "one": [right - 1, right + 1],
+        "ten": [right - 10, right + 10],
+        "swap": _swapped(str(right)),
+    }
+    wrong = {kind: [value for value in values if value >= 0 and value != right] for kind, values in found.items()}
+    return {kind: values for kind, values in wrong.items() if values}
+
+
+def _swapped(digits: str) -> list[int]:
+    """Neighbouring digits in each other's place; a leading 0 would be no number as people write it."""
+    swaps = [digits[:i] + digits[i + 1] + digits[i] + digits[i + 2 :] for i in range(len(digits) - 1)]
+    return [int(swap) for swap in swaps if swap[0] != "0"]
+
+
 def _operands(index: int, data: ArithmeticData) -> tuple[int, ...]:
     base = _base(data)
     return tuple(data.smallest + index // base**place % base for place in reversed(range(data.operands)))

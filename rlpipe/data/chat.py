@@ -40,14 +40,17 @@ def _prompts(source: Records, rows: list[Record], part: str, tokenizer: "PreTrai
     contexts = [prompt_context(row, source) for row in rows]
     rendered = render(contexts, [row.origin for row in rows], tokenizer, continued=True)
     texts = [_text(context, tokenizer) for context in contexts]
-    return [_prompt(part, i, *row) for i, row in enumerate(zip(rows, rendered, texts, strict=True))]
+    return [_prompt(part, i, *row) for i, row in enumerate(zip(rows, rendered, contexts, texts, strict=True))]
 
 
-def _prompt(part: str, index: int, record: Record, rendered: Rendered, text: str) -> Prompt:
+def _prompt(
+    part: str, index: int, record: Record, rendered: Rendered, context: str | list[Message], text: str
+) -> Prompt:
     tokens = np.asarray(rendered.ids, dtype=np.int32)
     digest = hashlib.blake2b(tokens.astype("<i4").tobytes(), digest_size=4).hexdigest()
     columns = {name: value for name, value in record.fields.items() if name not in ("prompt", "completion")}
-    return Prompt(f"{part}-{index}-{digest}", tokens, text, columns)
+    messages = None if isinstance(context, str) else context
+    return Prompt(f"{part}-{index}-{digest}", tokens, text, columns, messages)
 
 
 def prompt_context(record: Record, source: Records) -> str | list[Message]:
@@ -65,6 +68,29 @@ def with_system(messages: list[Message], system: str | None, origin: str) -> lis
     if messages[0]["role"] == "system":
         raise DataError(f"{origin}: the record has a system message and data.system is set too; remove one of them.")
     return [{"role": "system", "content": system}, *messages]
+
+
+def joined(context: str | list[Message], completion: str | list[Message]) -> str | list[Message]:
+    """A prompt and what follows it, as one text or one conversation."""
+    if isinstance(context, list) and isinstance(completion, str):
+        return [*context, {"role": "assistant", "content": completion}]
+    return context + completion
+
+
+def ended(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Plain text with the end-of-sequence token, if there is one and it is not there already."""
+    eos = tokenizer.eos_token_id
+    return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
+
+
+def as_generated(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """A rendered conversation without what the template writes after the last end-of-sequence token (often a line
+    end): a policy stops at that token, and what it wrote is to be judged as it stands."""
+    eos = tokenizer.eos_token_id
+    if eos not in ids:
+        return ids
+    end = len(ids) - ids[::-1].index(eos)
+    return ids[:end] if not tokenizer.decode(ids[end:]).strip() else ids
 
 
 def render(

@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlpipe.data.chat import Rendered, prompt_context, render, require_template, with_system
+from rlpipe.data.chat import Rendered, ended, joined, prompt_context, render, require_template, with_system
 from rlpipe.data.records import DataError, Format, Record
 from rlpipe.data.source import Records
 
@@ -60,20 +60,14 @@ def _prompt_completion(
 ) -> list[Example]:
     contexts = [prompt_context(row, source) for row in rows]
     prompts = render(contexts, [row.origin for row in rows], tokenizer, continued=True)
-    wholes = _render_whole([_joined(c, row) for c, row in zip(contexts, rows, strict=True)], rows, tokenizer, loss_on)
+    conversations = [joined(c, row.fields["completion"]) for c, row in zip(contexts, rows, strict=True)]
+    wholes = _render_whole(conversations, rows, tokenizer, loss_on)
     starts = [_common(prompt.ids, whole.ids) for prompt, whole in zip(prompts, wholes, strict=True)]
     _warn_of_seams(rows, prompts, starts)
     return [
         Example(whole.ids, _labels(whole, start if loss_on == "completion" else 0), row.origin)
         for whole, start, row in zip(wholes, starts, rows, strict=True)
     ]
-
-
-def _joined(context: Any, row: Record) -> Any:
-    completion = row.fields["completion"]
-    if isinstance(context, list) and isinstance(completion, str):
-        return [*context, {"role": "assistant", "content": completion}]
-    return context + completion
 
 
 def _whole(row: Record, source: Records) -> Any:
@@ -90,15 +84,8 @@ def _render_whole(
     origins = [row.origin for row in rows]
     rendered = render(contexts, origins, tokenizer, continued=False, template=template, assistant_mask=marked)
     if contexts and isinstance(contexts[0], str):  # a template ends its turns itself
-        return [_ended(r, tokenizer) for r in rendered]
+        return [Rendered(ended(r.ids, tokenizer)) for r in rendered]
     return rendered
-
-
-def _ended(rendered: Rendered, tokenizer: "PreTrainedTokenizerBase") -> Rendered:
-    eos = tokenizer.eos_token_id
-    if eos is None or rendered.ids[-1:] == [eos]:
-        return rendered
-    return Rendered([*rendered.ids, eos])
 
 
 def _marked_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:

@@ -16,16 +16,17 @@ from rlpipe.data.records import DataError, Record
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 
 
-def read(path: str, config: str | None, split: str, key: str) -> list[Record]:
-    """All records of a file, of `split` of a folder, or of `split` of a hub data set. `key` names the recipe line."""
+def read(path: str, config: str | None, split: str, key: str, data_dir: str | None = None) -> list[Record]:
+    """All records of a file, or of `split` of a folder or hub data set, there in `data_dir`. `key` names the recipe
+    line."""
     local = Path(path).expanduser()
     if local.is_file():
         return list(_file(local))
     if local.is_dir():
-        return _folder(local, split, key)
+        return _folder(local / (data_dir or "."), split, key)
     if path.startswith((".", "/", "~")) or _suffix(local):
         raise DataError(f"{key}: there is no file or folder {path} (looked from {Path.cwd()}).")
-    return _hub(path, config, split, key)
+    return _hub(path, config, split, key, data_dir)
 
 
 def _suffix(path: Path) -> str:
@@ -34,6 +35,8 @@ def _suffix(path: Path) -> str:
 
 
 def _folder(folder: Path, split: str, key: str) -> list[Record]:
+    if not folder.is_dir():
+        raise DataError(f"data.data_dir: there is no folder {folder}.")
     names = (f"{split}.", f"{split}-", f"{split}_")
     files = [path for path in sorted(folder.iterdir()) if _suffix(path) and path.name.startswith(names)]
     if files:
@@ -114,12 +117,12 @@ def _parquet(path: Path) -> Iterator[Record]:
         yield Record(row, f"{path}, row {number}")
 
 
-def _hub(path: str, config: str | None, split: str, key: str) -> list[Record]:
+def _hub(path: str, config: str | None, split: str, key: str, data_dir: str | None = None) -> list[Record]:
     import datasets  # seconds of import, needed for hub ids and unusual folders only
 
     datasets.disable_progress_bars()
     try:
-        rows = datasets.load_dataset(path, config, split=split)
+        rows = datasets.load_dataset(path, config, data_dir=data_dir, split=split)
     except Exception as error:  # whatever `datasets`, the hub client or the network raises, the fix is the same
         raise DataError(
             f"{key}: cannot load split `{split}` of {path}"

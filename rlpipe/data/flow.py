@@ -52,6 +52,8 @@ class Prompt:
     tokens: Tokens
     text: str
     columns: dict[str, Any] = field(default_factory=dict)
+    messages: list[dict[str, Any]] | None = None
+    """The conversation, for whoever renders it with another template; None where the prompt is plain text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +159,10 @@ class TokenBatch:
     """The trainer's log-probabilities before the first update on this batch; None if there is only that one."""
     reference_logprobs_N: np.ndarray | None = None
     values_N: np.ndarray | None = None
-    """The critic's predictions before its first update on this batch, at the token that was chosen in the state."""
+    """The critic's value of the state in which each response token was chosen, before the first update on this batch;
+    0 elsewhere. In reward units, like the returns."""
     returns_N: np.ndarray | None = None
-    """The critic's targets."""
+    """What the critic learns to foresee at each response token; 0 elsewhere."""
     weights_N: np.ndarray | None = None
     """What each token's loss counts in the optimizer step that it belongs to: the step's loss is a sum with these
     weights, over all micro-batches and ranks. 0 where masked."""

@@ -3,10 +3,13 @@
     prompt and completion   two texts, or two lists of messages
     messages                a list of {role, content}
     text                    one text
+    chosen and rejected     two texts or lists of messages, after a prompt or as whole conversations; with an optional
+                            number in `margin`: by how much the chosen one is better
 
 Online RL needs a prompt alone; every other column goes to the rewards.
 """
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -23,6 +26,8 @@ class Format(StrEnum):
     PROMPT_COMPLETION = "prompt and completion"
     MESSAGES = "messages"
     TEXT = "text"
+    PREFERENCE = "prompt, chosen and rejected"
+    WHOLE_PREFERENCE = "chosen and rejected"
 
 
 _FIELDS = {
@@ -30,6 +35,8 @@ _FIELDS = {
     Format.PROMPT_COMPLETION: ("prompt", "completion"),
     Format.MESSAGES: ("messages",),
     Format.TEXT: ("text",),
+    Format.PREFERENCE: ("prompt", "chosen", "rejected"),
+    Format.WHOLE_PREFERENCE: ("chosen", "rejected"),
 }
 
 
@@ -54,6 +61,32 @@ def sft_format(first: Record, *more: Record) -> Format:
     )
 
 
+def preference_format(first: Record, *more: Record) -> Format:
+    """With a prompt of its own, or with whole conversations, as the given records have it."""
+    for candidate in (Format.PREFERENCE, Format.WHOLE_PREFERENCE):
+        if any(record.fields.keys() >= set(_FIELDS[candidate]) for record in (first, *more)):
+            return candidate
+    raise DataError(
+        f"{first.origin}: a preference has the fields chosen and rejected, and a prompt or none; this record has "
+        f"{sorted(first.fields)}. If the fields have other names, say so, for example "
+        "`data.columns: {chosen: better, rejected: worse}`."
+    )
+
+
+def margin(record: Record) -> float | None:
+    """By how much the chosen response is better, where the record says so. Raises `DataError` if it is no number."""
+    value = record.fields.get("margin")
+    if value is None:
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"{record.origin}: field `margin` is {_shown(value)}; expected a finite number.")
+    return number
+
+
 def check(record: Record, expected: Format, chat: bool) -> None:
     """Raise `DataError` unless every field of the format is there, has content, and suits `data.chat`."""
     for name in _FIELDS[expected]:
@@ -64,6 +97,13 @@ def check(record: Record, expected: Format, chat: bool) -> None:
                 f"`data.columns: {{{name}: ITS_NAME}}`."
             )
         _check_value(record, name, expected, chat)
+    if expected is Format.WHOLE_PREFERENCE and chat and isinstance(record.fields["chosen"], str):
+        raise DataError(
+            f"{record.origin}: field `chosen` is text without a prompt, which no chat template renders; set "
+            "data.chat=false to work on the plain text, or give a prompt, or lists of messages."
+        )
+    if expected in (Format.PREFERENCE, Format.WHOLE_PREFERENCE):
+        margin(record)
 
 
 def _check_value(record: Record, name: str, expected: Format, chat: bool) -> None:
@@ -77,8 +117,9 @@ def _check_value(record: Record, name: str, expected: Format, chat: bool) -> Non
     else:
         wanted = {"messages": "a list of messages", "text": "text"}.get(name, "text or a list of messages")
         raise DataError(f"{where} is {_shown(value)}; expected {wanted}.")
-    if name == "completion" and type(value) is not type(record.fields["prompt"]):
-        raise DataError(f"{where} must be text where `prompt` is text, and messages where `prompt` is messages.")
+    first = _FIELDS[expected][0]
+    if type(value) is not type(record.fields[first]):
+        raise DataError(f"{where} must be text where `{first}` is text, and messages where `{first}` is messages.")
 
 
 def _check_messages(messages: list[Any], where: str, chat: bool) -> None:

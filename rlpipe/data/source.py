@@ -3,10 +3,10 @@
 import logging
 from dataclasses import dataclass
 
-from rlpipe.data.arithmetic import problems
+from rlpipe.data.arithmetic import preferences, problems
 from rlpipe.data.files import read
 from rlpipe.data.guess import games
-from rlpipe.data.records import DataError, Format, Record, check, sft_format
+from rlpipe.data.records import DataError, Format, Record, check, preference_format, sft_format
 from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, RecordsData
 
 logger = logging.getLogger(__name__)
@@ -29,10 +29,19 @@ def load_records(data: Data, only_prompts: bool) -> Records:
         train, heldout = problems(data) if isinstance(data, ArithmeticData) else games(data)
         return Records(train, heldout, Format.PROMPT if only_prompts else Format.PROMPT_COMPLETION, True, None)
     train, heldout = _split(data)
-    if not train or not heldout:
-        which = "data.path" if not train else "data.heldout"
-        raise DataError(f"{which}: no records found.")
     expected = Format.PROMPT if only_prompts else sft_format(train[0], heldout[0])
+    return _checked(train, heldout, expected, data)
+
+
+def load_preferences(data: Data) -> Records:
+    """Read and check pairs of responses, of which the first is the better one."""
+    if isinstance(data, ArithmeticData):
+        return Records(*preferences(data), Format.PREFERENCE, True, None)
+    train, heldout = _split(data)
+    return _checked(train, heldout, preference_format(train[0], heldout[0]), data)
+
+
+def _checked(train: list[Record], heldout: list[Record], expected: Format, data: RecordsData) -> Records:
     for record in (*heldout, *train):
         check(record, expected, data.chat)
     _warn_of_overlap(train, heldout)
@@ -40,7 +49,16 @@ def load_records(data: Data, only_prompts: bool) -> Records:
 
 
 def _split(data: RecordsData) -> tuple[list[Record], list[Record]]:
-    train = _renamed(read(data.path, data.config, data.split, "data.path"), data)
+    """(training, held-out) records, at least one of each."""
+    train, heldout = _parts(data)
+    if not train or not heldout:
+        which = "data.path" if not train else "data.heldout"
+        raise DataError(f"{which}: no records found.")
+    return train, heldout
+
+
+def _parts(data: RecordsData) -> tuple[list[Record], list[Record]]:
+    train = _renamed(read(data.path, data.config, data.split, "data.path", data.data_dir), data)
     kept = data.heldout
     if kept.path is None and kept.split is None:
         if kept.count >= len(train):
@@ -49,7 +67,8 @@ def _split(data: RecordsData) -> tuple[list[Record], list[Record]]:
                 "out, which leaves none to train on. Lower data.heldout.count, or give data.heldout.path."
             )
         return train[kept.count :], train[: kept.count]
-    rows = read(kept.path or data.path, data.config, kept.split or data.split, "data.heldout.path")
+    split = kept.split or data.split
+    rows = read(kept.path or data.path, data.config, split, "data.heldout.path", data.data_dir)
     if rows and rows[0].origin == train[0].origin:
         raise DataError(
             f"data.heldout: {rows[0].origin} is also the first training record. A single file has no splits: give "
@@ -74,7 +93,8 @@ def _renamed(records: list[Record], data: RecordsData) -> list[Record]:
 
 def _warn_of_overlap(train: list[Record], heldout: list[Record]) -> None:
     def content(record: Record) -> str:
-        return str(record.fields.get("prompt") or record.fields.get("messages") or record.fields.get("text"))
+        names = ("prompt", "messages", "text", "chosen")
+        return str(next((record.fields[name] for name in names if record.fields.get(name)), None))
 
     trained_on = {content(record) for record in train}
     shared = sum(content(record) in trained_on for record in heldout)

@@ -55,8 +55,7 @@ def load_causal_lm(spec: Model, path: str, dtype: "torch.dtype") -> "PreTrainedM
     quiet_libraries()
     from transformers import AutoModelForCausalLM
 
-    options = {"dtype": dtype, "attn_implementation": "sdpa", "output_loading_info": True} | _hub_options(spec)
-    model, info = _naming_the_line(path, "model", lambda: AutoModelForCausalLM.from_pretrained(path, **options))
+    model, info = load_transformer(AutoModelForCausalLM, spec, path, dtype)
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if absent:
         raise ModelError(
@@ -64,6 +63,12 @@ def load_causal_lm(spec: Model, path: str, dtype: "torch.dtype") -> "PreTrainedM
             "random. It does not hold the causal language model that its config.json describes."
         )
     return model
+
+
+def load_transformer(kind: Any, spec: Model, path: str, dtype: "torch.dtype", **options: Any) -> tuple[Any, dict]:
+    """A model of an auto class of transformers, and what was missing in the files."""
+    options |= {"dtype": dtype, "attn_implementation": "sdpa", "output_loading_info": True} | _hub_options(spec)
+    return _naming_the_line(path, "model", lambda: kind.from_pretrained(path, **options))
 
 
 def context_length(spec: Model, path: str) -> int:

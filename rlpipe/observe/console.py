@@ -175,6 +175,8 @@ def lasting_lines(event: Event) -> list[str]:
         case "fault" if not event["fatal"]:  # a fatal one ends the run, whose last words it is
             where = "" if event["step"] is None else f" in step {event['step']}"
             return [f"FAULT{where}: {event['message']}"]
+        case "note":
+            return [event["message"]]
         case "warning":
             return [f"warning: {event['message']}"]
         case "run_finished":

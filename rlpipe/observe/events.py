@@ -11,6 +11,7 @@ Every event has `time` (seconds since 1970), `kind` and, in a pipeline, `stage`.
     commit          step, version                                                 the step is trained and published
     fault           message, step or null, fatal
     warning         message                                       what rlpipe's own loggers warn of
+    note            message                                       a decision of the run that people should know of
     run_finished    status (completed | interrupted | failed), seconds, message
 
     progress        says                   how far the phase under way is: shown by whom it concerns, never written
@@ -50,6 +51,7 @@ class EventLog:
         self._stage = stage
         self._views = list(views)
         self._lock = threading.RLock()
+        self._noted: set[str] = set()
         self._begin = time.monotonic()
 
     def emit(self, kind: str, **fields: Any) -> None:
@@ -107,6 +109,12 @@ class EventLog:
 
     def warning(self, message: str) -> None:
         self.emit("warning", message=message)
+
+    def note(self, message: str) -> None:
+        """Once, however often it is said."""
+        if message not in self._noted:
+            self._noted.add(message)
+            self.emit("note", message=message)
 
     def run_finished(self, status: str, message: str = "") -> None:
         self.emit("run_finished", status=status, seconds=time.monotonic() - self._begin, message=message)

@@ -22,15 +22,17 @@ def show(console: Console, run_dir: str | os.PathLike) -> None:
     found = milestones(stages(Storage(run_dir)))
     if found:
         console.print(measures(found))
-        console.print(answers(found))
+    answered = [(milestone, event) for milestone, event in found if event["samples"]]
+    if answered:
+        console.print(answers(answered))
 
 
 def measures(found: Sequence[tuple[str, Event]]) -> Table:
     """One row per milestone, one column per held-out metric."""
     names = list(dict.fromkeys(name for _, event in found for name in event["metrics"]))
     names = [name for name in names if name != "failures" or any(event["metrics"].get(name) for _, event in found)]
-    names.sort(key=lambda name: (name != "accuracy", not name.startswith("pass@")))
-    table = Table(title="Held-out prompts", title_justify="left", title_style="bold")
+    names.sort(key=lambda name: ("accuracy" not in name, not name.startswith("pass@")))
+    table = Table(title="Held-out records", title_justify="left", title_style="bold")
     table.add_column("")
     for name in names:
         table.add_column(label(name).short, justify="right")

@@ -1,16 +1,21 @@
 """The roles of a stage, as a runtime starts them."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rlpipe.models.load import ModelError, load_tokenizer, materialise
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.model import PretrainedModel
 from rlpipe.recipe.tasks import RlRecipe
 from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.worker import RolloutWorker
 from rlpipe.runtime.roles import RoleSpec, Seat
+from rlpipe.training.critic import Critic, CriticSpec
 from rlpipe.training.distributed import Rank
 from rlpipe.training.policy import Policy, PolicySpec
 from rlpipe.training.reference import Reference, ReferenceSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 POLICY = "policy"
 """The name of the trained model: of its training role and of what the engines serve."""
@@ -69,8 +74,35 @@ def reference(stage: Stage) -> RoleSpec:
 
 
 def critic(stage: Stage) -> RoleSpec:
-    """What foresees the rewards."""
-    raise NotImplementedError("algorithm.advantage.kind=gae needs a critic, which this version does not have yet")
+    """The value model's ranks."""
+    recipe = _rl(stage)
+    train, settings = recipe.train, recipe.critic
+    model, path = recipe.model, stage.model_path
+    if settings.model is not None:
+        model, path = settings.model, materialise(settings.model, recipe.seed, stage.directory / "critic-base")
+        _check_vocabulary(stage, load_tokenizer(model, path))
+    spec = CriticSpec(
+        model=model,
+        path=path,
+        total_steps=recipe.schedule.steps * train.minibatches * train.epochs,
+        optimizer=settings.optimizer,
+        dtype=model.dtype,
+        zero_stage=settings.zero_stage,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        value_clip=settings.value_clip,
+        seed=recipe.seed,
+        timeout_seconds=recipe.deadlines.train,
+    )
+    count, arguments = 1 if stage.debug else settings.ranks, lambda seat: (spec, _rank(seat))
+    return RoleSpec("critic", Critic, arguments, count, settings.resources, settings.threads, "critic")
+
+
+def _check_vocabulary(stage: Stage, own: "PreTrainedTokenizerBase") -> None:
+    if own.get_vocab() != stage.tokenizer.get_vocab():
+        raise ModelError(
+            f"critic.model: {own.name_or_path} has another vocabulary than the policy's model, whose tokens the critic "
+            "judges one by one. Give a model with the same tokenizer, or leave critic.model out."
+        )
 
 
 def algorithm_settings(recipe: RlRecipe) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from rlpipe.pipelines.offline.ray_train import TrainingFailed
 from rlpipe.pipelines.stage import FINAL_MODEL, Stage
 from rlpipe.recipe.references import resolve
 from rlpipe.recipe.resolved import to_yaml
-from rlpipe.recipe.tasks import PipelineRecipe, Recipe, RlRecipe, SftRecipe
+from rlpipe.recipe.tasks import PipelineRecipe, Recipe, RewardModelRecipe, RlRecipe, SftRecipe, StageRecipe
 from rlpipe.rewards.reward import RewardUnusable
 from rlpipe.rewards.stage import RewardFailed
 from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
@@ -67,7 +67,7 @@ def run(recipe: Recipe, run_dir: Path, debug: bool) -> int:
     return code
 
 
-def stages_of(recipe: Recipe, directory: Path) -> dict[str, tuple[SftRecipe | RlRecipe, Path]]:
+def stages_of(recipe: Recipe, directory: Path) -> dict[str, tuple[StageRecipe, Path]]:
     """Each stage's task and directory; a recipe that is one task is the only stage, in the run directory itself."""
     if isinstance(recipe, PipelineRecipe):
         return {name: (task, directory / "stages" / name) for name, task in recipe.stages.items()}
@@ -81,7 +81,7 @@ def _run_stages(recipe: Recipe, directory: Path, view: View, debug: bool) -> Non
         models[name] = str(place / FINAL_MODEL)
 
 
-def _run_stage(name: str, recipe: SftRecipe | RlRecipe, directory: Path, view: View, debug: bool) -> None:
+def _run_stage(name: str, recipe: StageRecipe, directory: Path, view: View, debug: bool) -> None:
     storage = Storage(directory)
     run_name = f"{directory.parent.parent.name}/{name}" if name else directory.name
     events = EventLog(storage, stage=name or None, views=[view, *trackers(recipe.tracking, storage, run_name)])
@@ -105,9 +105,14 @@ def _start(stage: Stage) -> None:
             from rlpipe.pipelines.offline.stage import run_sft_stage
 
             run_sft_stage(stage, recipe)
+        case RewardModelRecipe() as recipe:
+            stage.events.run_started(recipe.task, recipe.train.max_steps, runinfo.collect(recipe.model_dump()))
+            from rlpipe.pipelines.offline.stage import run_reward_model_stage
+
+            run_reward_model_stage(stage, recipe)
 
 
-def _runtime(recipe: SftRecipe | RlRecipe, debug: bool) -> Runtime:
+def _runtime(recipe: StageRecipe, debug: bool) -> Runtime:
     if debug:
         return LocalRuntime()
     from rlpipe.runtime.ray_runtime import RayRuntime

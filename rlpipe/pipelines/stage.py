@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from rlpipe.data.chat import render_prompts
 from rlpipe.data.flow import Prompt
-from rlpipe.data.source import Records, load_records
+from rlpipe.data.source import Records, load_preferences, load_records
 from rlpipe.data.storage import Storage
 from rlpipe.models.load import context_length, load_tokenizer, materialise, resolve_dtype
 from rlpipe.observe.events import EventLog
-from rlpipe.recipe.tasks import RlRecipe, SftRecipe
+from rlpipe.recipe.tasks import RewardModelRecipe, RlRecipe, StageRecipe
 from rlpipe.runtime.roles import Runtime
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ FINAL_MODEL = "model"
 class Stage:
     """One task of a run. What is expensive is made when it is first asked for."""
 
-    recipe: SftRecipe | RlRecipe
+    recipe: StageRecipe
     directory: Path
     runtime: Runtime
     events: EventLog
@@ -56,6 +56,8 @@ class Stage:
 
     @cached_property
     def records(self) -> Records:
+        if isinstance(self.recipe, RewardModelRecipe):
+            return load_preferences(self.recipe.data)
         return load_records(self.recipe.data, only_prompts=isinstance(self.recipe, RlRecipe))
 
     @cached_property

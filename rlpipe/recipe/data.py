@@ -82,6 +82,8 @@ class RecordsData(Strict):
     """Local file or folder, or hub id."""
     config: str | None = None
     """Configuration name of a hub data set (for example `main`)."""
+    data_dir: str | None = None
+    """Folder inside the data set, for example `harmless-base` of Anthropic/hh-rlhf; a single file has none."""
     split: str = "train"
     """Split to train on."""
     columns: dict[str, str] = {}

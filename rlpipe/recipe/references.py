@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from rlpipe.recipe.errors import Problem, choices, dotted
-from rlpipe.recipe.tasks import PipelineRecipe, RlRecipe, SftRecipe
+from rlpipe.recipe.tasks import PipelineRecipe, RewardModelRecipe, RlRecipe, SftRecipe
 from rlpipe.recipe.tree import Node
 
-R = TypeVar("R", SftRecipe, RlRecipe, PipelineRecipe)
+R = TypeVar("R", SftRecipe, RewardModelRecipe, RlRecipe, PipelineRecipe)
 _REFERENCE = re.compile(r"\$\{(.*)\}$")
 _STAGE_MODEL = re.compile(r"\$\{stages\.([^.}]+)\.model\}$")
 

@@ -6,7 +6,9 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from rlpipe.recipe.base import PythonFunction, Strict
+from rlpipe.recipe.base import PathOrHubId, PythonFunction, Strict
+from rlpipe.recipe.model import Dtype
+from rlpipe.recipe.training import Resources, Threads
 
 Tag = Annotated[str, Field(pattern=r"^[\w-]+$")]
 """The name of a tag, without its brackets."""
@@ -212,8 +214,40 @@ class EnvironmentReward(Strict):
     """Which of the components that the environment names; its reward as a whole if absent."""
 
 
+class ModelReward(Strict):
+    """The score of a reward model, such as `task: reward_model` makes: a sequence classifier with one output."""
+
+    kind: Literal["model"]
+    """Asks a reward model."""
+    name: str = "model"
+    """Under which it is reported; each reward of a mix needs its own."""
+    weight: float = 1.0
+    """Factor in the weighted sum."""
+    path: PathOrHubId
+    """Its folder in Hugging Face format, a hub id, or `${stages.NAME.model}`."""
+    dtype: Dtype = "auto"
+    """Computation type; auto is float32 on CPU and bfloat16 on GPU."""
+    max_length: PositiveInt | None = None
+    """Longest prompt plus response in tokens; a longer one is a failure. The model's own limit if absent."""
+    tokens_per_batch: PositiveInt = 16384
+    """Token budget (after padding) of one forward pass."""
+    ranks: PositiveInt = 1
+    """Replicas; each scores one group at a time."""
+    threads: Threads = 0
+    resources: Resources = Resources()
+    """What each replica reserves."""
+
+
 Reward = Annotated[
-    ExactReward | MathReward | RegexReward | FormatReward | CodeReward | HttpReward | PythonReward | EnvironmentReward,
+    ExactReward
+    | MathReward
+    | RegexReward
+    | FormatReward
+    | CodeReward
+    | HttpReward
+    | PythonReward
+    | ModelReward
+    | EnvironmentReward,
     Field(discriminator="kind"),
 ]
 

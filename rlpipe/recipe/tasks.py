@@ -7,13 +7,14 @@ from pydantic import Field, model_validator
 from rlpipe.recipe.algorithm import Algorithm, Schedule
 from rlpipe.recipe.algorithm.checks import check
 from rlpipe.recipe.base import FolderName, Strict
+from rlpipe.recipe.critic import Critic
 from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData
 from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
 from rlpipe.recipe.model import Model
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.recipe.rollout import Evaluation, Rollout
 from rlpipe.recipe.run import Deadlines, Publishing, Tracking
-from rlpipe.recipe.training import PolicyTraining, SftTraining
+from rlpipe.recipe.training import PolicyTraining, RewardModelTraining, SftTraining
 
 
 class SftRecipe(Strict):
@@ -61,6 +62,27 @@ class SftRecipe(Strict):
         return self
 
 
+class RewardModelRecipe(Strict):
+    """Reward modelling: a sequence classifier that scores the better of two responses higher."""
+
+    task: Literal["reward_model"]
+    """Reward modelling from pairs of responses (Bradley and Terry 1952)."""
+    name: FolderName = "reward-model"
+    """Names the run directory, runs/NAME."""
+    seed: int = 0
+    """Seed of the model from scratch, of the score head and of the order of the data."""
+    model: Model
+    """A causal language model, whose output head gives way to a new score head; or a reward model, to train on."""
+    data: Data
+    """Preferences to learn from; with `kind: arithmetic`, pairs of the right sum and a likely wrong one."""
+    train: RewardModelTraining
+    """Batches, optimizer and processes of the training."""
+    deadlines: Deadlines = Deadlines()
+    """How long remote waits may take."""
+    tracking: Tracking = Tracking()
+    """Where metrics go besides the run directory."""
+
+
 class RlRecipe(Strict):
     """Online reinforcement learning: sample, score, train, publish."""
 
@@ -83,6 +105,8 @@ class RlRecipe(Strict):
     """How many steps, of how many prompts."""
     train: PolicyTraining = PolicyTraining()
     """Optimizer, batches and processes of the policy's training."""
+    critic: Critic = Critic()
+    """The value model, where the algorithm has one."""
     rollout: Rollout = Rollout()
     """Engines that generate the responses, and how they sample."""
     evaluation: Evaluation = Evaluation()
@@ -109,12 +133,24 @@ class RlRecipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _critic_is_used(self) -> "RlRecipe":
+        if self.critic != Critic() and self.algorithm.advantage.kind != "gae":
+            raise ValueError(
+                f"critic: algorithm.name={self.algorithm.name} has none, as "
+                f"algorithm.advantage.kind={self.algorithm.advantage.kind} needs no values; take algorithm.name=ppo or "
+                "leave the section out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _algorithm_fits(self) -> "RlRecipe":
         check(self.algorithm, self.train.minibatches, self.train.epochs, self.rollout.max_new_tokens)
         return self
 
 
-Task = Annotated[SftRecipe | RlRecipe, Field(discriminator="task")]
+StageRecipe = SftRecipe | RewardModelRecipe | RlRecipe
+"""One task."""
+Task = Annotated[StageRecipe, Field(discriminator="task")]
 
 
 class PipelineRecipe(Strict):
@@ -128,4 +164,4 @@ class PipelineRecipe(Strict):
     """Tasks by name, in the order in which they run."""
 
 
-Recipe = Annotated[SftRecipe | RlRecipe | PipelineRecipe, Field(discriminator="task")]
+Recipe = Annotated[StageRecipe | PipelineRecipe, Field(discriminator="task")]

@@ -44,6 +44,15 @@ class SftOptimizer(Optimizer):
     """Optimizer steps over which the rate rises from 0."""
 
 
+class RewardModelOptimizer(Optimizer):
+    """The same with the defaults of reward modelling."""
+
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
+    """Shape after warm-up: constant, or down to 0 at the last step."""
+    warmup_steps: NonNegativeInt = 20
+    """Optimizer steps over which the rate rises from 0."""
+
+
 class Resources(Strict):
     """What one process of a role reserves on the cluster."""
 
@@ -53,8 +62,8 @@ class Resources(Strict):
     """Ray GPUs; auto is 1 where the cluster has GPUs and 0 elsewhere."""
 
 
-class SftTraining(Strict):
-    """SFT through TRL's SFTTrainer; names are TRL's."""
+class OfflineTraining(Strict):
+    """What TRL's trainers have in common; names are TRL's."""
 
     max_steps: PositiveInt
     """Optimizer steps."""
@@ -62,16 +71,8 @@ class SftTraining(Strict):
     """Records per rank and micro-batch."""
     gradient_accumulation_steps: PositiveInt = 1
     """Micro-batches per optimizer step."""
-    max_length: PositiveInt = 1024
-    """Longest record in tokens; longer ones are truncated, and the count is reported."""
-    packing: bool = False
-    """Pack several records into each max_length sequence."""
-    loss_on: Literal["completion", "assistant", "all"] = "completion"
-    """Tokens in the loss: the completion, every assistant turn (the template must mark them), or all."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: slower, in far less memory."""
-    optimizer: SftOptimizer = SftOptimizer()
-    """AdamW and its learning-rate schedule."""
     ranks: PositiveInt = 1
     """Data-parallel training processes."""
     zero_stage: ZeroStage = 0
@@ -81,6 +82,31 @@ class SftTraining(Strict):
     """What each rank reserves."""
     logging_steps: PositiveInt = 10
     """Optimizer steps between reported metrics."""
+
+
+class SftTraining(OfflineTraining):
+    """SFT through TRL's SFTTrainer; names are TRL's."""
+
+    optimizer: SftOptimizer = SftOptimizer()
+    """AdamW and its learning-rate schedule."""
+    max_length: PositiveInt = 1024
+    """Longest record in tokens; longer ones are truncated, and the count is reported."""
+    packing: bool = False
+    """Pack several records into each max_length sequence."""
+    loss_on: Literal["completion", "assistant", "all"] = "completion"
+    """Tokens in the loss: the completion, every assistant turn (the template must mark them), or all."""
+
+
+class RewardModelTraining(OfflineTraining):
+    """Reward modelling through TRL's RewardTrainer; names are TRL's."""
+
+    optimizer: RewardModelOptimizer = RewardModelOptimizer()
+    """AdamW and its learning-rate schedule."""
+    max_length: PositiveInt = 1024
+    """Longest of a pair's two sequences in tokens; longer pairs are left out, and the count is reported."""
+    center_rewards_coefficient: NonNegativeFloat = 0.0
+    """Weight of (chosen + rejected)^2 in the loss, which centres the scores on 0 (Eisenstein et al. 2023, arXiv
+    2312.09244, eq. 2, recommends 0.01); 0 leaves it out."""
 
 
 class PolicyTraining(Strict):

@@ -22,6 +22,10 @@ of a program that `code` runs (its wrong output and its exceptions are 0):
     processes              it started more processes or threads than it may
     forbidden              it wanted what is kept from it: network, paths outside, other processes, environment
 
+of a reward model:
+
+    too_long               prompt and response together are longer than it takes
+
 of an endpoint that `http` asks, when repeating does not help:
 
     http_status            it answered with a status other than success

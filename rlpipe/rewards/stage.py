@@ -13,7 +13,7 @@ Scoring overlaps generation: it happens in threads here and in processes behind 
 import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from rlpipe.rewards.format import Format
 from rlpipe.rewards.http import Http
 from rlpipe.rewards.killable import InProcess, Pool
 from rlpipe.rewards.mix import Mix, blamed
+from rlpipe.rewards.model import Model, Scorer
 from rlpipe.rewards.reward import Allowance, Reward
 
 
@@ -129,21 +130,24 @@ def _failure_report(failures: list[tuple[Group, int, Failure]], responses: int, 
     )
 
 
-def build(rewards: RewardMix, base_dir: Path, deadlines: Deadlines, debug: bool) -> RewardStage:
+def build(
+    rewards: RewardMix, base_dir: Path, deadlines: Deadlines, debug: bool, scorers: Mapping[str, Scorer] | None = None
+) -> RewardStage:
     """The stage of a recipe. Its processes start at once, in the background; `ready` waits for them.
 
-    `base_dir` is the recipe's folder. With `debug`, Python rewards run in this process and thread.
+    `base_dir` is the recipe's folder. With `debug`, Python rewards run in this process and thread. `scorers` are the
+    reward models that the runtime started, by the name of their reward.
     """
     threads = 0 if debug else sum(map(_groups_at_once, rewards.mix))
-    mix = Mix([_reward(reward, base_dir, deadlines.start, debug) for reward in rewards.mix])
+    mix = Mix([_reward(reward, base_dir, deadlines.start, debug, scorers or {}) for reward in rewards.mix])
     return RewardStage(mix, threads, deadlines.reward, rewards.max_failure_rate)
 
 
 def _groups_at_once(recipe: kinds.Reward) -> int:
-    return getattr(recipe, "processes", getattr(recipe, "requests", 1))
+    return next((getattr(recipe, key) for key in ("processes", "requests", "ranks") if hasattr(recipe, key)), 1)
 
 
-def _reward(recipe: kinds.Reward, base_dir: Path, start: float, debug: bool) -> Reward:
+def _reward(recipe: kinds.Reward, base_dir: Path, start: float, debug: bool, scorers: Mapping[str, Scorer]) -> Reward:
     match recipe:
         case kinds.ExactReward():
             return Exact(recipe)
@@ -153,6 +157,8 @@ def _reward(recipe: kinds.Reward, base_dir: Path, start: float, debug: bool) -> 
             return Format(recipe)
         case kinds.HttpReward():
             return Http(recipe)
+        case kinds.ModelReward():
+            return Model(recipe, scorers[recipe.name])
         case kinds.RegexReward():
             return regex.Regex(recipe, Pool(recipe.name, regex.FACTORY, regex.factory_options(recipe), 1, start))
         case kinds.MathReward():

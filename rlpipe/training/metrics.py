@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from rlpipe.algorithms.explained_variance import explained_variance
 from rlpipe.algorithms.mismatch import effective_sample_size
 
 
@@ -17,7 +18,8 @@ class Mean(NamedTuple):
 
 def merge(parts: Iterable[dict[str, Mean]]) -> dict[str, float]:
     """The means over all parts (ranks, optimizer steps). The moments of the importance weight become
-    `mismatch/effective_samples`, the effective sample size as a share of the tokens."""
+    `mismatch/effective_samples`, the effective sample size as a share of the tokens; those of the critic's error
+    become `value/explained_variance`."""
     sums: dict[str, Mean] = {}
     for part in parts:
         for name, (total, weight) in part.items():
@@ -27,6 +29,9 @@ def merge(parts: Iterable[dict[str, Mean]]) -> dict[str, float]:
     if "mismatch/weight_sq" in means:
         squares = means.pop("mismatch/weight_sq")
         means["mismatch/effective_samples"] = effective_sample_size(means.pop("mismatch/weight"), squares)
+    if "value/error_sq" in means:
+        moments = [means.pop(f"value/{name}") for name in ("error", "error_sq", "return", "return_sq")]
+        means["value/explained_variance"] = explained_variance(*moments)
     return means
 
 

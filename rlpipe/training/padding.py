@@ -56,10 +56,10 @@ def flatten(values_BT: torch.Tensor, lengths_B: np.ndarray) -> np.ndarray:
     return values[: len(lengths_B)][_inside(lengths_B)[: len(lengths_B)]]
 
 
-def pad_tokens(sequences: Sequence[Tokens], device: torch.device) -> torch.Tensor:
-    """Token ids [B, T] of loose sequences, padded on the right with 0."""
+def pad_tokens(sequences: Sequence[Tokens], device: torch.device, padding: int = 0) -> torch.Tensor:
+    """Token ids [B, T] of loose sequences, padded on the right."""
     inside_BT = _inside(np.array([len(tokens) for tokens in sequences]))
-    ids_BT = np.zeros(inside_BT.shape, dtype=np.int64)
+    ids_BT = np.full(inside_BT.shape, padding, dtype=np.int64)
     ids_BT[inside_BT] = np.concatenate(sequences)
     return torch.from_numpy(ids_BT).to(device)
 

@@ -21,6 +21,7 @@ from rlpipe.training.export import full_parameters, save_pretrained
 from rlpipe.training.forward import response_logprobs, sequence_logprobs, shard_logprobs
 from rlpipe.training.metrics import Mean, TokenSums
 from rlpipe.training.padding import pad
+from rlpipe.training.prepare import prepare
 from rlpipe.weights.packing import pack
 from rlpipe.weights.payload import Payload
 
@@ -61,7 +62,7 @@ class Policy:
         torch.manual_seed(spec.seed + rank.index)
         dtype = resolve_dtype(spec.dtype)
         model = load_causal_lm(spec.model, spec.path, dtype)
-        _prepare(model, spec.gradient_checkpointing)
+        prepare(model, spec.gradient_checkpointing)
         self._engine = TrainingEngine(model, dtype, spec.zero_stage, spec.optimizer, spec.total_steps)
         self._exported_digest = ""
         self._algorithm = OnlineAlgorithm(spec.algorithm, spec.max_new_tokens)
@@ -145,13 +146,3 @@ class Policy:
     def load_state(self, directory: str) -> None:
         """Go on from what `save_state` wrote, with the same number of ranks and ZeRO stage."""
         checkpoint.load_state(self._engine.module, Path(directory), self._rank)
-
-
-def _prepare(model: torch.nn.Module, gradient_checkpointing: bool) -> None:
-    """Evaluation mode, always: dropout would make the trained distribution differ from the sampled one."""
-    model.eval()
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        for layer in model.modules():
-            if getattr(layer, "gradient_checkpointing", False):
-                layer.training = True  # the layer's own flag, not its children's: only this turns checkpointing on

@@ -14,7 +14,7 @@ from rlpipe.data.source import load_records
 from rlpipe.models.load import materialise
 from rlpipe.pipelines.offline.ray_train import Launch, run_local, run_remote
 from rlpipe.pipelines.offline.sft import prepare, run_sft
-from rlpipe.pipelines.offline.sft_worker import train
+from rlpipe.pipelines.offline.trl_worker import train
 from rlpipe.recipe.run import Deadlines
 from rlpipe.recipe.tasks import SftRecipe
 from rlpipe.recipe.training import Resources

@@ -16,15 +16,16 @@ from rlpipe.observe import events
 from rlpipe.pipelines.run import stages_of
 from rlpipe.recipe.load import load, read
 from rlpipe.recipe.shipped import folder, names
-from rlpipe.recipe.tasks import PipelineRecipe, RlRecipe, SftRecipe
+from rlpipe.recipe.tasks import PipelineRecipe, RewardModelRecipe, RlRecipe, SftRecipe, StageRecipe
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 CHAINS = {
-    "arithmetic": {"arithmetic/sft": [], "arithmetic/grpo": []},
+    "arithmetic": {"arithmetic/sft": [], "arithmetic/reward_model": [], "arithmetic/grpo": []},
     "guess": {"arithmetic/guess": []},
     "calculator": {"arithmetic/calculator": []},
     "gsm8k": {"gsm8k/sft": [], "gsm8k/grpo": ["model.path=runs/gsm8k-sft/model"]},
+    "hh": {"hh/reward_model": []},
     "stories": {"stories/grpo": []},
 }
 """Recipes with changes that their headers name, run in one folder one after the other, in one process with the
@@ -98,16 +99,20 @@ def check(run_dir: Path, name: str, changes: list[str], output: str) -> None:
         assert rows == ["base", *(f"after {stage}" for stage in recipe.stages)]
 
 
-def check_stage(task: SftRecipe | RlRecipe, place: Path) -> None:
+def check_stage(task: StageRecipe, place: Path) -> None:
     found, torn = events.read(Storage(place))
     assert torn == []
     assert [e["status"] for e in of(found, "run_finished")] == ["completed"]
     assert of(found, "fault") == []
     assert list((place / "tensorboard").iterdir())
-    if isinstance(task, RlRecipe):
-        check_rl(task, place, found)
-    else:
-        check_sft(task, found)
+    match task:
+        case RlRecipe():
+            check_rl(task, place, found)
+        case SftRecipe():
+            check_sft(task, found)
+        case RewardModelRecipe():
+            check_reward_model(task, found)
+            return scores(place / "model")
     generates(place / "model")
 
 
@@ -126,12 +131,23 @@ def check_rl(task: RlRecipe, place: Path, found: list[dict]) -> None:
     check_rollouts(task, place)
 
 
-def check_sft(task: SftRecipe, found: list[dict]) -> None:
+def check_losses(task: SftRecipe | RewardModelRecipe, found: list[dict]) -> None:
     losses = {e["step"]: e["metrics"]["loss"] for e in of(found, "metrics") if "loss" in e["metrics"]}
     assert list(losses) == list(range(1, task.train.max_steps + 1))
     assert all(0 < loss < 20 for loss in losses.values())
     heldout = [e["step"] for e in of(found, "metrics") if "heldout_loss" in e["metrics"]]
     assert heldout == [0, task.train.max_steps]
+
+
+def check_reward_model(task: RewardModelRecipe, found: list[dict]) -> None:
+    check_losses(task, found)
+    assert [e["step"] for e in of(found, "evaluation")] == [0, task.train.max_steps]
+    for event in of(found, "evaluation"):
+        assert event["metrics"].keys() == {"pair_accuracy", "margin", "length_baseline"}
+
+
+def check_sft(task: SftRecipe, found: list[dict]) -> None:
+    check_losses(task, found)
     if task.rewards is not None:
         assert [e["step"] for e in of(found, "evaluation")] == [0, task.train.max_steps]
         check_evaluations(task, found)
@@ -172,6 +188,18 @@ def generates(model_folder: Path) -> None:
     prompt = tokenizer("Two and two make", return_tensors="pt")
     output = model.generate(**prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False)
     assert output.shape[1] == prompt["input_ids"].shape[1] + 4
+
+
+def scores(model_folder: Path) -> None:
+    """The result loads with transformers alone as a classifier with one output."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = AutoModelForSequenceClassification.from_pretrained(model_folder)
+    output = model(**tokenizer(["Two and two make", "four"], return_tensors="pt", padding=True)).logits
+    assert output.shape == (2, 1)
+    assert torch.isfinite(output).all()
 
 
 def of(found: list[dict], kind: str) -> list[dict]:

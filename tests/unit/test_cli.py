@@ -116,10 +116,8 @@ def test_schema_is_json():
 def test_recipes_list_names_and_explains():
     code, out, _ = call("recipes", "list")
     assert code == 0
-    assert (
-        "arithmetic/pipeline    The demo: build a tiny model, teach it sums by SFT, then improve it by GRPO, in one command.\n"
-        in out
-    )
+    said = "The demo: build a tiny model, teach it sums by SFT, then improve it by GRPO, in one command."
+    assert re.search(rf"^arithmetic/pipeline +{re.escape(said)}$", out, re.MULTILINE)
 
 
 def test_recipes_list_ends_with_studies():

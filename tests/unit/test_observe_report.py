@@ -296,3 +296,25 @@ def test_a_stage_whose_rewards_all_failed_is_shown_with_their_count(tmp_path):
     assert "nan" not in page.text
     assert "after sft 50.0%" in page.text and "after grpo –" in page.text
     assert "failed held-out rewards 512" in page.text
+
+
+def test_a_reward_model_shows_pairs_beside_what_length_alone_gives(tmp_path):
+    """Between stages that answer prompts: its own columns, no answers, and no part in the accuracy of the others."""
+    for name, step, metrics, samples in (
+        ("sft", 9, {"accuracy": 0.5, "failures": 0.0}, [sample("2+2=", "4", "4", reward=1.0)]),
+        ("rm", 20, {"pair_accuracy": 0.9, "length_baseline": 0.55, "margin": 1.5}, []),
+    ):
+        log = EventLog(Storage(tmp_path / "stages" / name), name)
+        log.run_started({"rm": "reward_model"}.get(name, name), step, INFO)
+        log.evaluation(0, dict.fromkeys(metrics, 0.0), samples)
+        log.metrics(step, {"loss": 0.25, "margin": 1.25})
+        log.evaluation(step, metrics, samples)
+        log.close()
+    screen = io.StringIO()
+    summary.show(Console(file=screen, width=140), tmp_path)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in screen.getvalue().splitlines() if "│" in line]
+    assert ["after sft", "50.0%", "", "", ""] in rows
+    assert ["after rm", "", "90.0%", "55.0%", "1.500"] in rows
+    assert ["2+2=", "4", "4", "4"] in rows
+    page = report.write(tmp_path).read_text()
+    assert "Held-out pairs ranked right" in page and "90.0%" in page and "by length alone" in page

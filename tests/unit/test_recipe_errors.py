@@ -51,7 +51,7 @@ def test_a_good_recipe_loads():
         (
             "task: rl",
             "task: rl\nlearning_rate: 1e-3",
-            "r.yaml:2: learning_rate: `learning_rate` is not a key of the recipe; did you mean `train.optimizer.learning_rate`?",
+            "r.yaml:2: learning_rate: `learning_rate` is not a key of the recipe; did you mean `train.optimizer.learning_rate` or `critic.optimizer.learning_rate`?",
         ),
         (
             "task: rl",
@@ -61,7 +61,7 @@ def test_a_good_recipe_loads():
         (
             "task: rl",
             "task: rl\nthreads: 1",
-            "r.yaml:2: threads: `threads` is not a key of the recipe; did you mean `train.threads` or `rollout.threads`?",
+            "r.yaml:2: threads: `threads` is not a key of the recipe; did you mean `train.threads` or `critic.threads` or `rollout.threads`?",
         ),
         (
             "task: rl",
@@ -144,7 +144,7 @@ def test_a_good_recipe_loads():
         (
             "  mix:\n    - kind: exact",
             "  mix: []",
-            "r.yaml:5: rewards.mix: expected a non-empty list, each item a section with `kind`: one of `code`, `environment`, `exact`, `format`, `http`, `math`, `python`, `regex`, found an empty list",
+            "r.yaml:5: rewards.mix: expected a non-empty list, each item a section with `kind`: one of `code`, `environment`, `exact`, `format`, `http`, `math`, `model`, `python`, `regex`, found an empty list",
         ),
         (
             "{name: grpo}",
@@ -155,18 +155,18 @@ def test_a_good_recipe_loads():
         (
             "task: rl",
             "task: sfl",
-            "r.yaml:1: task: expected one of `pipeline`, `rl`, `sft`, found the text `sfl`; did you mean `sft`?",
+            "r.yaml:1: task: expected one of `pipeline`, `reward_model`, `rl`, `sft`, found the text `sfl`; did you mean `sft`?",
         ),
-        ("task: rl\n", "", "r.yaml:1: task: missing; expected one of `pipeline`, `rl`, `sft`"),
+        ("task: rl\n", "", "r.yaml:1: task: missing; expected one of `pipeline`, `reward_model`, `rl`, `sft`"),
         (
             "kind: exact",
             "kind: exakt",
-            "r.yaml:6: rewards.mix.0.kind: expected one of `code`, `environment`, `exact`, `format`, `http`, `math`, `python`, `regex`, found the text `exakt`; did you mean `exact`?",
+            "r.yaml:6: rewards.mix.0.kind: expected one of `code`, `environment`, `exact`, `format`, `http`, `math`, `model`, `python`, `regex`, found the text `exakt`; did you mean `exact`?",
         ),
         (
             "- kind: exact",
             "- name: exact",
-            "r.yaml:6: rewards.mix.0.kind: missing; expected one of `code`, `environment`, `exact`, `format`, `http`, `math`, `python`, `regex`",
+            "r.yaml:6: rewards.mix.0.kind: missing; expected one of `code`, `environment`, `exact`, `format`, `http`, `math`, `model`, `python`, `regex`",
         ),
         (
             "{name: grpo}",
@@ -317,7 +317,7 @@ def test_all_problems_at_once_in_the_order_of_the_file():
         "r.yaml:12: schedule.prompts: `prompts` is not a key of `schedule`; did you mean `evaluation.prompts`?",
         "r.yaml:14: foo: this key stands twice; the first is at r.yaml:13",
         "r.yaml:14: foo: `foo` is not a key of the recipe; its keys are task, name, seed, model, data, rewards, "
-        "environment, algorithm, schedule, train, rollout, evaluation, publishing, deadlines, tracking",
+        "environment, algorithm, schedule, train, critic, rollout, evaluation, publishing, deadlines, tracking",
     ]
 
 
@@ -337,8 +337,8 @@ def test_a_stage_is_named_in_full():
 
 def test_a_key_of_another_task():
     assert problems("task: pipeline\nstages: {}\nmodel: x\n") == [
-        "r.yaml:2: stages: expected a non-empty section of names, each holding a section with `task`: one of `rl`, `sft`, found an empty section",
-        "r.yaml:3: model: `model` does not go with `task: pipeline` of the recipe; it goes with `task: sft` or `task: rl`",
+        "r.yaml:2: stages: expected a non-empty section of names, each holding a section with `task`: one of `reward_model`, `rl`, `sft`, found an empty section",
+        "r.yaml:3: model: `model` does not go with `task: pipeline` of the recipe; it goes with `task: sft` or `task: reward_model` or `task: rl`",
     ]
 
 

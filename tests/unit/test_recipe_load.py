@@ -285,6 +285,17 @@ class TestReferences:
         write("pipeline.yaml", PIPELINE.replace("${stages.sft.model}", model))
         assert message("pipeline.yaml") == f"pipeline.yaml:7: stages.grpo.model.path: {expected}"
 
+    def test_a_reward_and_a_critic_may_be_a_stage_s_model(self):
+        changes = [
+            "stages.grpo.rewards.mix=[{kind: exact}, {kind: model, path: '${stages.sft.model}'}]",
+            "stages.grpo.critic.model=${stages.sft.model}",
+        ]
+        stage = resolve(load("pipeline.yaml", changes), {"sft": "/a/model"}).stages["grpo"]
+        assert (stage.rewards.mix[1].path, stage.critic.model.path) == ("/a/model", "/a/model")
+        assert message("pipeline.yaml", changes[0].replace("sft.model", "rm.model")).endswith(
+            "stages.grpo.rewards.mix.1.path: `${stages.rm.model}` refers to nothing: expected `${stages.sft.model}`"
+        )
+
     def test_the_first_stage_has_none_before_it(self):
         assert message("pipeline.yaml", "stages.sft.model=${stages.grpo.model}") == (
             "override `stages.sft.model=${stages.grpo.model}`: stages.sft.model.path: `${stages.grpo.model}` refers to "

@@ -24,6 +24,7 @@ FIRST = ("reward", "loss", "reference_kl", "mismatch/abs", "response_length", "e
 HEADLINE = {
     "rl": ("reward", "reference_kl", "response_length", "tokens_per_second"),
     "sft": ("loss", "tokens_per_second"),
+    "reward_model": ("loss", "margin"),
 }
 FROM_ZERO = {"reference_kl", "policy_kl", "mismatch/abs", "response_length", "entropy", "tokens_per_second"}
 FROM_ZERO |= {"step_seconds", "grad_norm", "learning_rate", "clip_fraction", "truncated", "reward_failures"}
@@ -96,7 +97,8 @@ def _overview(stages: Sequence[Stage]) -> list[tuple[str, str, float]]:
 def _headline(stage: Stage) -> list[tuple[str, str, str]]:
     """The few numbers that sum a stage up: (title, at the end, at the start)."""
     names = HEADLINE.get(stage.started.get("task", ""), FIRST)
-    heldout = ["accuracy", *(["failures"] if any(stage.heldout.get("failures", {}).values()) else [])]
+    judged = ("accuracy", "pair_accuracy", "length_baseline")
+    heldout = [*judged, *(["failures"] if any(stage.heldout.get("failures", {}).values()) else [])]
     found = [(label(n).title, label(n), stage.heldout[n]) for n in heldout if n in stage.heldout]
     found += [(label(n).title, label(n), stage.metrics[n]) for n in names if n in stage.metrics]
     return [(title, about.text(s[max(s)]), about.text(s[min(s)])) for title, about, s in found]
@@ -109,8 +111,10 @@ def _metric_chart(stage: Stage, name: str) -> Chart:
 
 
 def _heldout_chart(stage: Stage) -> Chart | None:
-    """Accuracy and pass@k over training; the reward where a task has no notion of right."""
-    shares = {n: s for n, s in stage.heldout.items() if n == "accuracy" or n.startswith("pass@")}
+    """Accuracy and pass@k over training; of a reward model accuracy on pairs, beside that of counting tokens; the
+    reward where a task has no notion of right."""
+    names = ("accuracy", "pair_accuracy", "length_baseline")
+    shares = {n: s for n, s in stage.heldout.items() if n in names or n.startswith("pass@")}
     if shares:
         svg = charts.line_chart(shares, _form("accuracy"), 0.0, 1.0)
     elif "reward" in stage.heldout:
@@ -119,7 +123,7 @@ def _heldout_chart(stage: Stage) -> Chart | None:
     else:
         return None
     name, series = next(iter(shares.items()))
-    title = "Held-out accuracy" if "accuracy" in shares else "Held-out reward"
+    title = "Held-out reward" if name == "reward" else _capital(label(name).title)
     return Chart(
         title,
         "",

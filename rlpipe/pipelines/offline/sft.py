@@ -8,9 +8,9 @@ from pathlib import Path
 from rlpipe.data.examples import encode, truncate
 from rlpipe.data.source import Records
 from rlpipe.models.load import context_length, load_tokenizer
+from rlpipe.pipelines.offline.launch import launch
 from rlpipe.pipelines.offline.progress import Report
-from rlpipe.pipelines.offline.ray_train import Launch, run_local, run_remote
-from rlpipe.pipelines.offline.sft_worker import SftJob, TokenTable, train
+from rlpipe.pipelines.offline.sft_worker import SftJob, TokenTable
 from rlpipe.recipe.tasks import SftRecipe
 
 
@@ -25,14 +25,7 @@ def run_sft(
     process; otherwise Ray must be connected. Raises `DataError`, `ModelError`, `PlacementError`, `DeadlineExceeded`,
     `RoleDied`, or `TrainingFailed` for what is not foreseen.
     """
-    job = prepare(recipe, model_path, records, output_dir)
-    launch = Launch("SFT", recipe.train.ranks, recipe.train.resources, recipe.train.threads, recipe.deadlines)
-    (run_local if debug else run_remote)(train, job, launch, report)
-    if not (output_dir / "config.json").exists():
-        raise FileNotFoundError(
-            f"Rank 0 wrote the model to {output_dir} on its own node, and this node does not see it. Put the run "
-            "directory on storage that all nodes share."
-        )
+    launch("SFT", recipe, prepare(recipe, model_path, records, output_dir), debug, report)
 
 
 def prepare(recipe: SftRecipe, model_path: str, records: Records, output_dir: Path) -> SftJob:

@@ -1,15 +1,19 @@
-"""An SFT stage: measure the model it starts from, train, measure the result."""
+"""Offline stages: measure the model they start from, train, measure the result."""
 
 from contextlib import ExitStack
 from pathlib import Path
 
-from rlpipe.pipelines import roles
+from rlpipe.observe.events import EventLog
+from rlpipe.observe.progress import HELDOUT
+from rlpipe.pipelines import reward_models, roles
 from rlpipe.pipelines.episodes import environment_of, over
 from rlpipe.pipelines.evaluation import Evaluator
+from rlpipe.pipelines.offline.progress import Report
+from rlpipe.pipelines.offline.reward_model import run_reward_model
 from rlpipe.pipelines.offline.sft import run_sft
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.rewards import RewardMix
-from rlpipe.recipe.tasks import SftRecipe
+from rlpipe.recipe.tasks import RewardModelRecipe, SftRecipe
 from rlpipe.rewards import stage as rewards
 from rlpipe.rollout.pool import EnginePool
 
@@ -25,14 +29,37 @@ def run_sft_stage(stage: Stage, recipe: SftRecipe) -> None:
         _evaluate(stage, recipe, recipe.rewards, str(stage.result), step=steps)
 
 
+def run_reward_model_stage(stage: Stage, recipe: RewardModelRecipe) -> None:
+    """Train the reward model `recipe` in `stage`; the result lies in `stage.result`."""
+    says = f"reward modelling: {recipe.train.max_steps} steps of TRL's RewardTrainer"
+    with stage.events.phase("train", says=says):
+        run_reward_model(
+            recipe, stage.model_path, stage.records, stage.result, stage.debug, _evaluations_apart(stage.events)
+        )
+
+
+def _evaluations_apart(events: EventLog) -> Report:
+    """What is measured on held-out pairs is an evaluation: the table at the end and the report show those."""
+
+    def report(step: int, values: dict[str, float]) -> None:
+        if "heldout_pair_accuracy" in values:
+            found = {name: v for name, v in values.items() if name.startswith(HELDOUT) and name != "heldout_loss"}
+            events.evaluation(step, {name.removeprefix(HELDOUT): v for name, v in found.items()}, samples=[])
+            values = {"heldout_loss": values["heldout_loss"]}
+        events.metrics(step, values)
+
+    return report
+
+
 def _evaluate(stage: Stage, recipe: SftRecipe, mix: RewardMix, model_path: str, step: int) -> None:
     """Held-out prompts to a fresh engine on these weights: nothing can be left of others."""
     with ExitStack() as stack:
         stack.callback(stage.runtime.stop)
         with stage.events.phase("start", says=f"starting {recipe.rollout.engine} to answer held-out prompts"):
-            scoring = stack.enter_context(rewards.build(mix, Path(), recipe.deadlines, stage.debug))
+            started = stage.runtime.start([*reward_models.specs(stage), roles.engines(stage, model_path)])
+            scorers = reward_models.scorers(stage, started.handles)
+            scoring = stack.enter_context(rewards.build(mix, Path(), recipe.deadlines, stage.debug, scorers))
             environment = stack.enter_context(environment_of(stage))
-            started = stage.runtime.start([roles.engines(stage, model_path)])
             _, heldout = stage.prompts
             started.ready()
             scoring.ready()

@@ -10,7 +10,7 @@ from rlpipe.data.cursor import PromptCursor
 from rlpipe.data.flow import Prompt, Sampling
 from rlpipe.data.records import DataError
 from rlpipe.ledger.memory import MemoryLedger
-from rlpipe.pipelines import episodes, roles
+from rlpipe.pipelines import episodes, reward_models, roles
 from rlpipe.pipelines.evaluation import Evaluator
 from rlpipe.pipelines.online.loop import Loop
 from rlpipe.pipelines.online.publisher import Publisher
@@ -35,10 +35,11 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
     with ExitStack() as stack:
         stack.callback(stage.runtime.stop)
         with stage.events.phase("start", says=_starting(recipe)):
-            scoring = stack.enter_context(rewards.build(recipe.rewards, Path(), recipe.deadlines, stage.debug))
             environment = stack.enter_context(episodes.environment_of(stage))
             algorithm = OnlineAlgorithm(roles.algorithm_settings(recipe), recipe.rollout.max_new_tokens)
             started = stage.runtime.start(_roles(stage, algorithm))
+            scorers = reward_models.scorers(stage, started.handles)
+            scoring = stack.enter_context(rewards.build(recipe.rewards, Path(), recipe.deadlines, stage.debug, scorers))
             loop = _loop(stage, recipe, scoring, environment, algorithm, started.handles)
             started.ready()
             scoring.ready()
@@ -48,8 +49,8 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
 
 
 def _roles(stage: Stage, algorithm: OnlineAlgorithm) -> list[RoleSpec]:
-    """Those that the algorithm needs."""
-    specs = [roles.policy(stage), roles.engines(stage, stage.model_path)]
+    """Those that the algorithm and the rewards need."""
+    specs = [*reward_models.specs(stage), roles.policy(stage), roles.engines(stage, stage.model_path)]
     specs += [roles.reference(stage)] if algorithm.needs_reference else []
     return specs + ([roles.critic(stage)] if algorithm.needs_critic else [])
 
@@ -83,18 +84,14 @@ def _loop(
         ledger=ledger,
         sampler=Sampler(roles.POLICY, ledger, rollouts, scoring, stage.tokenizer, sampling, group_size, recipe.seed),
         rewards=scoring,
-        trainer=Trainer(handles, algorithm, recipe.train, group_size, recipe.deadlines.train, _critic_warmup(recipe)),
+        trainer=Trainer(
+            handles, algorithm, recipe.train, group_size, recipe.deadlines.train, recipe.critic.warmup_steps
+        ),
         publisher=_publisher(stage, recipe, handles[roles.POLICY], pool, heldout),
         evaluate=lambda: evaluator.run(rollouts, scoring, roles.POLICY),
         storage=stage.storage,
         events=stage.events,
     )
-
-
-def _critic_warmup(recipe: RlRecipe) -> int:
-    """Steps in which the critic learns alone."""
-    critic = getattr(recipe, "critic", None)  # until the critic's section is there
-    return critic.warmup_steps if critic else 0
 
 
 def _publisher(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -12,20 +12,11 @@ from rlpipe.pipelines.online.batch import scored, token_batch, with_signal, with
 from rlpipe.pipelines.online.metrics import signal_metrics
 from rlpipe.recipe.training import PolicyTraining
 from rlpipe.runtime.handle import Handle, Pending, Within, results
+from rlpipe.training.critic import Critic
 from rlpipe.training.metrics import Mean, merge
 from rlpipe.training.microbatch import collect, make_shards, plan_micro_batches, plan_step, split_minibatches
 from rlpipe.training.policy import Policy
 from rlpipe.training.reference import Reference
-
-
-class Critic(Protocol):
-    """What the trainer asks of the critic's ranks."""
-
-    def values(self, shard: Shard) -> np.ndarray:
-        """Values of the shard's response tokens, laid out as `Policy.logprobs`."""
-
-    def update(self, shard: Shard) -> dict[str, Mean]:
-        """One optimizer step on the shard's returns, with its weights. Names of metrics are not the policy's."""
 
 
 class Trainer:

@@ -1,0 +1,74 @@
+"""Preferences as token ids: pairs of sequences of which the first is the better one.
+
+Tokenised once, here, with the functions that render prompts for rollouts: a reward model is trained on the very tokens
+that it will be asked to score.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rlpipe.data.chat import as_generated, ended, joined, prompt_context, render, with_system
+from rlpipe.data.records import DataError, Format, Record, margin
+from rlpipe.data.source import Records
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two whole sequences, prompt included; `margin` says by how much the chosen one is better, 0 if nobody does."""
+
+    chosen: list[int]
+    rejected: list[int]
+    margin: float
+    origin: str
+
+
+def encode_pairs(rows: list[Record], source: Records, tokenizer: "PreTrainedTokenizerBase") -> list[Pair]:
+    """All records as pairs, in order. Those whose two sides are the same tokens teach nothing and are left out."""
+    sides = [_sequences(rows, name, source, tokenizer) for name in ("chosen", "rejected")]
+    pairs = [Pair(c, r, margin(row) or 0.0, row.origin) for c, r, row in zip(*sides, rows, strict=True)]
+    return _without(pairs, [pair for pair in pairs if pair.chosen == pair.rejected], "prefer a response to itself", "")
+
+
+def within(pairs: list[Pair], max_length: int) -> list[Pair]:
+    """The pairs of which both sequences fit. A cut one could have lost what makes the difference."""
+    too_long = [pair for pair in pairs if max(len(pair.chosen), len(pair.rejected)) > max_length]
+    fix = " Raise train.max_length, or use a model with a longer context."
+    return _without(pairs, too_long, f"are longer than {max_length} tokens", fix)
+
+
+def length_baseline(pairs: Sequence[Pair]) -> float:
+    """Share of pairs that length alone ranks right, by the better of the rules `longer wins` and `shorter wins`; equal
+    lengths count one half. A reward model that does no better may only be counting words."""
+    longer = sum((len(p.chosen) > len(p.rejected)) + 0.5 * (len(p.chosen) == len(p.rejected)) for p in pairs)
+    return max(longer, len(pairs) - longer) / len(pairs)
+
+
+def _sequences(rows: list[Record], name: str, source: Records, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+    contexts = [_context(row, name, source) for row in rows]
+    rendered = render(contexts, [row.origin for row in rows], tokenizer, continued=False)
+    end = as_generated if source.chat else ended
+    return [end(r.ids, tokenizer) for r in rendered]
+
+
+def _context(row: Record, name: str, source: Records) -> Any:
+    value = row.fields[name]
+    if source.format is Format.PREFERENCE:
+        return joined(prompt_context(row, source), value)
+    return with_system(value, source.system, row.origin) if source.chat else value
+
+
+def _without(pairs: list[Pair], lost: list[Pair], why: str, fix: str) -> list[Pair]:
+    if not lost:
+        return pairs
+    if len(lost) == len(pairs):
+        raise DataError(f"All {len(pairs)} pairs {why}.{fix}")
+    logger.warning("%d of %d pairs %s; they are left out (first: %s).", len(lost), len(pairs), why, lost[0].origin)
+    origins = {pair.origin for pair in lost}
+    return [pair for pair in pairs if pair.origin not in origins]

@@ -1,0 +1,23 @@
+"""Running a TRL job where the recipe says, until its result lies on disk."""
+
+from pathlib import Path
+
+from rlpipe.pipelines.offline.progress import Report
+from rlpipe.pipelines.offline.ray_train import Launch, run_local, run_remote
+from rlpipe.pipelines.offline.trl_worker import TrlJob, train
+from rlpipe.recipe.tasks import RewardModelRecipe, SftRecipe
+
+
+def launch(name: str, recipe: SftRecipe | RewardModelRecipe, job: TrlJob, debug: bool, report: Report) -> None:
+    """Train in this process (`debug`) or as ranks on the cluster. `name` is for people.
+
+    Raises `ModelError`, `PlacementError`, `DeadlineExceeded`, `RoleDied`, or `TrainingFailed` for what is not foreseen.
+    """
+    training = recipe.train
+    what = Launch(name, training.ranks, training.resources, training.threads, recipe.deadlines)
+    (run_local if debug else run_remote)(train, job, what, report)
+    if not (Path(job.output_dir) / "config.json").exists():
+        raise FileNotFoundError(
+            f"Rank 0 wrote the model to {job.output_dir} on its own node, and this node does not see it. Put the run "
+            "directory on storage that all nodes share."
+        )

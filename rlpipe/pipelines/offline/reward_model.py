@@ -1,0 +1,61 @@
+"""Reward modelling: TRL's RewardTrainer on Ray Train with DeepSpeed.
+
+The driver reads, renders and tokenises the preferences once; the ranks get token ids.
+"""
+
+from pathlib import Path
+
+from rlpipe.data.preferences import Pair, encode_pairs, length_baseline, within
+from rlpipe.data.source import Records
+from rlpipe.models.load import context_length, load_tokenizer
+from rlpipe.pipelines.offline.launch import launch
+from rlpipe.pipelines.offline.progress import Report
+from rlpipe.pipelines.offline.reward_model_worker import PairTable, RewardModelJob
+from rlpipe.recipe.tasks import RewardModelRecipe
+
+
+def run_reward_model(
+    recipe: RewardModelRecipe, model_path: str, records: Records, output_dir: Path, debug: bool, report: Report
+) -> None:
+    """Train and write a Hugging Face sequence classifier (safetensors, configuration, tokenizer) to `output_dir`.
+
+    `model_path` is what `materialise` gave. `report(step, metrics)` is called every train.logging_steps with loss,
+    train_pair_accuracy, margin (chosen minus rejected), mean_score, learning_rate, grad_norm, tokens and epoch, and
+    before and after training with heldout_loss, heldout_pair_accuracy, heldout_margin and, for comparison,
+    heldout_length_baseline. `debug` trains in this process; otherwise Ray must be connected. Raises as `run_sft` does.
+    """
+    train, heldout = encode(recipe, model_path, records)
+    baseline = {"heldout_length_baseline": length_baseline(heldout)}
+
+    def with_baseline(step: int, values: dict[str, float]) -> None:
+        report(step, values | (baseline if "heldout_pair_accuracy" in values else {}))
+
+    launch("reward model", recipe, prepare(recipe, model_path, train, heldout, output_dir), debug, with_baseline)
+
+
+def encode(recipe: RewardModelRecipe, model_path: str, records: Records) -> tuple[list[Pair], list[Pair]]:
+    """(training, held-out) pairs as tokens, those that are too long left out."""
+    tokenizer = load_tokenizer(recipe.model, model_path)
+    longest = min(recipe.train.max_length, context_length(recipe.model, model_path))
+    train, heldout = (
+        within(encode_pairs(rows, records, tokenizer), longest) for rows in (records.train, records.heldout)
+    )
+    return train, heldout
+
+
+def prepare(
+    recipe: RewardModelRecipe, model_path: str, train: list[Pair], heldout: list[Pair], output_dir: Path
+) -> RewardModelJob:
+    """Everything the ranks need."""
+    return RewardModelJob(
+        model=recipe.model,
+        model_path=str(Path(model_path).resolve()) if Path(model_path).is_dir() else model_path,
+        tokenizer=load_tokenizer(recipe.model, model_path),
+        training=recipe.train,
+        seed=recipe.seed,
+        timeout_seconds=recipe.deadlines.train,
+        train=PairTable.of(train),
+        heldout=PairTable.of(heldout),
+        max_length=recipe.train.max_length,
+        output_dir=str(output_dir.resolve()),
+    )

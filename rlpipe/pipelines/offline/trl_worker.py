@@ -1,0 +1,125 @@
+"""One rank of a TRL trainer under DeepSpeed, whatever the task. Nothing here knows of Ray."""
+
+import os
+import tempfile
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rlpipe.data.records import DataError
+from rlpipe.models.load import resolve_dtype
+from rlpipe.models.quiet import quiet_libraries
+from rlpipe.pipelines.offline.progress import Progress
+from rlpipe.pipelines.offline.trl_arguments import arguments
+from rlpipe.pipelines.offline.trl_reporter import reporter
+from rlpipe.recipe.model import Model
+from rlpipe.recipe.training import OfflineTraining
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase, Trainer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrlJob(ABC):
+    """What every rank gets. A task adds its data, its trainer, and what it calls the trainer's metrics."""
+
+    metric_names: ClassVar[dict[str, str]]
+    """Besides those that all trainers share: the trainer's names of metrics, and ours."""
+
+    model: Model
+    model_path: str
+    tokenizer: "PreTrainedTokenizerBase"
+    training: OfflineTraining
+    seed: int
+    timeout_seconds: float
+    max_length: int
+    output_dir: str
+
+    @abstractmethod
+    def trainer(self, common: dict[str, Any], dtype: "torch.dtype") -> "Trainer":
+        """The trainer with its model and data. The arguments come before the model: under ZeRO-3 they make it split
+        while it is read."""
+
+    def unit(self) -> str:
+        """What a batch counts."""
+        return "records"
+
+
+def train(job: TrlJob, progress: Progress) -> None:
+    """Train, evaluate on the held-out records before and after, and save. Collective over the ranks."""
+    import torch.distributed as dist
+
+    quiet_libraries()
+    from rlpipe.training.distributed import Rank, join
+
+    if dist.is_initialized():
+        rank = Rank(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)))
+    else:
+        rank = Rank()
+    join(rank, job.timeout_seconds)
+    try:
+        with tempfile.TemporaryDirectory(prefix="rlpipe-trl-") as scratch:
+            trainer = _trainer(job, scratch, progress)
+            trainer.train()
+            progress.alive("its last step")
+            _save(trainer, job)  # before the evaluation: its forwards leave ZeRO-3 with prefetched parameters in flight
+            trainer.evaluate()
+    finally:
+        _forget()
+
+
+def whole_batches(trainer: "type[Trainer]") -> "type[Trainer]":
+    """The trainer, dropping a last, smaller batch of the training records only, so that as many ranks as you like see
+    the same batches; every held-out record counts."""
+
+    class WholeBatches(trainer):
+        def get_train_dataloader(self) -> Any:
+            self.args.dataloader_drop_last = True
+            try:
+                return super().get_train_dataloader()
+            finally:
+                self.args.dataloader_drop_last = False
+
+    return WholeBatches
+
+
+def _trainer(job: TrlJob, scratch: str, progress: Progress) -> "Trainer":
+    from transformers import PrinterCallback
+
+    dtype = resolve_dtype(job.model.dtype)
+    trainer = job.trainer(arguments(job.training, job.seed, scratch, dtype), dtype)
+    _check_size(trainer, job)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(reporter(trainer, progress, job.metric_names))
+    return trainer
+
+
+def _check_size(trainer: "Trainer", job: TrlJob) -> None:
+    batch = job.training.per_device_train_batch_size * job.training.ranks
+    have = len(trainer.train_dataset)
+    if have < batch:
+        raise DataError(
+            f"The training data makes {have} {job.unit()}, fewer than one batch of {batch} over all ranks. Lower "
+            "train.per_device_train_batch_size or train.ranks, or bring more data."
+        )
+
+
+def _save(trainer: "Trainer", job: TrlJob) -> None:
+    from rlpipe.training.export import save_pretrained
+
+    with tempfile.TemporaryDirectory(prefix="rlpipe-tokenizer-") as folder:
+        job.tokenizer.save_pretrained(folder)
+        model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+        model.config.use_cache = True  # the trainer turns it off; whoever generates with the result wants it
+        save_pretrained(model, folder, Path(job.output_dir), writer=trainer.is_world_process_zero())
+
+
+def _forget() -> None:
+    """accelerate and transformers keep the training's set-up in globals; a later stage in this process has its own."""
+    from accelerate.state import AcceleratorState
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    unset_hf_deepspeed_config()

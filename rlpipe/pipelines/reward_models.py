@@ -1,0 +1,79 @@
+"""The reward models of a stage's mix: the roles a runtime starts, and what the rewards need to ask them."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rlpipe.models.load import ModelError, context_length, load_tokenizer
+from rlpipe.pipelines.stage import Stage
+from rlpipe.recipe.model import PretrainedModel
+from rlpipe.recipe.rewards import ModelReward
+from rlpipe.recipe.tasks import RewardModelRecipe
+from rlpipe.rewards.encoding import encoder
+from rlpipe.rewards.model import Scorer
+from rlpipe.runtime.handle import Handle
+from rlpipe.runtime.roles import RoleSpec
+from rlpipe.training.distributed import Rank
+from rlpipe.training.reward_model import RewardModel, RewardModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def specs(stage: Stage) -> list[RoleSpec]:
+    """One role per reward model of the mix."""
+    return [_spec(key, reward, stage.debug) for key, reward in _model_rewards(stage)]
+
+
+def scorers(stage: Stage, handles: Mapping[str, list[Handle[Any]]]) -> dict[str, Scorer]:
+    """By reward name, from the handles of the started roles. Notes how each one gets its tokens."""
+    return {reward.name: _scorer(stage, key, reward, handles) for key, reward in _model_rewards(stage)}
+
+
+def _model_rewards(stage: Stage) -> list[tuple[str, ModelReward]]:
+    """With the recipe key of each."""
+    mix = None if isinstance(stage.recipe, RewardModelRecipe) else stage.recipe.rewards
+    rewards = enumerate(mix.mix if mix else [])
+    return [(f"rewards.mix.{i}", reward) for i, reward in rewards if isinstance(reward, ModelReward)]
+
+
+def _spec(key: str, reward: ModelReward, debug: bool) -> RoleSpec:
+    padding = _tokenizer(key, reward).pad_token_id
+    spec = RewardModelSpec(reward.path, padding, reward.dtype, reward.tokens_per_batch)
+    return RoleSpec(
+        name=_role(reward),
+        role=RewardModel,
+        arguments=lambda seat: (spec, Rank(local_rank=seat.local_index)),
+        count=1 if debug else reward.ranks,
+        resources=reward.resources,
+        threads=reward.threads,
+        recipe_key=key,
+    )
+
+
+def _scorer(stage: Stage, key: str, reward: ModelReward, handles: Mapping[str, list[Handle[Any]]]) -> Scorer:
+    encode, says = encoder(reward.name, stage.tokenizer, _tokenizer(key, reward), stage.records.chat)
+    stage.events.note(says)
+    with _naming(key):
+        limit = context_length(PretrainedModel(path=reward.path), reward.path)
+    return Scorer(handles[_role(reward)], encode, min(limit, reward.max_length or limit))
+
+
+def _role(reward: ModelReward) -> str:
+    return f"reward/{reward.name}"
+
+
+def _tokenizer(key: str, reward: ModelReward) -> "PreTrainedTokenizerBase":
+    with _naming(key):
+        return load_tokenizer(PretrainedModel(path=reward.path), reward.path)
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Errors of loading name the line of the reward, not that of the policy's model."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(
+            str(error).replace("model.path", f"{key}.path").replace("model.revision", "the branch")
+        ) from error

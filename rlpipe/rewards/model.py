@@ -1,0 +1,66 @@
+"""A reward model that runs as a role: a frozen sequence classifier on one or several replicas.
+
+Each replica scores one group at a time. A group that gets no answer within its deadline, and a score that is no number,
+are failures; a replica that died stops the run.
+"""
+
+import queue
+import time
+from dataclasses import dataclass
+
+from rlpipe.data.flow import Failure, Group, Tokens
+from rlpipe.recipe.rewards import ModelReward
+from rlpipe.rewards.encoding import Encode
+from rlpipe.rewards.reward import Allowance, Component
+from rlpipe.runtime.handle import DeadlineExceeded, Handle, Within
+from rlpipe.training.reward_model import RewardModel
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """What a `model` reward asks: the replicas, how a group becomes their tokens, and how many they take."""
+
+    replicas: list[Handle[RewardModel]]
+    encode: Encode
+    max_length: int
+
+
+class Model:
+    """Asks a free replica for the scores of a whole group."""
+
+    def __init__(self, recipe: ModelReward, scorer: Scorer):
+        self.name = recipe.name
+        self.weight = recipe.weight
+        self._scorer = scorer
+        self._free: queue.SimpleQueue[Handle[RewardModel]] = queue.SimpleQueue()
+        for replica in scorer.replicas:
+            self._free.put(replica)
+
+    def start(self) -> None: ...
+
+    def ready(self) -> None:
+        """The runtime that started the replicas has waited for them."""
+
+    def score(self, group: Group, allowance: Allowance) -> list[Component]:
+        sequences = self._scorer.encode(group)
+        answers = iter(self._ask([tokens for tokens in sequences if self._fits(tokens)], allowance))
+        return [next(answers) if self._fits(tokens) else self._too_long(tokens) for tokens in sequences]
+
+    def close(self) -> None: ...
+
+    def _ask(self, sequences: list[Tokens], allowance: Allowance) -> list[Component]:
+        replica = self._free.get()  # waiting for a busy one is not this group's time
+        begin = time.monotonic()
+        try:
+            return list(replica.call(Within("reward", allowance.left), RewardModel.score, sequences).result())
+        except DeadlineExceeded as error:
+            return [Failure("deadline", str(error).partition("\n")[0])] * len(sequences)
+        finally:
+            allowance.spend(time.monotonic() - begin)
+            self._free.put(replica)
+
+    def _fits(self, tokens: Tokens) -> bool:
+        return len(tokens) <= self._scorer.max_length
+
+    def _too_long(self, tokens: Tokens) -> Failure:
+        return Failure("too_long", f"{len(tokens)} tokens; the reward model takes {self._scorer.max_length} at most")

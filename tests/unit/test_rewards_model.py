@@ -1,0 +1,229 @@
+"""Reward models as rewards: tokens as sampled or through text, batches that change nothing, failures by their kind."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from sample_groups import make_group
+from transformers import Qwen2ForSequenceClassification
+
+from rlpipe.data.flow import Failure, FinishReason, Group, Prompt, Score, Trajectory, VersionSpan
+from rlpipe.models.scratch import build_model, build_tokenizer
+from rlpipe.pipelines import reward_models
+from rlpipe.recipe.model import ScratchModel
+from rlpipe.recipe.rewards import ModelReward, RewardMix
+from rlpipe.recipe.run import Deadlines
+from rlpipe.rewards.encoding import as_sampled, encoder
+from rlpipe.rewards.model import Model, Scorer
+from rlpipe.rewards.reward import Allowance, RewardUnusable
+from rlpipe.rewards.stage import build
+from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
+from rlpipe.runtime.local import LocalHandle
+from rlpipe.training.distributed import Rank
+from rlpipe.training.reward_model import RewardModel, RewardModelSpec
+
+TINY = ScratchModel(scratch="qwen2", hidden_size=64, layers=2, heads=2, kv_heads=1, intermediate_size=128)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A reward model with random weights, and its tokenizer."""
+    path, tokenizer = tmp_path_factory.mktemp("rm"), build_tokenizer()
+    config = build_model(TINY, 0, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id).config
+    config.num_labels = 1
+    torch.manual_seed(0)
+    Qwen2ForSequenceClassification(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sequences():
+    rng = np.random.default_rng(0)
+    return [rng.integers(6, 262, n).astype(np.int32) for n in (5, 40, 2, 17, 1, 33, 8)]
+
+
+def spec(folder, **settings):
+    return RewardModelSpec(str(folder), 0, "float32", **settings)
+
+
+@pytest.mark.parametrize("budget", [1, 64, 16384])
+def test_scores_depend_on_nothing_beside_the_sequence(folder, sequences, budget):
+    together = RewardModel(spec(folder, tokens_per_batch=budget), Rank()).score(sequences)
+    model = Qwen2ForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        alone = [model(torch.from_numpy(tokens[None].astype(np.int64))).logits.item() for tokens in sequences]
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert len(set(np.round(alone, 3))) == len(alone), "they do differ"
+
+
+def test_nothing_to_score(folder):
+    assert RewardModel(spec(folder), Rank()).score([]) == []
+
+
+# Tokens
+
+
+def conversation(completions, finish=FinishReason.STOP, tokenizer=None):
+    """A group as the sampler makes it, over `2+2` as a chat."""
+    tokenizer = tokenizer or build_tokenizer()
+    messages = [{"role": "user", "content": "2+2"}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    prompt = Prompt("p", np.array(tokenizer(text)["input_ids"], np.int32), text, {}, messages)
+    rows = [_trajectory(prompt, i, text, finish, tokenizer) for i, text in enumerate(completions)]
+    return Group("g", prompt, tuple(rows), tuple(completions), ())
+
+
+def _trajectory(prompt, index, text, finish, tokenizer):
+    end = [tokenizer.eos_token_id] if finish is FinishReason.STOP else []
+    tokens = np.array(tokenizer(text)["input_ids"] + end, np.int32)
+    ones = np.ones(len(tokens), np.float32)
+    return Trajectory("g", "p", index, prompt.tokens, tokens, ones, -ones, (VersionSpan(0, 0),), finish)
+
+
+def other_tokenizer():
+    """The same words under other numbers, and a template of its own."""
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["2+2"])
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    return tokenizer
+
+
+def test_the_same_tokenizer_gets_the_sampled_tokens():
+    encode, says = encoder("rm", build_tokenizer(), build_tokenizer(), chat=True)
+    assert encode is as_sampled
+    assert says == "reward `rm`: its tokens are the policy's, so it gets them as they were sampled."
+    group = conversation(["4", "5!"])
+    assert build_tokenizer().decode(encode(group)[1]) == "<|user|>2+2<|end|><|assistant|>5!<|end|>"
+
+
+@pytest.mark.parametrize(("finish", "end"), [(FinishReason.STOP, "<|end|>"), (FinishReason.LENGTH, "")])
+def test_another_tokenizer_gets_the_text_in_its_own_template(finish, end):
+    own = other_tokenizer()
+    encode, says = encoder("rm", build_tokenizer(), own, chat=True)
+    assert says == "reward `rm`: its vocabulary is not the policy's, so responses go to it as text."
+    ids = encode(conversation(["4", "5!"], finish))
+    assert [own.decode(row) for row in ids] == [f"[user]2+2<|end|>\n[assistant]{text}{end}" for text in ("4", "5!")]
+    assert own.convert_tokens_to_ids("2+2") in ids[0]
+
+
+def test_another_template_alone_also_needs_conversion():
+    own = build_tokenizer()
+    own.chat_template = other_tokenizer().chat_template
+    encode, says = encoder("rm", build_tokenizer(), own, chat=True)
+    assert "its chat template is not the policy's" in says
+    assert own.decode(encode(conversation(["4"]))[0]) == "[user]2+2<|end|>\n[assistant]4<|end|>"
+    assert encoder("rm", build_tokenizer(), own, chat=False)[0] is as_sampled
+
+
+def test_plain_text_is_converted_as_text():
+    own = other_tokenizer()
+    encode, _ = encoder("rm", build_tokenizer(), own, chat=False)
+    assert own.decode(encode(make_group(["4"], text="2+2="))[0]) == "2+2=4<|end|>"
+
+
+def test_a_conversation_needs_a_template():
+    own = other_tokenizer()
+    own.chat_template = None
+    with pytest.raises(RewardUnusable, match=r"reward `rm`: .*no chat template.*Add a chat_template.jinja"):
+        encoder("rm", build_tokenizer(), own, chat=True)
+
+
+# The component
+
+
+class Answering:
+    """A handle that answers with `answer(sequences)` or raises it."""
+
+    name = "reward/rm"
+
+    def __init__(self, answer):
+        self.answer, self.asked = answer, []
+
+    def call(self, within, method, sequences):
+        assert method is RewardModel.score
+        self.asked.append((within, sequences))
+        return self
+
+    def result(self):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer(self.asked[-1][1])
+
+
+def reward(answer, max_length=256):
+    recipe = ModelReward(kind="model", name="rm", path="folder")
+    handle = Answering(answer)
+    return Model(recipe, Scorer([handle], as_sampled, max_length)), handle
+
+
+def test_a_group_is_one_call_within_its_time():
+    model, handle = reward(lambda sequences: [float(len(s)) for s in sequences])
+    assert model.score(conversation(["4", "12"]), Allowance(7.0)) == [8.0, 9.0]
+    [(within, sequences)] = handle.asked
+    assert (within.phase, within.seconds) == ("reward", 7.0)
+    assert len(sequences) == 2
+
+
+def test_what_is_too_long_is_a_failure_and_is_not_asked():
+    model, handle = reward(lambda sequences: [1.0] * len(sequences), max_length=9)
+    outcomes = model.score(conversation(["4", "1234", "12"]), Allowance(7.0))
+    assert outcomes == [1.0, Failure("too_long", "11 tokens; the reward model takes 9 at most"), 1.0]
+    assert [len(s) for _, sequences in handle.asked for s in sequences] == [8, 9]
+
+
+def test_a_missed_deadline_is_a_failure_and_the_replica_is_asked_again():
+    model, handle = reward(DeadlineExceeded("reward/rm did not finish RewardModel.score within 7 s.\nIt stands at: …"))
+    for _ in range(2):
+        outcomes = model.score(conversation(["4", "5"]), Allowance(7.0))
+        assert outcomes == [Failure("deadline", "reward/rm did not finish RewardModel.score within 7 s.")] * 2
+    assert len(handle.asked) == 2
+
+
+def mixed(*answers, group=None):
+    """The outcomes of a mix of reward models, `first` with weight 1 and further ones with weight 10."""
+    names = ["first", "second"][: len(answers)]
+    mix = [ModelReward(kind="model", name=n, path="x", weight=10.0**i) for i, n in enumerate(names)]
+    scorers = {n: Scorer([Answering(a)], as_sampled, 256) for n, a in zip(names, answers, strict=True)}
+    with build(RewardMix(mix=mix), None, Deadlines(), True, scorers) as stage:
+        stage.submit(group or conversation(["4"]))
+        [scored] = stage.finished(0.1)
+    return scored.outcomes
+
+
+def test_several_reward_models_in_one_mix():
+    assert mixed(lambda s: [0.5], lambda s: [2.0]) == (Score(20.5, {"first": 0.5, "second": 2.0}),)
+
+
+def test_a_score_that_is_no_number_is_a_failure():
+    assert mixed(lambda s: [float("nan")]) == (Failure("not_a_number", "first: the reward is nan"),)
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_a_dead_reward_model_stops_the_run(debug):
+    mix = RewardMix(mix=[ModelReward(kind="model", path="x")])
+    scorers = {"model": Scorer([Answering(RoleDied("reward/model died"))], as_sampled, 256)}
+    with build(mix, None, Deadlines(), debug, scorers) as stage, pytest.raises(RoleDied, match="reward/model died"):
+        stage.submit(conversation(["4"]))
+        stage.finished(5.0)
+
+
+def test_a_real_model_behind_its_handle(folder):
+    model = RewardModel(spec(folder), Rank())
+    recipe = ModelReward(kind="model", path=str(folder))
+    scored = Model(recipe, Scorer([LocalHandle("reward/model", model)], as_sampled, 256))
+    group = conversation(["4", "five"])
+    assert scored.score(group, Allowance(60.0)) == model.score(as_sampled(group))
+
+
+def test_errors_of_loading_name_the_line_of_the_reward():
+    class Stage:
+        debug = False
+        recipe = type("Recipe", (), {"rewards": RewardMix(mix=[ModelReward(kind="model", path="/nowhere/rm")])})()
+
+    with pytest.raises(reward_models.ModelError, match=re.escape("rewards.mix.0.path: there is no folder /nowhere/rm")):
+        reward_models.specs(Stage())
