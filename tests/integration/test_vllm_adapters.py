@@ -65,7 +65,7 @@ def test_every_adapter_arrives_also_in_running_requests(engine, adapted, tmp_pat
             engine.submit([request(i, prompt_length=40) for i in range(6)])
         engine.step()
         for tokens, answer in zip(PROBES, engine.probe(PROBES), strict=True):
-            np.testing.assert_allclose(answer, teacher_forced(adapted, tokens[:1], tokens[1:]), atol=2e-5)
+            np.testing.assert_allclose(answer, teacher_forced(adapted, tokens[:1], tokens[1:]), atol=5e-5)
     while engine.health().outstanding:
         for t in engine.step():
             first = t.versions[-1].first_token

@@ -158,3 +158,9 @@ def test_in_a_stage_of_a_pipeline():
 def test_editors_accept_a_part_without_its_kind():
     loss = json_schema()["$defs"]["PpoClipLoss"]
     assert "required" not in loss and "anyOf" not in loss
+
+
+def test_a_critic_that_nobody_asks_is_an_error():
+    with pytest.raises(RecipeError, match=r"critic: algorithm.name=grpo has none.*take algorithm.name=ppo or leave"):
+        load("arithmetic/grpo", ["model={scratch: qwen2}", "critic.warmup_steps=3"])
+    assert load("arithmetic/grpo", ["algorithm.name=ppo", "critic.warmup_steps=3"]).critic.warmup_steps == 3

@@ -288,6 +288,7 @@ class TestReferences:
     def test_a_reward_and_a_critic_may_be_a_stage_s_model(self):
         changes = [
             "stages.grpo.rewards.mix=[{kind: exact}, {kind: model, path: '${stages.sft.model}'}]",
+            "stages.grpo.algorithm.name=ppo",
             "stages.grpo.critic.model=${stages.sft.model}",
         ]
         stage = resolve(load("pipeline.yaml", changes), {"sft": "/a/model"}).stages["grpo"]
