@@ -41,11 +41,21 @@ class Evaluator:
     def run(self, pool: Rollouts, rewards: RewardStage, model: str) -> Evaluated:
         """Answers, scored. A response whose reward failed counts in no mean, and is counted itself."""
         greedy = self._answers(pool, rewards, model, self._greedy, 1, "greedy")
-        metrics = _greedy_metrics(greedy, self._settings.correct_at)
+        metrics = _greedy_metrics(greedy)
+        if self._settings.correct_at is not None:
+            metrics["accuracy"] = _mean(
+                [float(right) for right in self._judged([group.outcomes[0] for group in greedy])]
+            )
         if self._settings.pass_at and self._settings.correct_at is not None:
             sampled = self._answers(pool, rewards, model, self._sampled, self._settings.samples, "sampled")
-            metrics |= _pass_metrics(sampled, self._settings.pass_at, self._settings.correct_at)
+            metrics |= _pass_metrics([self._judged(group.outcomes) for group in sampled], self._settings.pass_at)
         return Evaluated(metrics, [_sample(group) for group in greedy[: self._settings.show]])
+
+    def _judged(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        """Whether each response is correct, of those whose reward could be computed."""
+        by, at = self._settings.correct_by, self._settings.correct_at
+        values = [o.components.get(by) if by else o.value for o in outcomes if isinstance(o, Score)]
+        return [value >= at for value in values if value is not None]
 
     def _answers(
         self, pool: Rollouts, rewards: RewardStage, model: str, sampling: Sampling, count: int, kind: str
@@ -85,14 +95,20 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return 1.0 - comb(samples - correct, k) / comb(samples, k)
 
 
-def _greedy_metrics(groups: Sequence[Group], correct_at: float | None) -> dict[str, float]:
-    values = [group.outcomes[0].value for group in groups if isinstance(group.outcomes[0], Score)]
-    metrics = {"reward": _mean(values), "failures": float(len(groups) - len(values))}
+def _greedy_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    scores = [group.outcomes[0] for group in groups if isinstance(group.outcomes[0], Score)]
+    metrics = {"reward": _mean([score.value for score in scores]), "failures": float(len(groups) - len(scores))}
+    metrics |= _components(scores)
     metrics["length"] = _mean([float(group.trajectories[0].response_mask.sum()) for group in groups])
-    metrics |= turns_metric([group.trajectories[0] for group in groups])
-    if correct_at is not None:
-        metrics["accuracy"] = _mean([float(value >= correct_at) for value in values])
-    return metrics
+    return metrics | turns_metric([group.trajectories[0] for group in groups])
+
+
+def _components(scores: Sequence[Score]) -> dict[str, float]:
+    """The mean of each reward of a mix, where there is more than one: what is learned from beside what is meant."""
+    names = dict.fromkeys(name for score in scores for name in score.components)
+    if len(names) < 2:
+        return {}
+    return {f"reward/{n}": _mean([s.components[n] for s in scores if n in s.components]) for n in names}
 
 
 def turns_metric(trajectories: Sequence[Trajectory]) -> dict[str, float]:
@@ -101,15 +117,9 @@ def turns_metric(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     return {"turns": _mean(turns)} if turns else {}
 
 
-def _pass_metrics(groups: Sequence[Group], ks: Sequence[int], correct_at: float) -> dict[str, float]:
-    counts = [_right(group, correct_at) for group in groups]
-    return {f"pass@{k}": _mean([pass_at_k(n, right, k) for n, right in counts if n >= k]) for k in ks}
-
-
-def _right(group: Group, correct_at: float) -> tuple[int, int]:
-    """(scored samples, right ones)."""
-    scores = [outcome.value for outcome in group.outcomes if isinstance(outcome, Score)]
-    return len(scores), sum(value >= correct_at for value in scores)
+def _pass_metrics(judged: Sequence[Sequence[bool]], ks: Sequence[int]) -> dict[str, float]:
+    """`judged` says of each prompt's scored samples whether they are right."""
+    return {f"pass@{k}": _mean([pass_at_k(len(js), sum(js), k) for js in judged if len(js) >= k]) for k in ks}
 
 
 def _mean(values: Sequence[float]) -> float:

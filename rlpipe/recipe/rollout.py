@@ -56,6 +56,9 @@ class Evaluation(Strict):
     """Sampled responses per prompt for pass@k; at least the largest k."""
     temperature: NonNegativeFloat = 1.0
     """Sampling temperature of pass@k."""
+    correct_by: str | None = None
+    """Name of the reward in the mix that says whether a response is correct, such as an exact one with weight 0 beside
+    a learned one; the weighted sum if absent."""
     correct_at: float | None = 1.0
     """Reward from which a response counts as correct; null where responses are not right or wrong, only better or
     worse: then there is neither accuracy nor pass@k."""

@@ -59,6 +59,7 @@ class SftRecipe(Strict):
     def _rewards_fit_the_environment(self) -> "SftRecipe":
         if self.rewards is not None:
             check_rewards(self.environment, self.rewards)
+            _check_judge(self.evaluation, self.rewards)
         return self
 
 
@@ -121,6 +122,7 @@ class RlRecipe(Strict):
     @model_validator(mode="after")
     def _rewards_fit_the_environment(self) -> "RlRecipe":
         check_rewards(self.environment, self.rewards)
+        _check_judge(self.evaluation, self.rewards)
         return self
 
     @model_validator(mode="after")
@@ -146,6 +148,14 @@ class RlRecipe(Strict):
     def _algorithm_fits(self) -> "RlRecipe":
         check(self.algorithm, self.train.minibatches, self.train.epochs, self.rollout.max_new_tokens)
         return self
+
+
+def _check_judge(evaluation: Evaluation, rewards: RewardMix) -> None:
+    names = [reward.name for reward in rewards.mix]
+    if evaluation.correct_by not in (None, *names):
+        raise ValueError(
+            f"evaluation.correct_by={evaluation.correct_by} is no reward of the mix; its rewards are {', '.join(names)}"
+        )
 
 
 StageRecipe = SftRecipe | RewardModelRecipe | RlRecipe

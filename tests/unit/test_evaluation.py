@@ -10,6 +10,8 @@ from sample_groups import make_group
 
 from rlpipe.data.flow import Failure, Prompt, Score
 from rlpipe.pipelines.evaluation import Evaluator, pass_at_k
+from rlpipe.recipe.errors import RecipeError
+from rlpipe.recipe.load import load
 from rlpipe.recipe.rollout import Evaluation, Rollout
 
 PROMPTS = [Prompt(f"p{i}", np.array([1, i], np.int32), f"{i}+{i}=") for i in range(3)]
@@ -70,3 +72,18 @@ def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one():
     assert pass_at_k(4, 1, 2) == pytest.approx(3 / 6)
     assert pass_at_k(4, 0, 4) == 0.0
     assert pass_at_k(4, 1, 4) == 1.0
+
+
+def test_one_reward_of_a_mix_may_say_what_is_right_and_each_is_told():
+    learned = Score(-3.5, {"model": -3.5, "exact": 1.0})
+    found, _ = evaluated(learned, correct_by="exact", pass_at=[1])
+    assert found.metrics == {
+        "reward": -3.5, "reward/model": -3.5, "reward/exact": 1.0, "failures": 0.0, "length": 2.0, "accuracy": 1.0,
+        "pass@1": 1.0,
+    }  # fmt: skip
+    assert evaluated(learned, pass_at=[1])[0].metrics["accuracy"] == 0.0
+
+
+def test_a_judge_that_is_not_in_the_mix_is_a_mistake_of_the_recipe():
+    with pytest.raises(RecipeError, match=r"evaluation.correct_by=exakt is no reward of the mix; its rewards are exact"):
+        load("arithmetic/grpo", ["evaluation.correct_by=exakt"])
