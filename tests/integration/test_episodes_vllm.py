@@ -58,9 +58,17 @@ def answered(subject: Episodes, requests: list[GroupRequest]) -> dict[str, tuple
     return found
 
 
-def test_alone_and_in_company_the_same_is_said(folder):
-    spec = EngineSpec("vllm", str(folder), "float32", (END,), version=0, max_num_seqs=8, kv_cache_gib=0.05)
-    pool = EnginePool({"policy": [LocalHandle("policy[0]", RolloutWorker(spec))]}, Deadlines())
+@pytest.fixture(scope="module")
+def engine(folder):
+    worker = RolloutWorker(
+        EngineSpec("vllm", str(folder), "float32", (END,), version=0, max_num_seqs=8, kv_cache_gib=0.05)
+    )
+    yield worker
+    worker.close()  # tests of training follow in this process, and take its process group down
+
+
+def test_alone_and_in_company_the_same_is_said(folder, engine):
+    pool = EnginePool({"policy": [LocalHandle("policy[0]", engine)]}, Deadlines())
     tokenizer = build_tokenizer()
     decode = partial(tokenizer.decode, skip_special_tokens=True)
     prompts = {"p": Prompt("p", np.array([7], np.int32), "?")}

@@ -85,5 +85,5 @@ def test_one_reward_of_a_mix_may_say_what_is_right_and_each_is_told():
 
 
 def test_a_judge_that_is_not_in_the_mix_is_a_mistake_of_the_recipe():
-    with pytest.raises(RecipeError, match=r"evaluation.correct_by=exakt is no reward of the mix; its rewards are exact"):
+    with pytest.raises(RecipeError, match=r"correct_by=exakt is no reward of the mix; its rewards are exact"):
         load("arithmetic/grpo", ["evaluation.correct_by=exakt"])
