@@ -26,6 +26,7 @@ CHAINS = {
     "calculator": {"arithmetic/calculator": []},
     "gsm8k": {"gsm8k/sft": [], "gsm8k/grpo": ["model.path=runs/gsm8k-sft/model"]},
     "hh": {"hh/reward_model": []},
+    "rlhf": {"arithmetic/rlhf": []},
     "stories": {"stories/grpo": []},
 }
 """Recipes with changes that their headers name, run in one folder one after the other, in one process with the
