@@ -185,9 +185,10 @@ def _first_failure(failures: dict[int, Exception], launch: Launch) -> BaseExcept
         return cause
     if type(cause).__name__ == "WorkerHealthCheckFailedError":
         return RoleDied(f"Rank {rank} of {launch.name} training died: {str(cause).strip().splitlines()[-1]}")
-    if _is_collateral(cause):
+    if launch.ranks > 1 and _is_collateral(cause):
         # Ray Train ended the others before it had noticed which one was gone.
-        return RoleDied(f"A rank other than {rank} of {launch.name} training died: rank {rank} lost its connection. {cause}")
+        what = f"A rank other than {rank} of {launch.name} training died"
+        return RoleDied(f"{what}: rank {rank} lost its connection. {cause}")
     return TrainingFailed(f"{launch.name} training failed on rank {rank}: {type(cause).__name__}: {cause}")
 
 
