@@ -52,8 +52,8 @@ def main(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Post-training for language models from one recipe: SFT and reinforcement learning (GRPO) on Ray, DeepSpeed and
-    vLLM, the same on a laptop CPU, one machine, or a cluster.
+    """Post-training for language models from one recipe: SFT, reward models, PPO, GRPO and relatives on Ray, DeepSpeed
+    and vLLM, the same on a laptop CPU, one machine, or a cluster.
 
     \b
     Start here:
