@@ -1,8 +1,13 @@
 """What tests of several folders share: pytest puts the folder of this file on the import path, where helpers lie."""
 
+import signal
+
 import pytest
 import shrink
 import warm
+
+# A shell that runs the tests in the background ignores Ctrl-C for them, and all processes they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
