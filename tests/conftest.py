@@ -6,7 +6,7 @@ import pytest
 import shrink
 import warm
 
-# A shell that runs the tests in the background ignores Ctrl-C for them, and all processes they start would inherit that.
+# A shell that runs the tests in the background ignores Ctrl-C for them, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
