@@ -127,7 +127,7 @@ class EventLog:
             self._file.close()
 
     def _event(self, kind: str, fields: dict[str, Any]) -> Event:
-        return {"time": round(time.time(), 3), "kind": kind} | ({"stage": self._stage} if self._stage else {}) | fields
+        return {"time": round(time.time(), 6), "kind": kind} | ({"stage": self._stage} if self._stage else {}) | fields
 
     def _show(self, event: Event) -> None:
         for view in list(self._views):
