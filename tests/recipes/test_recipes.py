@@ -21,7 +21,12 @@ from rlpipe.recipe.tasks import PipelineRecipe, RewardModelRecipe, RlRecipe, Sft
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 CHAINS = {
-    "arithmetic": {"arithmetic/sft": [], "arithmetic/reward_model": [], "arithmetic/grpo": []},
+    "arithmetic": {
+        "arithmetic/sft": [],
+        "arithmetic/reward_model": [],
+        "arithmetic/grpo": [],
+        "arithmetic/ppo": [],
+    },
     "guess": {"arithmetic/guess": []},
     "calculator": {"arithmetic/calculator": []},
     "gsm8k": {"gsm8k/sft": [], "gsm8k/grpo": ["model.path=runs/gsm8k-sft/model"]},
