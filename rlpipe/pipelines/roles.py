@@ -22,7 +22,7 @@ POLICY = "policy"
 
 
 def engines(stage: Stage, model_path: str) -> RoleSpec:
-    """Rollout engines that serve the model at `model_path` as version 0."""
+    """Rollout engines that serve the model at `model_path` as version 0, or wait for an adapter on it."""
     rollout, model = stage.recipe.rollout, stage.recipe.model
     hub = isinstance(model, PretrainedModel) and model_path == model.path
     spec = EngineSpec(
@@ -36,11 +36,20 @@ def engines(stage: Stage, model_path: str) -> RoleSpec:
         kv_cache_gib=rollout.kv_cache_gib,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
         seed=stage.recipe.seed,
+        lora_rank=_served_rank(stage),
         revision=model.revision if hub else None,
         trust_remote_code=model.trust_remote_code if hub else False,
     )
     count = 1 if stage.debug else rollout.engines
     return RoleSpec("engine", RolloutWorker, lambda seat: (spec,), count, rollout.resources, rollout.threads, "rollout")
+
+
+def _served_rank(stage: Stage) -> int | None:
+    """The rank of the adapter that the engines get; None where they get full weights."""
+    recipe = stage.recipe
+    if not isinstance(recipe, RlRecipe) or recipe.adapter is None or recipe.publishing.adapter == "merged":
+        return None
+    return recipe.adapter.r
 
 
 def policy(stage: Stage) -> RoleSpec:
@@ -54,6 +63,8 @@ def policy(stage: Stage) -> RoleSpec:
         max_new_tokens=recipe.rollout.max_new_tokens,
         temperature=recipe.rollout.temperature,
         total_steps=recipe.schedule.steps * train.minibatches * train.epochs,
+        adapter=recipe.adapter,
+        merge_adapter=recipe.publishing.adapter == "merged",
         optimizer=train.optimizer,
         dtype=recipe.model.dtype,
         zero_stage=train.zero_stage,

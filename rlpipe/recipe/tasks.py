@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rlpipe.recipe.adapter import Adapter
 from rlpipe.recipe.algorithm import Algorithm, Schedule
 from rlpipe.recipe.algorithm.checks import check
 from rlpipe.recipe.base import FolderName, Strict
@@ -94,6 +95,8 @@ class RlRecipe(Strict):
     seed: int = 0
     """Seed of the model from scratch, the order of the data and every sample."""
     model: Model
+    adapter: Adapter | None = None
+    """What is trained in place of the model's own weights; absent for full fine-tuning."""
     data: Data
     """Prompts to sample from."""
     rewards: RewardMix
@@ -113,7 +116,7 @@ class RlRecipe(Strict):
     evaluation: Evaluation = Evaluation()
     """When and how held-out prompts are asked."""
     publishing: Publishing = Publishing()
-    """How it is proven that weights arrived."""
+    """What travels to the engines, and how it is proven that it arrived."""
     deadlines: Deadlines = Deadlines()
     """How long remote waits may take."""
     tracking: Tracking = Tracking()
@@ -141,6 +144,20 @@ class RlRecipe(Strict):
                 f"critic: algorithm.name={self.algorithm.name} has none, as "
                 f"algorithm.advantage.kind={self.algorithm.advantage.kind} needs no values; take algorithm.name=ppo or "
                 "leave the section out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_fits(self) -> "RlRecipe":
+        if self.adapter is None and self.publishing.adapter != "served":
+            raise ValueError(
+                f"publishing.adapter={self.publishing.adapter} says how an adapter reaches the engines, and there is "
+                "none: give one (adapter.kind=lora), or leave the key out"
+            )
+        if self.adapter is not None and self.adapter.lora_dropout:
+            raise ValueError(
+                f"adapter.lora_dropout={self.adapter.lora_dropout} would make the policy that is trained another one "
+                "than the policy that sampled; set it to 0 in RL"
             )
         return self
 

@@ -22,7 +22,7 @@ class NonFiniteGradient(ArithmeticError):
 def deepspeed_config(
     dtype: torch.dtype, zero_stage: int, max_grad_norm: float, parameters: int, on_gpu: bool
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration for `parameters` model parameters.
+    """DeepSpeed's configuration for `parameters` trained parameters.
 
     In bfloat16, ZeRO stage 0 becomes 1: DeepSpeed adds up the gradients of stage 0 in bfloat16, and stage 1 gives the
     same result in float32 with less memory.
@@ -62,7 +62,7 @@ class TrainingEngine:
         import deepspeed
 
         on_gpu = torch.cuda.is_available()
-        parameters = sum(p.numel() for p in model.parameters())
+        parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         config = deepspeed_config(dtype, zero_stage, optimizer.max_grad_norm, parameters, on_gpu)
         self._settings = optimizer
         self._total_steps = total_steps

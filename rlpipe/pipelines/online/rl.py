@@ -16,7 +16,7 @@ from rlpipe.pipelines.online.loop import Loop
 from rlpipe.pipelines.online.publisher import Publisher
 from rlpipe.pipelines.online.sampler import Sampler
 from rlpipe.pipelines.online.trainer import Trainer
-from rlpipe.pipelines.stage import Stage
+from rlpipe.pipelines.stage import FINAL_ADAPTER, Stage
 from rlpipe.recipe.tasks import RlRecipe
 from rlpipe.rewards import stage as rewards
 from rlpipe.rollout.environments.stage import EnvironmentStage
@@ -37,7 +37,7 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
         with stage.events.phase("start", says=_starting(recipe)):
             environment = stack.enter_context(episodes.environment_of(stage))
             algorithm = OnlineAlgorithm(roles.algorithm_settings(recipe), recipe.rollout.max_new_tokens)
-            started = stage.runtime.start(_roles(stage, algorithm))
+            started = stage.runtime.start(_roles(stage, recipe, algorithm))
             scorers = reward_models.scorers(stage, started.handles)
             scoring = stack.enter_context(rewards.build(recipe.rewards, Path(), recipe.deadlines, stage.debug, scorers))
             loop = _loop(stage, recipe, scoring, environment, algorithm, started.handles)
@@ -48,11 +48,16 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
             _save(stage, recipe, started.handles[roles.POLICY])
 
 
-def _roles(stage: Stage, algorithm: OnlineAlgorithm) -> list[RoleSpec]:
+def _roles(stage: Stage, recipe: RlRecipe, algorithm: OnlineAlgorithm) -> list[RoleSpec]:
     """Those that the algorithm and the rewards need."""
     specs = [*reward_models.specs(stage), roles.policy(stage), roles.engines(stage, stage.model_path)]
-    specs += [roles.reference(stage)] if algorithm.needs_reference else []
+    specs += [roles.reference(stage)] if _has_own_reference(recipe, algorithm) else []
     return specs + ([roles.critic(stage)] if algorithm.needs_critic else [])
+
+
+def _has_own_reference(recipe: RlRecipe, algorithm: OnlineAlgorithm) -> bool:
+    """With an adapter the policy's ranks are the reference, too: the adapter is off while they answer as that."""
+    return algorithm.needs_reference and recipe.adapter is None
 
 
 def _starting(recipe: RlRecipe) -> str:
@@ -126,3 +131,5 @@ def _save(stage: Stage, recipe: RlRecipe, policy: list[Handle[Policy]]) -> None:
     results([rank.call(within, Policy.save, str(stage.result)) for rank in policy])
     # The policy's ranks copied the base model's tokenizer; this one also has the recipe's chat template.
     stage.tokenizer.save_pretrained(stage.result)
+    if recipe.adapter is not None:
+        results([rank.call(within, Policy.save_adapter, str(stage.directory / FINAL_ADAPTER)) for rank in policy])

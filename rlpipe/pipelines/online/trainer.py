@@ -93,12 +93,19 @@ class Trainer:
         updates = self._training.minibatches * self._training.epochs
         asked = {}
         if self._algorithm.needs_reference:
-            asked["reference_logprobs_N"] = self._ask("reference", Reference.logprobs, batch)
+            asked["reference_logprobs_N"] = self._ask(*self._reference, batch)
         if self._algorithm.needs_old_logprobs(updates):
             asked["old_logprobs_N"] = self._ask("policy", Policy.logprobs, batch)
         if self._algorithm.needs_critic:
             asked["values_N"] = self._ask("critic", Critic.values, batch)
         return replace(batch, **{column: answer() for column, answer in asked.items()})
+
+    @property
+    def _reference(self) -> tuple[str, Callable[..., np.ndarray]]:
+        """Who answers as the reference: a role of its own, or the policy with its adapter off."""
+        if "reference" in self._roles:
+            return "reference", Reference.logprobs
+        return "policy", Policy.reference_logprobs
 
     def _ask(self, role: str, method: Callable[..., np.ndarray], batch: TokenBatch) -> Callable[[], np.ndarray]:
         """One number per token from a role's ranks, under way; the result waits for it."""
