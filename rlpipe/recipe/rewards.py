@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from rlpipe.recipe.base import PathOrHubId, PythonFunction, Strict
 from rlpipe.recipe.model import Dtype
-from rlpipe.recipe.training import Resources, Threads
+from rlpipe.recipe.roles import FrozenRole
 
 Tag = Annotated[str, Field(pattern=r"^[\w-]+$")]
 """The name of a tag, without its brackets."""
@@ -214,7 +214,7 @@ class EnvironmentReward(Strict):
     """Which of the components that the environment names; its reward as a whole if absent."""
 
 
-class ModelReward(Strict):
+class ModelReward(FrozenRole):
     """The score of a reward model, such as `task: reward_model` makes: a sequence classifier with one output."""
 
     kind: Literal["model"]
@@ -231,11 +231,6 @@ class ModelReward(Strict):
     """Longest prompt plus response in tokens; a longer one is a failure. The model's own limit if absent."""
     tokens_per_batch: PositiveInt = 16384
     """Token budget (after padding) of one forward pass."""
-    ranks: PositiveInt = 1
-    """Replicas; each scores one group at a time."""
-    threads: Threads = 0
-    resources: Resources = Resources()
-    """What each replica reserves."""
 
 
 Reward = Annotated[

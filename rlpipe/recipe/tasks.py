@@ -12,10 +12,11 @@ from rlpipe.recipe.critic import Critic
 from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData
 from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
 from rlpipe.recipe.model import Model
-from rlpipe.recipe.rewards import RewardMix
+from rlpipe.recipe.rewards import ModelReward, RewardMix
+from rlpipe.recipe.roles import PolicyTraining, Reference
 from rlpipe.recipe.rollout import Evaluation, Rollout
 from rlpipe.recipe.run import Deadlines, Publishing, Tracking
-from rlpipe.recipe.training import PolicyTraining, RewardModelTraining, SftTraining
+from rlpipe.recipe.training import RewardModelTraining, SftTraining
 
 
 class SftRecipe(Strict):
@@ -60,6 +61,7 @@ class SftRecipe(Strict):
     def _rewards_fit_the_environment(self) -> "SftRecipe":
         if self.rewards is not None:
             check_rewards(self.environment, self.rewards)
+            _check_nothing_shared(self.rewards)
             _check_judge(self.evaluation, self.rewards)
         return self
 
@@ -109,6 +111,8 @@ class RlRecipe(Strict):
     """How many steps, of how many prompts."""
     train: PolicyTraining = PolicyTraining()
     """Optimizer, batches and processes of the policy's training."""
+    reference: Reference = Reference()
+    """The frozen model that the policy is kept close to, where `algorithm.kl` has a coefficient."""
     critic: Critic = Critic()
     """The value model, where the algorithm has one."""
     rollout: Rollout = Rollout()
@@ -148,6 +152,21 @@ class RlRecipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _reference_is_used(self) -> "RlRecipe":
+        if self.reference == Reference():
+            return self
+        if self.algorithm.kl.coefficient == 0:
+            raise ValueError(
+                "reference: algorithm.kl.coefficient=0 runs without one: give it a value, or leave the section out"
+            )
+        if self.adapter is not None:
+            raise ValueError(
+                f"reference: with adapter.kind={self.adapter.kind} the policy is the reference, too, while its adapter "
+                "is off, and no second copy of the model is started; leave the section out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _adapter_fits(self) -> "RlRecipe":
         if self.adapter is None and self.publishing.adapter != "served":
             raise ValueError(
@@ -172,6 +191,15 @@ def _check_judge(evaluation: Evaluation, rewards: RewardMix) -> None:
     if evaluation.correct_by not in (None, *names):
         raise ValueError(
             f"evaluation.correct_by={evaluation.correct_by} is no reward of the mix; its rewards are {', '.join(names)}"
+        )
+
+
+def _check_nothing_shared(rewards: RewardMix) -> None:
+    shared = [i for i, reward in enumerate(rewards.mix) if isinstance(reward, ModelReward) and reward.share]
+    if shared:
+        raise ValueError(
+            f"rewards.mix.{shared[0]}.share={rewards.mix[shared[0]].share}: SFT has no policy processes to share; "
+            "leave it out"
         )
 
 

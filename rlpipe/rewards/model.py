@@ -1,18 +1,20 @@
-"""A reward model that runs as a role: a frozen sequence classifier on one or several replicas.
+"""A reward model that runs as a role: a frozen sequence classifier in one or several replicas.
 
-Each replica scores one group at a time. A group that gets no answer within its deadline, and a score that is no number,
-are failures; a replica that died stops the run.
+A replica is a rank, or all ranks over which the model is split; it scores one group at a time. A group that gets no
+answer within its deadline, and a score that is no number, are failures; a replica that died stops the run.
 """
 
 import queue
 import time
 from dataclasses import dataclass
 
+import numpy as np
+
 from rlpipe.data.flow import Failure, Group, Tokens
 from rlpipe.recipe.rewards import ModelReward
 from rlpipe.rewards.encoding import Encode
 from rlpipe.rewards.reward import Allowance, Component
-from rlpipe.runtime.handle import DeadlineExceeded, Handle, Within
+from rlpipe.runtime.handle import DeadlineExceeded, Handle, Within, results
 from rlpipe.training.reward_model import RewardModel
 
 
@@ -20,7 +22,8 @@ from rlpipe.training.reward_model import RewardModel
 class Scorer:
     """What a `model` reward asks: the replicas, how a group becomes their tokens, and how many they take."""
 
-    replicas: list[Handle[RewardModel]]
+    replicas: list[list[Handle[RewardModel]]]
+    """The ranks of each."""
     encode: Encode
     max_length: int
 
@@ -32,7 +35,7 @@ class Model:
         self.name = recipe.name
         self.weight = recipe.weight
         self._scorer = scorer
-        self._free: queue.SimpleQueue[Handle[RewardModel]] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[list[Handle[RewardModel]]] = queue.SimpleQueue()
         for replica in scorer.replicas:
             self._free.put(replica)
 
@@ -52,7 +55,9 @@ class Model:
         replica = self._free.get()  # waiting for a busy one is not this group's time
         begin = time.monotonic()
         try:
-            return list(replica.call(Within("reward", allowance.left), RewardModel.score, sequences).result())
+            within = Within("reward", allowance.left)
+            shares = results([rank.call(within, RewardModel.score, sequences) for rank in replica])
+            return np.sum(shares, axis=0).tolist()
         except DeadlineExceeded as error:
             return [Failure("deadline", str(error).partition("\n")[0])] * len(sequences)
         finally:

@@ -18,7 +18,7 @@ from rlpipe.recipe.model import Dtype, Model
 from rlpipe.recipe.training import Optimizer
 from rlpipe.training import adapter_export, checkpoint
 from rlpipe.training.distributed import Rank, join
-from rlpipe.training.engine import TrainingEngine
+from rlpipe.training.engine import Sharding, TrainingEngine
 from rlpipe.training.export import full_parameters, save_pretrained
 from rlpipe.training.forward import response_logprobs, sequence_logprobs, shard_logprobs
 from rlpipe.training.metrics import Mean, TokenSums
@@ -49,7 +49,7 @@ class PolicySpec:
     """Whether `export` hands over full weights with the adapter merged into them, and not the adapter."""
     optimizer: Optimizer = field(default_factory=Optimizer)
     dtype: Dtype = "auto"
-    zero_stage: int = 0
+    sharding: Sharding = field(default_factory=Sharding)
     gradient_checkpointing: bool = False
     seed: int = 0
     timeout_seconds: float = 600.0
@@ -71,7 +71,7 @@ class Policy:
         if spec.adapter is not None:
             model = adapters.adapt(model, spec.adapter, spec.seed)
         prepare(model, spec.gradient_checkpointing)
-        self._engine = TrainingEngine(model, dtype, spec.zero_stage, spec.optimizer, spec.total_steps)
+        self._engine = TrainingEngine(model, dtype, spec.sharding, spec.optimizer, spec.total_steps)
         self._exported_digest = ""
         self._algorithm = OnlineAlgorithm(spec.algorithm, spec.max_new_tokens)
 
@@ -147,6 +147,10 @@ class Policy:
         take = full_parameters if self._spec.adapter is None else adapter_export.merged_parameters
         return take(self._engine.model)
 
+    def rest(self) -> None:
+        """Make room on the GPU for another role's update, until the next of one's own. It still answers."""
+        self._engine.rest()
+
     def exported_digest(self) -> str:
         """The digest of the last `export` of rank 0: what an engine's receipt must say, told on another way than the
         payload itself took."""
@@ -169,8 +173,10 @@ class Policy:
 
     def save_state(self, directory: str) -> None:
         """Everything needed to go on exactly from here: weights, optimizer, step count, random state."""
+        self._engine.wake()
         checkpoint.save_state(self._engine.module, Path(directory), self._rank)
 
     def load_state(self, directory: str) -> None:
         """Go on from what `save_state` wrote, with the same number of ranks and ZeRO stage."""
+        self._engine.wake()
         checkpoint.load_state(self._engine.module, Path(directory), self._rank)

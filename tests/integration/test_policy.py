@@ -24,7 +24,7 @@ from rlpipe.recipe.training import Optimizer
 from rlpipe.runtime.local import free_port
 from rlpipe.training.checkpoint import CheckpointMismatch
 from rlpipe.training.distributed import Rank
-from rlpipe.training.engine import NonFiniteGradient
+from rlpipe.training.engine import NonFiniteGradient, Sharding
 from rlpipe.training.metrics import Mean, merge
 from rlpipe.training.microbatch import collect, make_shards, plan_micro_batches, plan_step
 from rlpipe.training.policy import Policy, PolicySpec
@@ -77,7 +77,7 @@ def spec(folder: str, zero_stage: int = 0, algorithm: str = "grpo", **settings) 
         total_steps=5,
         optimizer=OPTIMIZER,
         dtype="float32",
-        zero_stage=zero_stage,
+        sharding=Sharding(zero_stage),
         **settings,
     )
 

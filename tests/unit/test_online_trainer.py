@@ -12,7 +12,7 @@ from rlpipe.data.flow import Failure, FinishReason, Score
 from rlpipe.pipelines.online.dynamic_sampling import is_flat, replace_flat
 from rlpipe.pipelines.online.metrics import sample_metrics
 from rlpipe.pipelines.online.trainer import Trainer
-from rlpipe.recipe.training import PolicyTraining
+from rlpipe.recipe.roles import PolicyTraining
 from rlpipe.runtime.local import LocalHandle
 from rlpipe.training.metrics import Mean
 

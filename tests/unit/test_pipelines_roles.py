@@ -24,7 +24,7 @@ def critic(tmp_path, *changes, debug=False):
 def test_by_default_it_starts_from_the_policy_s_model(tmp_path):
     role, spec = critic(tmp_path, "critic.ranks=3", "critic.zero_stage=2", "critic.value_clip=0.5", "train.epochs=2")
     assert (role.name, role.count, role.recipe_key) == ("critic", 3, "critic")
-    assert (spec.path, spec.zero_stage, spec.value_clip) == (str(tmp_path / "base"), 2, 0.5)
+    assert (spec.path, spec.sharding.zero_stage, spec.value_clip) == (str(tmp_path / "base"), 2, 0.5)
     assert spec.total_steps == 400
     assert critic(tmp_path, "critic.ranks=3", debug=True)[0].count == 1
 

@@ -47,7 +47,7 @@ def test_an_adapter_has_peft_s_names_and_survives_being_written():
     ("overrides", "expected"),
     [
         (["adapter.r=8"], "override `adapter.r=8`: adapter.kind: missing; expected `lora` (Low-rank adaptation)"),
-        (["adapter={kind: lora, alpha: 8}"], "override `adapter={kind: lora, alpha: 8}`: adapter.alpha: `alpha` is not a key of `adapter`; did you mean `adapter.lora_alpha`?"),
+        (["adapter={kind: lora, alpha: 8}"], "override `adapter={kind: lora, alpha: 8}`: adapter.alpha: `alpha` is not a key of `adapter`; its keys are kind, r, lora_alpha, use_rslora, lora_dropout, target_modules"),
         (["adapter={kind: lora, lora_dropout: 0.1}"], "override `adapter={kind: lora, lora_dropout: 0.1}`: adapter.lora_dropout=0.1 would make the policy that is trained another one than the policy that sampled; set it to 0 in RL"),
         (["publishing.adapter=merged"], "override `publishing.adapter=merged`: publishing.adapter=merged says how an adapter reaches the engines, and there is none: give one (adapter.kind=lora), or leave the key out"),
     ],

@@ -90,7 +90,13 @@ def _loop(
         sampler=Sampler(roles.POLICY, ledger, rollouts, scoring, stage.tokenizer, sampling, group_size, recipe.seed),
         rewards=scoring,
         trainer=Trainer(
-            handles, algorithm, recipe.train, group_size, recipe.deadlines.train, recipe.critic.warmup_steps
+            handles,
+            algorithm,
+            recipe.train,
+            group_size,
+            recipe.deadlines.train,
+            critic_warmup=recipe.critic.warmup_steps,
+            taking_turns=recipe.critic.share is not None,
         ),
         publisher=_publisher(stage, recipe, handles[roles.POLICY], pool, heldout),
         evaluate=lambda: evaluator.run(rollouts, scoring, roles.POLICY),
