@@ -29,7 +29,7 @@ class TrainedRole(Strict):
     zero_stage: ZeroStage = 0
     """DeepSpeed ZeRO: 0 replicates, 1 shards optimizer states, 2 also gradients, 3 also parameters."""
     offload_optimizer: bool = False
-    """Keep the optimizer's states (12 of 16 bytes a parameter) in host memory and step there; slower. From stage 1."""
+    """Keep the optimizer's states (12 bytes a parameter) in host memory and step there; slower. From stage 1."""
     offload_param: bool = False
     """Keep parameters in host memory, too, and fetch each layer as it computes. Stage 3."""
     threads: Threads = 0

@@ -53,14 +53,18 @@ def whole(parameters: list[torch.nn.Parameter]) -> AbstractContextManager[None]:
     return deepspeed.zero.GatheredParameters(parameters)
 
 
-def save_pretrained(
+def save_pretrained(model: "PreTrainedModel", source: str, directory: Path, writer: bool) -> None:
+    """Write a plain Hugging Face folder: safetensors, config, and the tokenizer files of the folder `source`.
+
+    Collective; only the rank with `writer` writes. The folder appears under its name when it is complete.
+    """
+    save_weights(model, full_parameters(model), source, directory, writer)
+
+
+def save_weights(
     model: "PreTrainedModel", weights: Iterator[tuple[str, torch.Tensor]], source: str, directory: Path, writer: bool
 ) -> None:
-    """Write a plain Hugging Face folder: safetensors, the model's config, and the tokenizer files of `source`.
-
-    Collective, as iterating over the `weights` may be; only the rank with `writer` writes. The folder appears under its
-    name when it is complete.
-    """
+    """As `save_pretrained`, with other `weights` than the model's own; every rank iterates over them."""
     if not writer:
         for _ in weights:
             pass

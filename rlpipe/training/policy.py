@@ -19,7 +19,7 @@ from rlpipe.recipe.training import Optimizer
 from rlpipe.training import adapter_export, checkpoint
 from rlpipe.training.distributed import Rank, join
 from rlpipe.training.engine import Sharding, TrainingEngine
-from rlpipe.training.export import full_parameters, save_pretrained
+from rlpipe.training.export import full_parameters, save_weights
 from rlpipe.training.forward import response_logprobs, sequence_logprobs, shard_logprobs
 from rlpipe.training.metrics import Mean, TokenSums
 from rlpipe.training.padding import pad
@@ -165,7 +165,7 @@ class Policy:
         """A plain Hugging Face folder that transformers and vLLM load, an adapter merged; written by rank 0."""
         model = self._engine.model if self._spec.adapter is None else self._engine.model.get_base_model()
         writer = self._rank.index == 0
-        save_pretrained(model, self._full_parameters(), self._spec.path, Path(directory), writer)
+        save_weights(model, self._full_parameters(), self._spec.path, Path(directory), writer)
 
     def save_adapter(self, directory: str) -> None:
         """The adapter as a folder that PEFT loads onto the model at `spec.path`; written by rank 0."""

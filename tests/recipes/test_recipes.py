@@ -25,6 +25,7 @@ CHAINS = {
         "arithmetic/sft": [],
         "arithmetic/reward_model": [],
         "arithmetic/grpo": [],
+        "arithmetic/grpo_lora": [],
         "arithmetic/ppo": [],
     },
     "guess": {"arithmetic/guess": []},
