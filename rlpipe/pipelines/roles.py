@@ -14,9 +14,9 @@ from rlpipe.rollout.worker import RolloutWorker
 from rlpipe.runtime.roles import RoleSpec, Seat
 from rlpipe.training.critic import Critic, CriticSpec
 from rlpipe.training.distributed import Rank
-from rlpipe.training.engine import Sharding
 from rlpipe.training.policy import Policy, PolicySpec
 from rlpipe.training.reference import Reference, ReferenceSpec
+from rlpipe.training.sharding import Sharding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

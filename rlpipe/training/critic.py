@@ -18,10 +18,11 @@ from rlpipe.recipe.model import Dtype, Model
 from rlpipe.recipe.training import Optimizer
 from rlpipe.training import checkpoint
 from rlpipe.training.distributed import Rank, join
-from rlpipe.training.engine import Sharding, TrainingEngine
+from rlpipe.training.engine import TrainingEngine
 from rlpipe.training.metrics import Mean, TokenSums
 from rlpipe.training.padding import Padded, flatten, pad
 from rlpipe.training.prepare import prepare
+from rlpipe.training.sharding import Sharding, splitting
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ class Critic:
         self._device = join(rank, spec.timeout_seconds)
         torch.manual_seed(spec.seed + rank.index)
         dtype = resolve_dtype(spec.dtype)
-        classifier = load_classifier(spec.model, spec.path, dtype, head_seed=spec.seed, head_scale=0.0)
+        with splitting(spec.sharding, dtype):
+            classifier = load_classifier(spec.model, spec.path, dtype, head_seed=spec.seed, head_scale=0.0)
         prepare(classifier, spec.gradient_checkpointing)
         self._engine = TrainingEngine(ValueModel(classifier), dtype, spec.sharding, spec.optimizer, spec.total_steps)
 

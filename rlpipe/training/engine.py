@@ -1,72 +1,21 @@
 """A model under DeepSpeed: ZeRO stages, the optimizer, and optimizer steps over any number of micro-batches."""
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from rlpipe.recipe.training import Optimizer
 from rlpipe.training.resting import Resting
 from rlpipe.training.schedule import learning_rate
+from rlpipe.training.sharding import Sharding, deepspeed_config, size
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-_LARGEST_BUCKET = 200_000_000
-"""Elements that ZeRO communicates at once; it allocates buffers of this size."""
-
 
 class NonFiniteGradient(ArithmeticError):
     """The gradient of an optimizer step is NaN or infinite; the run must not go on from there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sharding:
-    """How a model is spread over the ranks of its role."""
-
-    zero_stage: int = 0
-    offload_optimizer: bool = False
-    """The optimizer's states rest and step in host memory; from stage 1."""
-    offload_param: bool = False
-    """Parameters rest in host memory until they compute; stage 3."""
-
-    def settings(self, on_gpu: bool) -> dict[str, Any]:
-        """DeepSpeed's."""
-        host = {"device": "cpu", "pin_memory": on_gpu}
-        optimizer = {"offload_optimizer": host} if self.offload_optimizer else {}
-        return {"stage": self.zero_stage} | optimizer | ({"offload_param": host} if self.offload_param else {})
-
-
-def deepspeed_config(
-    dtype: torch.dtype, sharding: Sharding, max_grad_norm: float, parameters: int, on_gpu: bool
-) -> dict[str, Any]:
-    """DeepSpeed's configuration for `parameters` trained parameters.
-
-    In bfloat16, ZeRO stage 0 becomes 1: DeepSpeed adds up the gradients of stage 0 in bfloat16, and stage 1 gives the
-    same result in float32 with less memory.
-    """
-    bfloat16 = dtype == torch.bfloat16
-    bucket = min(parameters, _LARGEST_BUCKET)
-    return {
-        # Batch sizes have no meaning here: losses are scaled by us, and boundaries set by us.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "bf16": {"enabled": bfloat16},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        # In stage 0 DeepSpeed clips without telling the norm, so that is done in `TrainingEngine`.
-        "gradient_clipping": max_grad_norm if bfloat16 or sharding.zero_stage else 0.0,
-        "zero_optimization": {
-            **sharding.settings(on_gpu),
-            "stage": max(sharding.zero_stage, 1) if bfloat16 else sharding.zero_stage,
-            "overlap_comm": on_gpu,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-        },
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_allow_untested_optimizer": True,
-        "timers": {"throughput": {"enabled": False}},  # it waits for the device in every step
-    }
 
 
 class TrainingEngine:
@@ -82,7 +31,7 @@ class TrainingEngine:
         import deepspeed
 
         self._on_gpu = on_gpu = torch.cuda.is_available()
-        parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        parameters = sum(size(p).numel() for p in model.parameters() if p.requires_grad)
         config = deepspeed_config(dtype, sharding, optimizer.max_grad_norm, parameters, on_gpu)
         self._settings = optimizer
         self._total_steps = total_steps
@@ -170,8 +119,8 @@ def _adamw(model: torch.nn.Module, settings: Optimizer) -> torch.optim.AdamW:
     groups = [{"params": parameters}]
     if settings.weight_decay:
         groups = [
-            {"params": [p for p in parameters if p.ndim >= 2]},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in parameters if len(size(p)) >= 2]},
+            {"params": [p for p in parameters if len(size(p)) < 2], "weight_decay": 0.0},
         ]
     return torch.optim.AdamW(
         groups,

@@ -1,12 +1,16 @@
 """A model that only answers, whole on this rank or split over the ranks of its role."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 
 from rlpipe.training.distributed import Rank, device_of, join
-from rlpipe.training.engine import Sharding, deepspeed_config
+from rlpipe.training.sharding import Sharding, deepspeed_config, size, splitting
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Frozen:
@@ -14,11 +18,18 @@ class Frozen:
     compute as often as the others."""
 
     def __init__(
-        self, model: torch.nn.Module, dtype: torch.dtype, sharding: Sharding, rank: Rank, timeout_seconds: float
+        self,
+        load: "Callable[[], PreTrainedModel]",
+        dtype: torch.dtype,
+        sharding: Sharding,
+        rank: Rank,
+        timeout_seconds: float,
     ) -> None:
-        model.eval().requires_grad_(False)
         split = sharding.zero_stage == 3
         self.device = join(rank, timeout_seconds) if split else device_of(rank)
+        with splitting(sharding, dtype):
+            model = load().eval().requires_grad_(False)
+        self.config = model.config
         self._model = _split(model, dtype, sharding) if split else model
         self._host = list(map(_pinned, model.parameters())) if sharding.offload_param and not split else None
         if not split:
@@ -41,7 +52,7 @@ class Frozen:
 def _split(model: torch.nn.Module, dtype: torch.dtype, sharding: Sharding) -> torch.nn.Module:
     import deepspeed
 
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = sum(size(p).numel() for p in model.parameters())
     config = deepspeed_config(dtype, sharding, 0.0, parameters, torch.cuda.is_available())
     return deepspeed.initialize(model=model, config=config, dist_init_required=False)[0]
 

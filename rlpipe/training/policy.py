@@ -18,12 +18,13 @@ from rlpipe.recipe.model import Dtype, Model
 from rlpipe.recipe.training import Optimizer
 from rlpipe.training import adapter_export, checkpoint
 from rlpipe.training.distributed import Rank, join
-from rlpipe.training.engine import Sharding, TrainingEngine
+from rlpipe.training.engine import TrainingEngine
 from rlpipe.training.export import full_parameters, save_weights
 from rlpipe.training.forward import response_logprobs, sequence_logprobs, shard_logprobs
 from rlpipe.training.metrics import Mean, TokenSums
 from rlpipe.training.padding import pad
 from rlpipe.training.prepare import prepare
+from rlpipe.training.sharding import Sharding, splitting
 from rlpipe.weights.packing import pack
 from rlpipe.weights.payload import Payload
 
@@ -67,7 +68,8 @@ class Policy:
         self._device = join(rank, spec.timeout_seconds)
         torch.manual_seed(spec.seed + rank.index)
         dtype = resolve_dtype(spec.dtype)
-        model = load_causal_lm(spec.model, spec.path, dtype)
+        with splitting(spec.sharding, dtype):
+            model = load_causal_lm(spec.model, spec.path, dtype)
         if spec.adapter is not None:
             model = adapters.adapt(model, spec.adapter, spec.seed)
         prepare(model, spec.gradient_checkpointing)

@@ -1,6 +1,7 @@
 """The reference: the frozen model that the policy is kept close to."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -8,9 +9,9 @@ from rlpipe.data.flow import Shard
 from rlpipe.models.load import load_causal_lm, resolve_dtype
 from rlpipe.recipe.model import Dtype, Model
 from rlpipe.training.distributed import Rank
-from rlpipe.training.engine import Sharding
 from rlpipe.training.forward import shard_logprobs
 from rlpipe.training.frozen import Frozen
+from rlpipe.training.sharding import Sharding
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,8 @@ class Reference:
     def __init__(self, spec: ReferenceSpec, rank: Rank) -> None:
         self._temperature = spec.temperature
         dtype = resolve_dtype(spec.dtype)
-        model = load_causal_lm(spec.model, spec.path, dtype)
-        self._model = Frozen(model, dtype, spec.sharding, rank, spec.timeout_seconds)
+        load = partial(load_causal_lm, spec.model, spec.path, dtype)
+        self._model = Frozen(load, dtype, spec.sharding, rank, spec.timeout_seconds)
 
     def logprobs(self, shard: Shard) -> np.ndarray:
         """Log-probabilities of the shard's response tokens; float32, one per token of the shard in the order of its

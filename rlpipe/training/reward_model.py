@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,10 +12,10 @@ from rlpipe.models.classifier import load_classifier
 from rlpipe.models.load import resolve_dtype
 from rlpipe.recipe.model import Dtype, PretrainedModel
 from rlpipe.training.distributed import Rank
-from rlpipe.training.engine import Sharding
 from rlpipe.training.frozen import Frozen
 from rlpipe.training.microbatch import plan_micro_batches
 from rlpipe.training.padding import pad_tokens
+from rlpipe.training.sharding import Sharding
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,9 @@ class RewardModel:
         self._budget = spec.tokens_per_batch
         self._index, self._world = (rank.index, rank.world) if spec.sharding.zero_stage == 3 else (0, 1)
         model, dtype = PretrainedModel(path=spec.path), resolve_dtype(spec.dtype)
-        classifier = load_classifier(model, spec.path, dtype, spec.pad_token_id)
-        self._padding = classifier.config.get_text_config().pad_token_id
-        self._model = Frozen(classifier, dtype, spec.sharding, rank, spec.timeout_seconds)
+        load = partial(load_classifier, model, spec.path, dtype, spec.pad_token_id)
+        self._model = Frozen(load, dtype, spec.sharding, rank, spec.timeout_seconds)
+        self._padding = self._model.config.get_text_config().pad_token_id
 
     def score(self, sequences: list[Tokens]) -> np.ndarray:
         """scores_B of whole sequences (prompt and response), whatever else is asked beside them; 0 for those that are

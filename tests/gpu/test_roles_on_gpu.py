@@ -20,11 +20,11 @@ from rlpipe.rollout.engine import EngineSpec
 from rlpipe.runtime.handle import Within, results
 from rlpipe.runtime.roles import RoleSpec
 from rlpipe.training.distributed import Rank
-from rlpipe.training.engine import Sharding
 from rlpipe.training.metrics import merge
 from rlpipe.training.microbatch import plan_step
 from rlpipe.training.policy import Policy, PolicySpec
 from rlpipe.training.reference import Reference, ReferenceSpec
+from rlpipe.training.sharding import Sharding
 
 pytestmark = [
     pytest.mark.gpu,

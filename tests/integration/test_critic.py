@@ -15,9 +15,9 @@ from rlpipe.recipe.model import PretrainedModel
 from rlpipe.runtime.local import free_port
 from rlpipe.training.critic import Critic, CriticSpec
 from rlpipe.training.distributed import Rank
-from rlpipe.training.engine import Sharding
 from rlpipe.training.metrics import merge
 from rlpipe.training.microbatch import collect, make_shards, plan_micro_batches, plan_step
+from rlpipe.training.sharding import Sharding
 
 pytestmark = pytest.mark.integration
 

@@ -24,11 +24,12 @@ from rlpipe.recipe.training import Optimizer
 from rlpipe.runtime.local import free_port
 from rlpipe.training.checkpoint import CheckpointMismatch
 from rlpipe.training.distributed import Rank
-from rlpipe.training.engine import NonFiniteGradient, Sharding
+from rlpipe.training.engine import NonFiniteGradient
 from rlpipe.training.metrics import Mean, merge
 from rlpipe.training.microbatch import collect, make_shards, plan_micro_batches, plan_step
 from rlpipe.training.policy import Policy, PolicySpec
 from rlpipe.training.reference import Reference, ReferenceSpec
+from rlpipe.training.sharding import Sharding
 from rlpipe.weights.packing import unpack
 
 pytestmark = pytest.mark.integration

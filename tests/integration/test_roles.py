@@ -20,15 +20,16 @@ from test_policy import (
 )
 
 from rlpipe.models.classifier import load_classifier
+from rlpipe.models.load import load_causal_lm
 from rlpipe.recipe.model import PretrainedModel
 from rlpipe.runtime.local import free_port
 from rlpipe.training.distributed import Rank
-from rlpipe.training.engine import Sharding
 from rlpipe.training.metrics import merge
 from rlpipe.training.microbatch import collect, make_shards, plan_micro_batches
 from rlpipe.training.policy import Policy
 from rlpipe.training.reference import Reference, ReferenceSpec
 from rlpipe.training.reward_model import RewardModel, RewardModelSpec
+from rlpipe.training.sharding import Sharding, splitting
 
 pytestmark = pytest.mark.integration
 
@@ -161,3 +162,15 @@ def test_a_policy_that_rested_goes_on_as_if_it_had_not(folder, stage, dtype, tmp
         assert rested.export().digest == never.export().digest
     rested.save_state(str(tmp_path))
     assert train_alone(rested, [3]) == train_alone(never, [3])
+
+
+def test_a_split_model_is_never_whole(folder, classifier):
+    """It is split while it is loaded: each rank of a model that is too large for one GPU would not get further."""
+    Policy(spec(folder), Rank())  # has DeepSpeed join
+    with splitting(Sharding(3), torch.float32):
+        models = [load_causal_lm(PretrainedModel(path=folder), folder, torch.float32)]
+        models.append(load_classifier(PretrainedModel(path=classifier), classifier, torch.float32, 0))
+    for model in models:
+        assert all(parameter.numel() == 0 and parameter.ds_numel > 0 for parameter in model.parameters())
+    whole = load_causal_lm(PretrainedModel(path=folder), folder, torch.float32)
+    assert all(parameter.numel() > 0 for parameter in whole.parameters())

@@ -10,7 +10,7 @@ from rlpipe.pipelines.online import rl
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.load import load
 from rlpipe.runtime.roles import seats_at
-from rlpipe.training.engine import Sharding
+from rlpipe.training.sharding import Sharding
 
 SEAT = seats_at([("node", "127.0.0.1", 1)])[0]
 
