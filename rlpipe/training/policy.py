@@ -24,7 +24,7 @@ from rlpipe.training.forward import response_logprobs, sequence_logprobs, shard_
 from rlpipe.training.metrics import Mean, TokenSums
 from rlpipe.training.padding import pad
 from rlpipe.training.prepare import prepare
-from rlpipe.training.sharding import Sharding, splitting
+from rlpipe.training.sharding import Sharding, size, splitting
 from rlpipe.weights.packing import pack
 from rlpipe.weights.payload import Payload
 
@@ -76,6 +76,11 @@ class Policy:
         self._engine = TrainingEngine(model, dtype, spec.sharding, spec.optimizer, spec.total_steps)
         self._exported_digest = ""
         self._algorithm = OnlineAlgorithm(spec.algorithm, spec.max_new_tokens)
+
+    def sizes(self) -> tuple[int, int]:
+        """How many parameters are trained, and how many there are."""
+        everything = [(size(p).numel(), p.requires_grad) for p in self._engine.model.parameters()]
+        return sum(count for count, trained in everything if trained), sum(count for count, _ in everything)
 
     def update(self, shard: Shard) -> dict[str, Mean]:
         """One optimizer step. The metrics are this rank's; `metrics.merge` puts those of all ranks together."""

@@ -40,6 +40,13 @@ def test_it_is_on_policy_and_its_reference_is_where_it_began(lora_run):
     assert metrics[1]["reference_kl"] == pytest.approx(0.0, abs=1e-6) and metrics[3]["reference_kl"] > 1e-4
 
 
+def test_it_says_how_much_is_trained(lora_run):
+    directory, _ = lora_run
+    [note] = [e["message"] for e in events(directory, "note") if e["message"].startswith("lora")]
+    # r (in + out) of q, k, v, o, gate, up, down in two layers; beside the 91,072 of the model.
+    assert note == "lora: 8,192 parameters are trained, 8.3% of the 99,264 that there are."
+
+
 def test_the_result_is_a_plain_model_and_the_adapter_beside_it(lora_run):
     directory, _ = lora_run
     merged, base = (AutoModelForCausalLM.from_pretrained(directory / name) for name in ("model", "base"))

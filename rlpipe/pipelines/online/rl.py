@@ -43,6 +43,7 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
             loop = _loop(stage, recipe, scoring, environment, algorithm, started.handles)
             started.ready()
             scoring.ready()
+            _note_size(stage, recipe, started.handles[roles.POLICY])
         loop.run()
         with stage.events.phase("save", says="saving the model"):
             _save(stage, recipe, started.handles[roles.POLICY])
@@ -58,6 +59,13 @@ def _roles(stage: Stage, recipe: RlRecipe, algorithm: OnlineAlgorithm) -> list[R
 def _has_own_reference(recipe: RlRecipe, algorithm: OnlineAlgorithm) -> bool:
     """With an adapter the policy's ranks are the reference, too: the adapter is off while they answer as that."""
     return algorithm.needs_reference and recipe.adapter is None
+
+
+def _note_size(stage: Stage, recipe: RlRecipe, policy: list[Handle[Policy]]) -> None:
+    if recipe.adapter is not None:
+        trained, everything = policy[0].call(Within("train", recipe.deadlines.train), Policy.sizes).result()
+        share = f"{trained / everything:.1%} of the {everything:,} that there are"
+        stage.events.note(f"{recipe.adapter.kind}: {trained:,} parameters are trained, {share}.")
 
 
 def _starting(recipe: RlRecipe) -> str:
