@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from rlpipe.training.engine import TrainingEngine
 from rlpipe.training.metrics import Mean, TokenSums
 from rlpipe.training.padding import Padded, flatten, pad
 from rlpipe.training.prepare import prepare
-from rlpipe.training.sharding import Sharding, splitting
+from rlpipe.training.sharding import Sharding, loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,8 @@ class Critic:
         self._device = join(rank, spec.timeout_seconds)
         torch.manual_seed(spec.seed + rank.index)
         dtype = resolve_dtype(spec.dtype)
-        with splitting(spec.sharding, dtype):
-            classifier = load_classifier(spec.model, spec.path, dtype, head_seed=spec.seed, head_scale=0.0)
+        load = partial(load_classifier, spec.model, spec.path, dtype, head_seed=spec.seed, head_scale=0.0)
+        classifier = loaded(load, spec.sharding, dtype)
         prepare(classifier, spec.gradient_checkpointing)
         self._engine = TrainingEngine(ValueModel(classifier), dtype, spec.sharding, spec.optimizer, spec.total_steps)
 

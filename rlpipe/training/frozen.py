@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlpipe.training.distributed import Rank, device_of, join
-from rlpipe.training.sharding import Sharding, deepspeed_config, size, splitting
+from rlpipe.training.sharding import Sharding, deepspeed_config, loaded, size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,8 +27,7 @@ class Frozen:
     ) -> None:
         split = sharding.zero_stage == 3
         self.device = join(rank, timeout_seconds) if split else device_of(rank)
-        with splitting(sharding, dtype):
-            model = load().eval().requires_grad_(False)
+        model = loaded(load, sharding, dtype).eval().requires_grad_(False)
         self.config = model.config
         self._model = _split(model, dtype, sharding) if split else model
         self._host = list(map(_pinned, model.parameters())) if sharding.offload_param and not split else None

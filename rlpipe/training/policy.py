@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from rlpipe.training.forward import response_logprobs, sequence_logprobs, shard_
 from rlpipe.training.metrics import Mean, TokenSums
 from rlpipe.training.padding import pad
 from rlpipe.training.prepare import prepare
-from rlpipe.training.sharding import Sharding, size, splitting
+from rlpipe.training.sharding import Sharding, loaded, size
 from rlpipe.weights.packing import pack
 from rlpipe.weights.payload import Payload
 
@@ -68,8 +69,7 @@ class Policy:
         self._device = join(rank, spec.timeout_seconds)
         torch.manual_seed(spec.seed + rank.index)
         dtype = resolve_dtype(spec.dtype)
-        with splitting(spec.sharding, dtype):
-            model = load_causal_lm(spec.model, spec.path, dtype)
+        model = loaded(partial(load_causal_lm, spec.model, spec.path, dtype), spec.sharding, dtype)
         if spec.adapter is not None:
             model = adapters.adapt(model, spec.adapter, spec.seed)
         prepare(model, spec.gradient_checkpointing)

@@ -1,11 +1,13 @@
 """How a model is spread over the ranks of its role, by DeepSpeed."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _LARGEST_BUCKET = 200_000_000
 """Elements that ZeRO communicates at once; it allocates buffers of this size."""
@@ -59,22 +61,32 @@ def deepspeed_config(
     }
 
 
-@contextmanager
-def splitting(sharding: Sharding, dtype: torch.dtype) -> Iterator[None]:
-    """With stage 3, models of transformers that are loaded within the block are split over the ranks weight by weight:
-    no rank ever holds a whole one, neither on its GPU nor in host memory. Collective; the ranks have met before."""
+def loaded(load: "Callable[[], PreTrainedModel]", sharding: Sharding, dtype: torch.dtype) -> "PreTrainedModel":
+    """The model that `load` takes from files with transformers. With stage 3 it is split over the ranks on the way,
+    weight by weight: no rank ever holds a whole one, neither on its GPU nor in host memory. Collective then; the ranks
+    have met before."""
     if sharding.zero_stage != 3:
-        yield
-        return
+        return load()
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
     config = deepspeed_config(dtype, sharding, 0.0, _LARGEST_BUCKET, torch.cuda.is_available())
     held = HfDeepSpeedConfig(config)  # transformers looks for it in a global that does not keep it alive
     try:
-        yield
+        model = load()
     finally:
         unset_hf_deepspeed_config()
         del held
+    _restore_frequencies(model)
+    return model
+
+
+def _restore_frequencies(model: "PreTrainedModel") -> None:
+    """Rotary frequencies in float32 again. DeepSpeed makes bfloat16 of all that is computed while it splits a model;
+    engines have them in float32, and the further a position, the further off it would be."""
+    for module in model.modules():
+        if hasattr(module, "inv_freq"):
+            for name, buffer in type(module)(module.config).named_buffers(recurse=False):
+                setattr(module, name, buffer.to(module.inv_freq.device))
 
 
 def size(parameter: torch.nn.Parameter) -> torch.Size:

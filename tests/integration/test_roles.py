@@ -1,6 +1,7 @@
 """Each role's own ranks, ZeRO stage and offload, and rest between turns: the numbers are the same with all of them."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from rlpipe.training.microbatch import collect, make_shards, plan_micro_batches
 from rlpipe.training.policy import Policy
 from rlpipe.training.reference import Reference, ReferenceSpec
 from rlpipe.training.reward_model import RewardModel, RewardModelSpec
-from rlpipe.training.sharding import Sharding, splitting
+from rlpipe.training.sharding import Sharding, loaded
 
 pytestmark = pytest.mark.integration
 
@@ -167,10 +168,23 @@ def test_a_policy_that_rested_goes_on_as_if_it_had_not(folder, stage, dtype, tmp
 def test_a_split_model_is_never_whole(folder, classifier):
     """It is split while it is loaded: each rank of a model that is too large for one GPU would not get further."""
     Policy(spec(folder), Rank())  # has DeepSpeed join
-    with splitting(Sharding(3), torch.float32):
-        models = [load_causal_lm(PretrainedModel(path=folder), folder, torch.float32)]
-        models.append(load_classifier(PretrainedModel(path=classifier), classifier, torch.float32, 0))
-    for model in models:
+    loads = [
+        partial(load_causal_lm, PretrainedModel(path=folder), folder, torch.float32),
+        partial(load_classifier, PretrainedModel(path=classifier), classifier, torch.float32, 0),
+    ]
+    for model in (loaded(load, Sharding(3), torch.float32) for load in loads):
         assert all(parameter.numel() == 0 and parameter.ds_numel > 0 for parameter in model.parameters())
     whole = load_causal_lm(PretrainedModel(path=folder), folder, torch.float32)
     assert all(parameter.numel() > 0 for parameter in whole.parameters())
+
+
+def test_a_split_model_has_its_frequencies_in_float32(folder):
+    """As the whole one has, in bfloat16 too: the same answers to the last bit."""
+    spec_of = partial(ReferenceSpec, PretrainedModel(path=folder), folder, TEMPERATURE, "bfloat16")
+    whole, split = (Reference(spec_of(sharding), Rank()) for sharding in (Sharding(), Sharding(3)))
+    shard = shards(0, 1)[0]
+    np.testing.assert_array_equal(split.logprobs(shard), whole.logprobs(shard))
+    policies = [Policy(dataclasses.replace(spec(folder, stage), dtype="bfloat16"), Rank()) for stage in (1, 3)]
+    np.testing.assert_array_equal(*(policy.logprobs(shard) for policy in policies))
+    buffers = dict(split._model._model.module.named_buffers())
+    assert {buffer.dtype for buffer in buffers.values()} == {torch.float32} and buffers
