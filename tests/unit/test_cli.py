@@ -107,10 +107,13 @@ def test_validate_tells_mistakes():
     )
 
 
-def test_schema_is_json():
-    code, out, _ = call("schema")
+@pytest.mark.parametrize(
+    ("options", "title", "key"), [((), "rlpipe recipe", "$defs"), (("--study",), "rlpipe study", "properties")]
+)
+def test_schema_is_json(options, title, key):
+    code, out, _ = call("schema", *options)
     assert code == 0
-    assert json.loads(out)["title"] == "rlpipe recipe"
+    assert json.loads(out)["title"] == title and json.loads(out)[key]
 
 
 def test_recipes_list_names_and_explains():

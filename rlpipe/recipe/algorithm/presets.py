@@ -137,7 +137,7 @@ class Gspo(Preset):
 class Cispo(Preset):
     """Clipped IS-weight Policy Optimization (MiniMax-M1, Chen et al. 2025, arXiv 2506.13585).
 
-    No lower bound, no KL and the token mean are the paper's (eq. 4 and 5). It does not give the upper bound: a weight of
+    No lower bound, no KL and the token mean are the paper's (eq. 4, 5). It does not give the upper bound: a weight of
     at most 5 is ScaleRL's (Khatri et al. 2025, arXiv 2510.13786) and TRL's `epsilon_high` for it, with 16 responses;
     verl's example has 1.2. 8 responses are GRPO's here.
     """
