@@ -1,6 +1,7 @@
 """Reward models as rewards: tokens as sampled or through text, batches that change nothing, failures by their kind."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -230,6 +231,19 @@ def test_a_real_model_behind_its_handle(folder):
     groups = [conversation(["4", "five"]), conversation(["12345678"])]
     together = scored.score_all(groups, Allowance(60.0))
     assert together == [pytest.approx(model.score(as_sampled(group)), abs=1e-5) for group in groups]
+
+
+@pytest.mark.parametrize(
+    ("isolation", "notes"),
+    [("bubblewrap", ["reward `mine`: bubblewrap keeps the programs it runs from everything else."]), ("none", [])],
+)
+def test_a_run_notes_what_keeps_programs_where_they_belong(isolation, notes):
+    found = []
+    mix = RewardMix.model_validate({"mix": [{"kind": "code", "name": "mine", "isolation": isolation}]})
+    recipe = SimpleNamespace(rewards=mix, deadlines=Deadlines())
+    stage = SimpleNamespace(recipe=recipe, debug=True, events=SimpleNamespace(note=found.append))
+    reward_models.scoring(stage, mix, {}).close()
+    assert found == notes
 
 
 def test_errors_of_loading_name_the_line_of_the_reward():

@@ -83,7 +83,8 @@ class Loop:
         if self.resampling_rounds and useless:
             self.events.warning(
                 f"step {step}: {useless} of {len(groups)} groups still have equal rewards after "
-                f"{self.resampling_rounds} rounds of dynamic sampling; the step learns from the others. Other prompts would teach more."
+                f"{self.resampling_rounds} rounds of dynamic sampling; the step learns from the others. Other prompts "
+                "would teach more."
             )
         return groups, dropped
 
