@@ -116,23 +116,25 @@ PARTS = (
 
 
 def gap(measured: "Measured", engine: str) -> Grid:
-    """What our step has on top of the floor, part by part, beside TRL's parts."""
+    """What our step has on top of the floor, part by part, beside TRL's parts if it took part."""
     ours = measured.samples[f"rlpipe {engine}"]
     floor, theirs = floor_seconds(measured, engine), measured.samples.get(contest.TRL, [])
     whole = seconds(ours)
-    rows = [_gap_row(title, part(ours, name), floor.get(name), theirs, name) for title, name in PARTS]
+    rows = [_gap_row(title, part(ours, name), floor.get(name)) for title, name in PARTS]
     bare = sum(floor.values())
-    cells = (f"{whole:.3f}", f"{bare:.3f}", f"{whole - bare:+.3f}", f"{whole / bare - 1:+.0%}")
-    rows.append(("whole step", *cells, f"{seconds(theirs):.3f}" if theirs else "-"))
-    header = ("seconds, medians", "rlpipe", "floor", "more", "of the floor", "trl")
+    rows.append(("whole step", f"{whole:.3f}", f"{bare:.3f}", f"{whole - bare:+.3f}", f"{whole / bare - 1:+.0%}"))
+    header = ("seconds, medians", "rlpipe", "floor", "more", "of the floor")
+    if theirs:
+        beside = [f"{part(theirs, name):.3f}" if name in theirs[0].parts else "-" for _, name in PARTS]
+        header = (*header, "trl")
+        rows = [(*row, trl) for row, trl in zip(rows, [*beside, f"{seconds(theirs):.3f}"], strict=True)]
     return Grid(f"{measured.case.name}, {engine}: where the step goes", header, tuple(rows))
 
 
-def _gap_row(title: str, ours: float, floor: float | None, theirs: list[Sample], name: str) -> tuple[str, ...]:
-    trl = f"{part(theirs, name):.3f}" if theirs and name in theirs[0].parts else "-"
+def _gap_row(title: str, ours: float, floor: float | None) -> tuple[str, ...]:
     if floor is None:
-        return title, f"{ours:.3f}", "-", f"{ours:+.3f}", "-", trl
-    return title, f"{ours:.3f}", f"{floor:.3f}", f"{ours - floor:+.3f}", f"{ours / floor - 1:+.0%}", trl
+        return title, f"{ours:.3f}", "-", f"{ours:+.3f}", "-"
+    return title, f"{ours:.3f}", f"{floor:.3f}", f"{ours - floor:+.3f}", f"{ours / floor - 1:+.0%}"
 
 
 def startup(title: str, runs: dict[str, dict[str, float]]) -> Grid:

@@ -39,7 +39,7 @@ def bars(events: Iterable[Event], calls: Iterable[Call], step: int, begin: float
     phases = [
         Bar(DRIVER, e["phase"], e["time"] - e["seconds"] - begin, e["time"] - begin)
         for e in events
-        if e["kind"] == "phase" and e["step"] == step and e["parent"] is None
+        if e["kind"] == "phase" and e["step"] == step and e["parent"] is None and e["time"] <= end
     ]
     inside = [Bar(c.lane, c.what, c.begin - begin, c.end - begin) for c in calls if c.begin >= begin and c.end <= end]
     lanes = dict.fromkeys(bar.lane for bar in inside)

@@ -42,6 +42,7 @@ def test_seconds_that_are_covered(spans, seconds):
 EVENTS = [
     {"kind": "phase", "phase": "train", "step": 3, "parent": None, "time": 110.0, "seconds": 4.0},
     {"kind": "phase", "phase": "train", "step": 2, "parent": None, "time": 99.0, "seconds": 4.0},
+    {"kind": "phase", "phase": "evaluate", "step": 3, "parent": None, "time": 112.0, "seconds": 1.0},
     {"kind": "commit", "step": 3, "time": 110.0},
 ]
 CALLS = [
