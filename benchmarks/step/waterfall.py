@@ -73,7 +73,7 @@ def waits(title: str, found: Sequence[Bar]) -> Grid:
     lanes = list(dict.fromkeys(b.lane for b in found if b.lane != DRIVER))
     phases = sorted((b for b in found if b.lane == DRIVER), key=lambda b: b.begin)
     rows = [_wait(phase, lanes, found) for phase in phases]
-    header = ("seconds", "phase", *lanes, "no role works")
+    header = ("phase", "seconds", *lanes, "no role works")
     note = f"policy and critic train at the same time for {_beside(found, 'policy', 'critic'):.3f} s."
     return Grid(
         f"{title}: who works in which phase", header, tuple(rows), note if {"policy", "critic"} <= {*lanes} else ""

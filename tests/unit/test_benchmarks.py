@@ -67,7 +67,7 @@ def test_bars_are_the_step_s_own_and_slices_of_a_call_are_one(found):
 
 def test_the_table_says_who_works_while_the_driver_waits(found):
     grid = waterfall.waits("short", found)
-    assert grid.header == ("seconds", "phase", "engine", "policy", "critic", "no role works")
+    assert grid.header == ("phase", "seconds", "engine", "policy", "critic", "no role works")
     assert grid.rows == (("train", "4.000", "", "3.000", "2.500", "0.500"),)
     assert grid.note == "policy and critic train at the same time for 2.000 s."
 
