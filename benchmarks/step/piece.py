@@ -55,7 +55,15 @@ def policy(folder: Path) -> Parts:
         trained = spec.role(*spec.arguments(seat))
     watch.lap("load, DeepSpeed init")
     zeros_N = np.zeros(64, np.float32)
-    batch = TokenBatch(np.full(64, 10, np.int32), np.array([0, 32, 64]), zeros_N + 1, zeros_N - 5, zeros_N)
+    offsets_B1 = np.array([0, 32, 64])
+    batch = TokenBatch(
+        np.full(64, 10, np.int32),
+        offsets_B1,
+        zeros_N + 1,
+        zeros_N - 5,
+        advantages_N=zeros_N,
+        weights_N=zeros_N + 1 / 64,
+    )
     trained.update(plan_step(batch, range(2), 1, 4096)[0])
     watch.lap("first step")
     return watch.parts
