@@ -73,8 +73,9 @@ def ordered(): return OrderedDict(a=1)
         "assert sorted(count('ba').items()) == [('a', 1), ('b', 1)] and ordered() == {'a': 1} and 'a' in ordered()",
         "assert Colour.BLUE == 2 and Colour.RED != 2 and Colour.RED < Colour.BLUE",
         "from fractions import Fraction as F\nassert F(1, 3) == Fraction(1, 3)",
-        "from decimal import Decimal as D; from collections import deque as d\nassert D('.1') != .1 and d([1]) == deque([1])",
-    ) == [0, 1, 2, 3, 4, 5]  # fmt: skip
+        "from decimal import Decimal as D\nassert D('.1') != .1 and D('.1') == Decimal('.1')",
+        "from collections import deque as d\nassert d([1]) == deque([1])",
+    ) == [0, 1, 2, 3, 4, 5, 6]  # fmt: skip
 
 
 def test_objects_of_the_program():
