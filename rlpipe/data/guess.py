@@ -15,7 +15,7 @@ def hint(guess: int, secret: int) -> str:
 
 
 def games(data: GuessNumberData) -> tuple[list[Record], list[Record]]:
-    """(training, held-out) records: the prompt names the range, the completion is a game, and column `secret` the
+    """(training, held-out) records: the prompt names the range, the completion is a game, and column `answer` the
     number. `seed` decides all of it."""
     # A text as the seed: hashed by SHA-512, the same in every Python version that has these methods.
     rng = random.Random(f"guess/{data.seed}")
@@ -30,7 +30,7 @@ def games(data: GuessNumberData) -> tuple[list[Record], list[Record]]:
 
 def _record(secret: int, rng: random.Random, data: GuessNumberData, origin: str) -> Record:
     prompt = f"{data.smallest}-{data.largest}"
-    return Record({"prompt": prompt, "completion": _game(secret, rng, data), "secret": secret}, origin)
+    return Record({"prompt": prompt, "completion": _game(secret, rng, data), "answer": str(secret)}, origin)
 
 
 def _game(secret: int, rng: random.Random, data: GuessNumberData) -> list[dict[str, Any]]:

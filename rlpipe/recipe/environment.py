@@ -28,7 +28,7 @@ class Calculator(Strict):
 
 
 class GuessNumber(Strict):
-    """Holds the number in the row's column `secret`, and answers a guess with `higher` or `lower`."""
+    """Holds the number in the row's column `answer`, and answers a guess with `higher` or `lower`."""
 
     kind: Literal["guess_number"]
     """A game: find the number that the environment holds."""

@@ -77,7 +77,7 @@ def test_the_calculator_answers_as_a_user_where_the_template_has_no_tool():
 
 def test_guess_number_says_higher_lower_and_what_it_was_worth():
     game = GuessNumber(GuessRecipe(kind="guess_number", max_turns=4, discount=0.25))
-    state = game.reset({"secret": 17}, 1)
+    state = game.reset({"answer": "17"}, 1)
     worth = {"reward": 0.0}
     assert game.step(state, said("9")) == Reply("higher", components={"found": 0.0, "guesses": 1.0}, **worth)
     assert game.step(state, said(" 20 ")) == Reply("lower", components={"found": 0.0, "guesses": 2.0}, **worth)
@@ -86,14 +86,14 @@ def test_guess_number_says_higher_lower_and_what_it_was_worth():
 
 def test_guess_number_ends_lost_with_the_last_guess():
     game = GuessNumber(GuessRecipe(kind="guess_number", max_turns=2))
-    state = game.reset({"secret": 17}, 1)
+    state = game.reset({"answer": "17"}, 1)
     assert game.step(state, said("seventeen")).text == "not a number"
     assert game.step(state, said("17", complete=False)) == End(0.0, {"found": 0.0, "guesses": 2.0})
 
 
-def test_guess_number_without_a_secret_says_where_it_comes_from():
-    with pytest.raises(KeyError, match=r"no column `secret` \(it has \['answer'\]\); see data.kind=guess_number"):
-        GuessNumber(GuessRecipe(kind="guess_number")).reset({"answer": 1}, 1)
+def test_guess_number_without_a_number_says_where_it_comes_from():
+    with pytest.raises(KeyError, match=r"no column `answer` \(it has \['reference'\]\); see data.kind=guess_number"):
+        GuessNumber(GuessRecipe(kind="guess_number")).reset({"reference": 1}, 1)
 
 
 class Slow:

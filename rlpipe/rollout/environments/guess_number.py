@@ -27,9 +27,9 @@ class GuessNumber:
         self._recipe = recipe
 
     def reset(self, columns: dict[str, Any], seed: int) -> Game:
-        if "secret" not in columns:
-            raise KeyError(f"the row has no column `secret` (it has {sorted(columns)}); see data.kind=guess_number")
-        return Game(int(columns["secret"]))
+        if "answer" not in columns:
+            raise KeyError(f"the row has no column `answer` (it has {sorted(columns)}); see data.kind=guess_number")
+        return Game(int(columns["answer"]))
 
     def step(self, state: Game, response: Response) -> Turn:
         state.guesses += 1
