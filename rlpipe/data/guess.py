@@ -1,4 +1,4 @@
-"""Guess the number: its rules, secret numbers, and games of a player who guesses at random."""
+"""Guess the number: its rules, secret numbers, and games of a timid player."""
 
 import random
 from typing import Any
@@ -35,15 +35,11 @@ def _record(secret: int, rng: random.Random, data: GuessNumberData, origin: str)
 
 def _game(secret: int, rng: random.Random, data: GuessNumberData) -> list[dict[str, Any]]:
     low, high, messages = data.smallest, data.largest, []
-    for turn in range(data.max_turns):
-        heeds = rng.random() < data.attention
-        guess = rng.randint(low, high) if heeds else rng.randint(data.smallest, data.largest)
+    guess = rng.randint(low, high)
+    while True:
         messages.append({"role": "assistant", "content": str(guess)})
-        if guess == secret or turn == data.max_turns - 1:
-            break
+        if guess == secret or len(messages) == 2 * data.max_turns - 1:
+            return messages
         messages.append({"role": "user", "content": hint(guess, secret)})
-        if guess < secret:
-            low = max(low, guess + 1)
-        else:
-            high = min(high, guess - 1)
-    return messages
+        low, high, next_ = (guess + 1, high, guess + 1) if guess < secret else (low, guess - 1, guess - 1)
+        guess = next_ if rng.random() < data.creeping else rng.randint(low, high)

@@ -34,8 +34,9 @@ class GuessNumber(Strict):
     """A game: find the number that the environment holds."""
     max_turns: PositiveInt = 6
     """Guesses; whoever has not found the number with the last one has lost."""
-    discount: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """The reward is 1 for a first guess that is right, less by this for every further guess, and 0 for a game lost."""
+    discount: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The reward is 1 for a number found, less by this for every guess after the first, and 0 for a game lost. A price
+    for guesses rewards luck: it was learned more slowly with one."""
 
     @model_validator(mode="after")
     def _finding_is_worth_it(self) -> "GuessNumber":

@@ -24,12 +24,12 @@ def test_games_keep_to_the_rules():
         assert guesses[-1] == secret or len(guesses) == 5
 
 
-def test_a_player_who_attends_finds_the_number_more_often():
-    def found(attention):
-        rows = games(data(games=1000, attention=attention, max_turns=5))[0]
+def test_a_player_who_creeps_finds_the_number_less_often():
+    def found(creeping):
+        rows = games(data(games=1000, creeping=creeping, max_turns=5))[0]
         return sum(r.fields["completion"][-1]["content"] == r.fields["answer"] for r in rows) / len(rows)
 
-    assert found(0.0) < 0.2 < 0.5 < found(1.0)
+    assert found(1.0) < 0.4 < 0.5 < found(0.0)
 
 
 def test_held_out_numbers_are_spread_evenly_and_the_seed_decides_all():

@@ -46,7 +46,7 @@ def stage(request):
     records = load_records(GuessNumberData(kind="guess_number", largest=9, games=6, heldout=10), only_prompts=True)
     return SimpleNamespace(
         recipe=SimpleNamespace(
-            environment=GuessNumber(kind="guess_number", max_turns=4),
+            environment=GuessNumber(kind="guess_number", max_turns=4, discount=0.1),
             rollout=Rollout(max_new_tokens=4),
             deadlines=Deadlines(),
             evaluation=Evaluation(correct_at=0.1, show=10),

@@ -20,7 +20,7 @@ class Game:
 
 
 class GuessNumber:
-    """Reward 1 for a first guess that is right, less `discount` for every further one, 0 for a game lost. Components:
+    """Reward 1 for a number found, less `discount` for every guess after the first, 0 for a game lost. Components:
     `found` (1 or 0) and `guesses`."""
 
     def __init__(self, recipe: Recipe) -> None:
