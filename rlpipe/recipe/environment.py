@@ -59,6 +59,9 @@ class PythonEnvironment(Strict):
     """Turns of the policy at most."""
     processes: PositiveInt = 1
     """Processes that take steps side by side."""
+    batch: PositiveInt = 1
+    """Episodes that one call of a process answers at most: `async` methods then wait side by side, and a method
+    `step_batch(states, responses)` gets all of them at once."""
     options: dict[str, float | int | str | bool] = {}
     """Keyword arguments of the class."""
 

@@ -238,3 +238,82 @@ def test_a_class_that_cannot_work_says_why(tmp_path):
 
 def test_a_single_turn_has_no_environment():
     assert build(SingleTurn(kind="single_turn"), Deadlines(), debug=False) is None
+
+
+TOGETHER = """
+import asyncio
+from rlpipe.rollout.environments import End, Reply
+
+class Waits:
+    def __init__(self):
+        self.here, self.most = 0, 0
+
+    async def reset(self, columns, seed):
+        return columns
+
+    async def step(self, state, response):
+        self.here += 1
+        self.most = max(self.most, self.here)
+        await asyncio.sleep(0.05)
+        self.here -= 1
+        if response.text == "raise":
+            raise ValueError("by design")
+        if response.text == "die":
+            import os; os._exit(3)
+        return Reply(f"{response.text} {self.most}")
+
+class Batch(Waits):
+    def step_batch(self, states, responses):
+        if any(response.text == "raise" for response in responses):
+            raise ValueError("by design")
+        for state in states:
+            state["seen"] = len(states)
+        return [Reply(f"{response.text} of {len(states)}") for response in responses]
+
+class Own:
+    def reset(self, columns, seed):
+        return asyncio.run(asyncio.sleep(0, columns))
+
+    def step(self, state, response):
+        return End(asyncio.run(asyncio.sleep(0, 1.0)))
+"""
+
+
+def together(tmp_path, name, texts, debug, batch=8):
+    """What each text is answered with, all of them asked before the first answer is waited for."""
+    file = tmp_path / "mine.py"
+    file.write_text(TOGETHER)
+    recipe = PythonEnvironment(kind="python", implementation=f"{file}:{name}", batch=batch)
+    with build(recipe, Deadlines(environment=5.0), debug) as stage:
+        stage.ready()
+        for text in texts:
+            stage.reset(text, {"word": text}, 1)
+        states = drained(stage, 20.0)
+        for text in texts:
+            stage.step(text, states[text], said(text))
+        return drained(stage, 20.0)
+
+
+def test_async_steps_of_a_batch_wait_side_by_side(tmp_path):
+    answers = together(tmp_path, "Waits", ["a", "b", "c", "d"], debug=True)
+    assert answers == {text: Reply(f"{text} 4") for text in "abcd"}
+    assert together(tmp_path, "Waits", ["a", "b"], debug=True, batch=1) == {text: Reply(f"{text} 1") for text in "ab"}
+
+
+def test_one_of_a_batch_fails_alone(tmp_path):
+    answers = together(tmp_path, "Waits", ["a", "raise", "b"], debug=True)
+    assert answers["a"].text == "a 3" and answers["b"].text == "b 3"
+    assert answers["raise"].kind == "exception" and "ValueError: by design" in answers["raise"].message
+    answers = together(tmp_path, "Waits", ["a", "die", "b"], debug=False)
+    assert answers["die"].kind == "crashed" and isinstance(answers["a"], Reply) and isinstance(answers["b"], Reply)
+
+
+def test_a_class_that_takes_batches_gets_them(tmp_path):
+    answers = together(tmp_path, "Batch", ["a", "b", "c"], debug=True)
+    assert answers == {text: Reply(f"{text} of 3") for text in "abc"}
+    answers = together(tmp_path, "Batch", ["a", "raise"], debug=True)  # each again, by `step`
+    assert answers["a"] == Reply("a 1") and "ValueError: by design" in answers["raise"].message
+
+
+def test_a_class_may_have_an_event_loop_of_its_own(tmp_path):
+    assert together(tmp_path, "Own", ["a", "b"], debug=True) == {"a": End(1.0), "b": End(1.0)}

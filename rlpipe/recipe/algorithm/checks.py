@@ -13,6 +13,6 @@ def check(algorithm: Preset, minibatches: int, epochs: int, longest_response: in
     for i, shaping in enumerate(algorithm.shaping):
         if shaping.kind == "overlong" and shaping.buffer != "auto" and shaping.buffer > longest_response:
             raise ValueError(
-                f"algorithm.shaping.{i}.buffer={shaping.buffer} exceeds the longest response of {longest_response} tokens: "
-                "every response would be punished; lower it or raise rollout.max_new_tokens"
+                f"algorithm.shaping.{i}.buffer={shaping.buffer} exceeds the longest response of {longest_response} "
+                "tokens: every response would be punished; lower it or raise rollout.max_new_tokens"
             )
