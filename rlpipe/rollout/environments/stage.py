@@ -6,7 +6,7 @@
         for key, answer in stage.finished(0.1):    # in the order of completion
             ...
 
-Environments work beside generation: in threads here and, for a class of the user's, in processes behind them, which take
+Environments work beside generation: in threads here and, for a class of a user, in processes behind them, which take
 one call or one batch of calls at a time. Under --debug they work inside `finished`, in the thread that calls it and
 without a deadline, so that a breakpoint stops the world.
 """
