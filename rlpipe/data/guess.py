@@ -1,5 +1,6 @@
 """Guess the number: its rules, secret numbers, and games of a timid player."""
 
+import itertools
 import random
 from typing import Any
 
@@ -16,14 +17,14 @@ def hint(guess: int, secret: int) -> str:
 
 def games(data: GuessNumberData) -> tuple[list[Record], list[Record]]:
     """(training, held-out) records: the prompt names the range, the completion is a game, and column `answer` the
-    number. `seed` decides all of it."""
+    number. `seed` decides all of it; the held-out numbers are the same however the games are played."""
     # A text as the seed: hashed by SHA-512, the same in every Python version that has these methods.
     rng = random.Random(f"guess/{data.seed}")
     secrets = [rng.randint(data.smallest, data.largest) for _ in range(data.games)]
     train = [_record(secret, rng, data, f"training game {i}") for i, secret in enumerate(secrets, 1)]
-    count = data.largest - data.smallest + 1
-    spread = [data.smallest + i % count for i in range(data.heldout)]
-    rng.shuffle(spread)
+    order = list(range(data.smallest, data.largest + 1))
+    random.Random(f"guess/held-out/{data.seed}").shuffle(order)
+    spread = itertools.islice(itertools.cycle(order), data.heldout)
     heldout = [_record(secret, rng, data, f"held-out game {i}") for i, secret in enumerate(spread, 1)]
     return train, heldout
 

@@ -39,6 +39,15 @@ def test_held_out_numbers_are_spread_evenly_and_the_seed_decides_all():
     assert [r.fields for r in train] != [r.fields for r in games(data(largest=9, seed=1))[0]]
 
 
+def test_stages_that_play_differently_are_asked_the_same_numbers():
+    """Else the table at the end of a pipeline could not set them side by side."""
+    one, other = (
+        games(data(largest=9, heldout=30, **changes))[1] for changes in ({}, {"max_turns": 3, "creeping": 0.1})
+    )
+    assert [r.fields["answer"] for r in one] == [r.fields["answer"] for r in other]
+    assert len({r.fields["answer"] for r in one[:10]}) == 10
+
+
 def test_only_the_players_own_turns_are_in_the_loss():
     records = load_records(data(games=20), only_prompts=False)
     tokenizer = build_tokenizer()
