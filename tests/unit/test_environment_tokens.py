@@ -43,8 +43,8 @@ def episode(tokenizer, environment, prompt, turns, end, chat=True):
     subject.submit("policy", [GroupRequest("g", "p", prompt.tokens, (11,), Sampling(8, 1.0, ()))])
     [trajectories] = subject.finished(5.0)
     group = group_of(prompt, trajectories, tokenizer)
-    rewards = Mix([FromEnvironment(EnvironmentReward(kind="environment"))])
-    return replace(group, outcomes=rewards.score(group, Allowance(1.0)))
+    reward = FromEnvironment(EnvironmentReward(kind="environment"))
+    return replace(group, outcomes=Mix([reward]).outcomes(group, {reward.name: reward.score(group, Allowance(1.0))}))
 
 
 @pytest.fixture(scope="module")
