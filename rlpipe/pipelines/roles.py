@@ -64,7 +64,7 @@ def policy(stage: Stage) -> RoleSpec:
         model=recipe.model,
         path=stage.model_path,
         algorithm=algorithm_settings(recipe),
-        max_new_tokens=recipe.rollout.max_new_tokens,
+        max_new_tokens=recipe.longest_response,
         temperature=recipe.rollout.temperature,
         total_steps=recipe.schedule.steps * train.minibatches * train.epochs,
         adapter=recipe.adapter,

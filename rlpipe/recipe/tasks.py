@@ -126,6 +126,12 @@ class RlRecipe(Strict):
     tracking: Tracking = Tracking()
     """Where metrics go besides the run directory."""
 
+    @property
+    def longest_response(self) -> int:
+        """Tokens that the policy may write in answer to one prompt, over all of its turns."""
+        turns = 1 if isinstance(self.environment, SingleTurn) else self.environment.max_turns
+        return turns * self.rollout.max_new_tokens
+
     @model_validator(mode="after")
     def _rewards_fit_the_environment(self) -> "RlRecipe":
         check_rewards(self.environment, self.rewards)
@@ -182,7 +188,7 @@ class RlRecipe(Strict):
 
     @model_validator(mode="after")
     def _algorithm_fits(self) -> "RlRecipe":
-        check(self.algorithm, self.train.minibatches, self.train.epochs, self.rollout.max_new_tokens)
+        check(self.algorithm, self.train.minibatches, self.train.epochs, self.longest_response)
         return self
 
 

@@ -35,7 +35,7 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
         stack.callback(stage.runtime.stop)
         with stage.events.phase("start", says=_starting(recipe)):
             environment = stack.enter_context(episodes.environment_of(stage))
-            algorithm = OnlineAlgorithm(roles.algorithm_settings(recipe), recipe.rollout.max_new_tokens)
+            algorithm = OnlineAlgorithm(roles.algorithm_settings(recipe), recipe.longest_response)
             started = stage.runtime.start(_roles(stage, recipe, algorithm))
             scoring = stack.enter_context(reward_models.scoring(stage, recipe.rewards, started.handles))
             loop = _loop(stage, recipe, scoring, environment, algorithm, started.handles)
