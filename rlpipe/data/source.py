@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from rlpipe.data.arithmetic import preferences, problems
 from rlpipe.data.files import read
 from rlpipe.data.guess import games
-from rlpipe.data.records import DataError, Format, Record, check, preference_format, sft_format
-from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, RecordsData
+from rlpipe.data.records import DataError, Format, Record, check, labelled_format, preference_format, sft_format
+from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, PreferenceData, RecordsData
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +33,20 @@ def load_records(data: Data, only_prompts: bool) -> Records:
     return _checked(train, heldout, expected, data)
 
 
-def load_preferences(data: Data) -> Records:
+def load_preferences(data: PreferenceData) -> Records:
     """Read and check pairs of responses, of which the first is the better one."""
     if isinstance(data, ArithmeticData):
         return Records(*preferences(data), Format.PREFERENCE, True, None)
     train, heldout = _split(data)
     return _checked(train, heldout, preference_format(train[0], heldout[0]), data)
+
+
+def load_judged(data: PreferenceData) -> Records:
+    """Read and check responses that are good or bad, or pairs of one of each."""
+    if isinstance(data, ArithmeticData):
+        return load_preferences(data)
+    train, heldout = _split(data)
+    return _checked(train, heldout, labelled_format(train[0], heldout[0]), data)
 
 
 def _checked(train: list[Record], heldout: list[Record], expected: Format, data: RecordsData) -> Records:

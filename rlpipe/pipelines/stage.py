@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from rlpipe.data.chat import render_prompts
 from rlpipe.data.flow import Prompt
-from rlpipe.data.source import Records, load_preferences, load_records
+from rlpipe.data.source import Records, load_judged, load_preferences, load_records
 from rlpipe.data.storage import Storage
 from rlpipe.models.load import context_length, load_tokenizer, materialise, resolve_dtype
 from rlpipe.observe.events import EventLog
+from rlpipe.recipe.preference import KtoRecipe, PreferenceRecipe
 from rlpipe.recipe.tasks import RewardModelRecipe, RlRecipe, StageRecipe
 from rlpipe.runtime.roles import Runtime
 
@@ -56,8 +57,11 @@ class Stage:
 
     @cached_property
     def records(self) -> Records:
-        if isinstance(self.recipe, RewardModelRecipe):
-            return load_preferences(self.recipe.data)
+        match self.recipe:
+            case KtoRecipe():
+                return load_judged(self.recipe.data)
+            case RewardModelRecipe() | PreferenceRecipe():
+                return load_preferences(self.recipe.data)
         return load_records(self.recipe.data, only_prompts=isinstance(self.recipe, RlRecipe))
 
     @cached_property

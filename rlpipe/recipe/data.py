@@ -97,3 +97,6 @@ class RecordsData(Strict):
 
 
 Data = Annotated[ArithmeticData | GuessNumberData | RecordsData, Field(discriminator="kind")]
+
+PreferenceData = Annotated[ArithmeticData | RecordsData, Field(discriminator="kind")]
+"""Data with better and worse responses."""

@@ -8,10 +8,11 @@ from rlpipe.recipe.algorithm import Algorithm, Schedule
 from rlpipe.recipe.algorithm.checks import check
 from rlpipe.recipe.base import FolderName, Strict
 from rlpipe.recipe.critic import Critic
-from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData
+from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, PreferenceData
 from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
 from rlpipe.recipe.model import Model
-from rlpipe.recipe.rewards import RewardMix
+from rlpipe.recipe.preference import CpoRecipe, DpoRecipe, KtoRecipe, OrpoRecipe, PreferenceRecipe
+from rlpipe.recipe.rewards import RewardMix, check_correct_by
 from rlpipe.recipe.rollout import Evaluation, Rollout
 from rlpipe.recipe.run import Deadlines, Publishing, Tracking
 from rlpipe.recipe.training import PolicyTraining, RewardModelTraining, SftTraining
@@ -59,7 +60,7 @@ class SftRecipe(Strict):
     def _rewards_fit_the_environment(self) -> "SftRecipe":
         if self.rewards is not None:
             check_rewards(self.environment, self.rewards)
-            _check_judge(self.evaluation, self.rewards)
+            check_correct_by(self.evaluation.correct_by, self.rewards)
         return self
 
 
@@ -74,7 +75,7 @@ class RewardModelRecipe(Strict):
     """Seed of the model from scratch, of the score head and of the order of the data."""
     model: Model
     """A causal language model, whose output head gives way to a new score head; or a reward model, to train on."""
-    data: Data
+    data: PreferenceData
     """Preferences to learn from; with `kind: arithmetic`, pairs of the right sum and a likely wrong one."""
     train: RewardModelTraining
     """Batches, optimizer and processes of the training."""
@@ -122,7 +123,7 @@ class RlRecipe(Strict):
     @model_validator(mode="after")
     def _rewards_fit_the_environment(self) -> "RlRecipe":
         check_rewards(self.environment, self.rewards)
-        _check_judge(self.evaluation, self.rewards)
+        check_correct_by(self.evaluation.correct_by, self.rewards)
         return self
 
     @model_validator(mode="after")
@@ -150,15 +151,9 @@ class RlRecipe(Strict):
         return self
 
 
-def _check_judge(evaluation: Evaluation, rewards: RewardMix) -> None:
-    names = [reward.name for reward in rewards.mix]
-    if evaluation.correct_by not in (None, *names):
-        raise ValueError(
-            f"evaluation.correct_by={evaluation.correct_by} is no reward of the mix; its rewards are {', '.join(names)}"
-        )
-
-
-StageRecipe = SftRecipe | RewardModelRecipe | RlRecipe
+OfflineRecipe = SftRecipe | RewardModelRecipe | PreferenceRecipe
+"""What a trainer of TRL does."""
+StageRecipe = SftRecipe | RewardModelRecipe | DpoRecipe | KtoRecipe | OrpoRecipe | CpoRecipe | RlRecipe
 """One task."""
 Task = Annotated[StageRecipe, Field(discriminator="task")]
 

@@ -5,12 +5,13 @@ The driver reads, renders and tokenises the records once; the ranks get token id
 
 from pathlib import Path
 
-from rlpipe.data.examples import encode, truncate
+from rlpipe.data.examples import Example, encode, truncate
 from rlpipe.data.source import Records
 from rlpipe.models.load import context_length, load_tokenizer
-from rlpipe.pipelines.offline.launch import launch
+from rlpipe.pipelines.offline.launch import fields, launch
 from rlpipe.pipelines.offline.progress import Report
-from rlpipe.pipelines.offline.sft_worker import SftJob, TokenTable
+from rlpipe.pipelines.offline.sft_worker import SftJob
+from rlpipe.pipelines.offline.table import Table
 from rlpipe.recipe.tasks import SftRecipe
 
 
@@ -38,14 +39,13 @@ def prepare(recipe: SftRecipe, model_path: str, records: Records, output_dir: Pa
         for rows in (records.train, heldout)
     )
     return SftJob(
-        model=recipe.model,
-        model_path=str(Path(model_path).resolve()) if Path(model_path).is_dir() else model_path,
-        tokenizer=tokenizer,
+        **fields(recipe, model_path, tokenizer, output_dir),
         training=recipe.train,
-        seed=recipe.seed,
-        timeout_seconds=recipe.deadlines.train,
-        train=TokenTable.of(train_examples),
-        heldout=TokenTable.of(heldout_examples),
+        train=_table(train_examples),
+        heldout=_table(heldout_examples),
         max_length=max_length,
-        output_dir=str(output_dir.resolve()),
     )
+
+
+def _table(examples: list[Example]) -> Table:
+    return Table.of({"input_ids": [one.ids for one in examples], "labels": [one.labels for one in examples]})

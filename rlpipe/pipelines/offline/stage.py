@@ -3,23 +3,35 @@
 from contextlib import ExitStack
 from pathlib import Path
 
+from rlpipe.data.flow import Prompt
 from rlpipe.observe.events import EventLog
 from rlpipe.observe.progress import HELDOUT
 from rlpipe.pipelines import reward_models, roles
 from rlpipe.pipelines.episodes import environment_of, over
 from rlpipe.pipelines.evaluation import Evaluator
+from rlpipe.pipelines.offline.preference import run_preference
 from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.reward_model import run_reward_model
 from rlpipe.pipelines.offline.sft import run_sft
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.rewards import RewardMix
-from rlpipe.recipe.tasks import RewardModelRecipe, SftRecipe
+from rlpipe.recipe.tasks import OfflineRecipe, PreferenceRecipe, RewardModelRecipe, SftRecipe
 from rlpipe.rewards import stage as rewards
 from rlpipe.rollout.pool import EnginePool
 
 
-def run_sft_stage(stage: Stage, recipe: SftRecipe) -> None:
+def run_offline_stage(stage: Stage, recipe: OfflineRecipe) -> None:
     """Train `recipe` in `stage`; the result lies in `stage.result`."""
+    match recipe:
+        case SftRecipe():
+            _run_sft(stage, recipe)
+        case RewardModelRecipe():
+            _run_reward_model(stage, recipe)
+        case _:
+            _run_preference(stage, recipe)
+
+
+def _run_sft(stage: Stage, recipe: SftRecipe) -> None:
     steps = recipe.train.max_steps
     if recipe.rewards is not None:
         _evaluate(stage, recipe, recipe.rewards, stage.model_path, step=0)
@@ -29,13 +41,23 @@ def run_sft_stage(stage: Stage, recipe: SftRecipe) -> None:
         _evaluate(stage, recipe, recipe.rewards, str(stage.result), step=steps)
 
 
-def run_reward_model_stage(stage: Stage, recipe: RewardModelRecipe) -> None:
-    """Train the reward model `recipe` in `stage`; the result lies in `stage.result`."""
+def _run_reward_model(stage: Stage, recipe: RewardModelRecipe) -> None:
     says = f"reward modelling: {recipe.train.max_steps} steps of TRL's RewardTrainer"
     with stage.events.phase("train", says=says):
         run_reward_model(
             recipe, stage.model_path, stage.records, stage.result, stage.debug, _evaluations_apart(stage.events)
         )
+
+
+def _run_preference(stage: Stage, recipe: PreferenceRecipe) -> None:
+    steps, name = recipe.train.max_steps, recipe.task.upper()
+    if recipe.rewards is not None:
+        _evaluate(stage, recipe, recipe.rewards, stage.model_path, step=0)
+    with stage.events.phase("train", says=f"preference optimisation: {steps} steps of TRL's {name}Trainer"):
+        report = _evaluations_apart(stage.events)
+        run_preference(recipe, stage.model_path, stage.records, stage.result, stage.debug, report)
+    if recipe.rewards is not None:
+        _evaluate(stage, recipe, recipe.rewards, str(stage.result), step=steps)
 
 
 def _evaluations_apart(events: EventLog) -> Report:
@@ -51,7 +73,7 @@ def _evaluations_apart(events: EventLog) -> Report:
     return report
 
 
-def _evaluate(stage: Stage, recipe: SftRecipe, mix: RewardMix, model_path: str, step: int) -> None:
+def _evaluate(stage: Stage, recipe: SftRecipe | PreferenceRecipe, mix: RewardMix, model_path: str, step: int) -> None:
     """Held-out prompts to a fresh engine on these weights: nothing can be left of others."""
     with ExitStack() as stack:
         stack.callback(stage.runtime.stop)
@@ -60,7 +82,7 @@ def _evaluate(stage: Stage, recipe: SftRecipe, mix: RewardMix, model_path: str, 
             scorers = reward_models.scorers(stage, started.handles)
             scoring = stack.enter_context(rewards.build(mix, Path(), recipe.deadlines, stage.debug, scorers))
             environment = stack.enter_context(environment_of(stage))
-            _, heldout = stage.prompts
+            heldout = stage.prompts[1] if isinstance(recipe, SftRecipe) else _distinct(stage.prompts[1])
             started.ready()
             scoring.ready()
         evaluator = Evaluator(stage, heldout)
@@ -68,3 +90,8 @@ def _evaluate(stage: Stage, recipe: SftRecipe, mix: RewardMix, model_path: str, 
         with stage.events.phase("evaluate", says="answering held-out prompts"):
             found = evaluator.run(pool, scoring, roles.POLICY)
     stage.events.evaluation(step, found.metrics, found.samples)
+
+
+def _distinct(prompts: list[Prompt]) -> list[Prompt]:
+    """Each prompt once, however many responses to it the data holds."""
+    return list({prompt.tokens.tobytes(): prompt for prompt in reversed(prompts)}.values())[::-1]

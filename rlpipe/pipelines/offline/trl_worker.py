@@ -3,6 +3,7 @@
 import os
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,6 +12,7 @@ from rlpipe.data.records import DataError
 from rlpipe.models.load import resolve_dtype
 from rlpipe.models.quiet import quiet_libraries
 from rlpipe.pipelines.offline.progress import Progress
+from rlpipe.pipelines.offline.table import Table
 from rlpipe.pipelines.offline.trl_arguments import arguments
 from rlpipe.pipelines.offline.trl_reporter import reporter
 from rlpipe.recipe.model import Model
@@ -32,15 +34,17 @@ class TrlJob(ABC):
     model_path: str
     tokenizer: "PreTrainedTokenizerBase"
     training: OfflineTraining
+    train: Table
+    heldout: Table
     seed: int
     timeout_seconds: float
     max_length: int
     output_dir: str
 
     @abstractmethod
-    def trainer(self, common: dict[str, Any], dtype: "torch.dtype") -> "Trainer":
+    def trainer(self, common: dict[str, Any], dtype: "torch.dtype", alive: Callable[[str], None]) -> "Trainer":
         """The trainer with its model and data. The arguments come before the model: under ZeRO-3 they make it split
-        while it is read."""
+        while it is read. What takes long here calls `alive` now and then."""
 
     def unit(self) -> str:
         """What a batch counts."""
@@ -89,7 +93,7 @@ def _trainer(job: TrlJob, scratch: str, progress: Progress) -> "Trainer":
     from transformers import PrinterCallback
 
     dtype = resolve_dtype(job.model.dtype)
-    trainer = job.trainer(arguments(job.training, job.seed, scratch, dtype), dtype)
+    trainer = job.trainer(arguments(job.training, job.seed, scratch, dtype), dtype, progress.alive)
     _check_size(trainer, job)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(reporter(trainer, progress, job.metric_names))
