@@ -83,6 +83,7 @@ METRICS = {
     "critic/grad_norm": Label("critic's gradient norm", "critic grad norm", "", ".3g"),
     "critic/learning_rate": Label("critic's learning rate", "critic lr", "", ".2e"),
     "heldout_loss": Label("held-out loss", "held-out loss", "nats/token", ".4g"),
+    "best_step": Label("step of the best evaluation", "best at step", "", ".0f"),
     "token_accuracy": Label("token accuracy", "token accuracy", "", ".1%"),
     "heldout_token_accuracy": Label("held-out token accuracy", "held-out token accuracy", "", ".1%"),
     "probe_difference": Label("trainer-engine difference on probe tokens", "probes", "nats/token", ".1e"),

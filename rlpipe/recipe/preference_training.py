@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from rlpipe.recipe.training import OfflineTraining, Optimizer
+from rlpipe.recipe.training import OfflineOptimizer, OfflineSchedule, OfflineTraining
 
 DpoLoss = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -16,13 +16,13 @@ _OF_DIFFERENCES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robus
 """Losses of the difference of two rewards, in which an f-divergence's normaliser cancels."""
 
 
-class PreferenceOptimizer(Optimizer):
+class PreferenceOptimizer(OfflineOptimizer):
     """The same with the defaults of preference optimisation, for models of billions of parameters."""
 
     learning_rate: PositiveFloat = 1e-6
     """Highest learning rate, reached after warm-up."""
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
-    """Shape after warm-up: constant, or down to 0 at the last step."""
+    lr_scheduler_type: OfflineSchedule = "linear"
+    """Shape after warm-up, as transformers names it."""
 
 
 class PreferenceTraining(OfflineTraining):
@@ -32,6 +32,8 @@ class PreferenceTraining(OfflineTraining):
     """AdamW and its learning-rate schedule."""
     max_length: PositiveInt = 1024
     """Longest prompt with response in tokens; longer records are left out, and the count is reported."""
+    metric_for_best_model: Literal["loss", "pair_accuracy", "margin"] = "loss"
+    """Which held-out metric tells the best model."""
 
 
 class DpoTraining(PreferenceTraining):

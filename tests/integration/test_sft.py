@@ -226,3 +226,22 @@ def test_gsm8k_from_a_real_pretrained_model(tmp_path):
     untrained, trained = run(settings, tmp_path, "out").of("heldout_loss")
     assert 3.3 < untrained < 3.7
     assert trained < 2.7
+
+
+def test_the_best_model_is_the_result_and_patience_ends(tmp_path):
+    """At a rate that wrecks the model after a step or so, under ZeRO-3."""
+    wrecked = {"optimizer": {"learning_rate": 0.5, "warmup_steps": 0, "lr_scheduler_type": "constant"}}
+    best = {"eval_steps": 1, "load_best_model_at_end": True, "early_stopping_patience": 2}
+    figures = run(recipe(max_steps=8, zero_stage=3, **wrecked, **best), tmp_path, "out")
+    losses = figures.of("heldout_loss")
+    found = int(np.argmin(losses))
+    assert figures.of("heldout_best_step") == [found]
+    assert len(losses) == found + 3 < 9  # two that were worse, and no more
+    again = run(recipe(str(tmp_path / "out"), max_steps=1), tmp_path, "again")
+    assert again.of("heldout_loss")[0] == pytest.approx(losses[found], rel=1e-4)
+
+
+def test_the_last_step_is_evaluated_whatever_the_interval(tmp_path):
+    figures = run(recipe(eval_steps=2, load_best_model_at_end=True), tmp_path, "out")
+    assert [step for step, values in figures if "heldout_loss" in values] == [0, 2, 4, 5]
+    assert figures.of("heldout_best_step") == [5.0]

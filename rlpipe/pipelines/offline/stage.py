@@ -1,5 +1,6 @@
 """Offline stages: measure the model they start from, train, measure the result."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from rlpipe.pipelines import reward_models, roles
 from rlpipe.pipelines.episodes import environment_of, over
 from rlpipe.pipelines.evaluation import Evaluator
 from rlpipe.pipelines.offline.preference import run_preference
-from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.reward_model import run_reward_model
 from rlpipe.pipelines.offline.sft import run_sft
 from rlpipe.pipelines.stage import Stage
@@ -18,6 +18,9 @@ from rlpipe.recipe.rewards import RewardMix
 from rlpipe.recipe.tasks import OfflineRecipe, PreferenceRecipe, RewardModelRecipe, SftRecipe
 from rlpipe.rewards import stage as rewards
 from rlpipe.rollout.pool import EnginePool
+
+Answering = SftRecipe | PreferenceRecipe
+"""Recipes whose model can be asked the held-out prompts."""
 
 
 def run_offline_stage(stage: Stage, recipe: OfflineRecipe) -> None:
@@ -32,48 +35,50 @@ def run_offline_stage(stage: Stage, recipe: OfflineRecipe) -> None:
 
 
 def _run_sft(stage: Stage, recipe: SftRecipe) -> None:
-    steps = recipe.train.max_steps
-    if recipe.rewards is not None:
-        _evaluate(stage, recipe, recipe.rewards, stage.model_path, step=0)
-    with stage.events.phase("train", says=f"supervised fine-tuning: {steps} steps of TRL's SFTTrainer"):
-        run_sft(recipe, stage.model_path, stage.records, stage.result, stage.debug, stage.events.metrics)
-    if recipe.rewards is not None:
-        _evaluate(stage, recipe, recipe.rewards, str(stage.result), step=steps)
+    says = f"supervised fine-tuning: {recipe.train.max_steps} steps of TRL's SFTTrainer"
+    _between_answers(stage, recipe, says, run_sft)
 
 
 def _run_reward_model(stage: Stage, recipe: RewardModelRecipe) -> None:
     says = f"reward modelling: {recipe.train.max_steps} steps of TRL's RewardTrainer"
     with stage.events.phase("train", says=says):
-        run_reward_model(
-            recipe, stage.model_path, stage.records, stage.result, stage.debug, _evaluations_apart(stage.events)
-        )
+        run_reward_model(recipe, stage.model_path, stage.records, stage.result, stage.debug, _Told(stage.events))
 
 
 def _run_preference(stage: Stage, recipe: PreferenceRecipe) -> None:
-    steps, name = recipe.train.max_steps, recipe.task.upper()
+    says = f"preference optimisation: {recipe.train.max_steps} steps of TRL's {recipe.task.upper()}Trainer"
+    _between_answers(stage, recipe, says, run_preference)
+
+
+def _between_answers(stage: Stage, recipe: Answering, says: str, run: Callable[..., None]) -> None:
+    """Train, with held-out prompts answered before and after where there are rewards."""
+    told = _Told(stage.events)
     if recipe.rewards is not None:
         _evaluate(stage, recipe, recipe.rewards, stage.model_path, step=0)
-    with stage.events.phase("train", says=f"preference optimisation: {steps} steps of TRL's {name}Trainer"):
-        report = _evaluations_apart(stage.events)
-        run_preference(recipe, stage.model_path, stage.records, stage.result, stage.debug, report)
+    with stage.events.phase("train", says=says):
+        run(recipe, stage.model_path, stage.records, stage.result, stage.debug, told)
     if recipe.rewards is not None:
-        _evaluate(stage, recipe, recipe.rewards, str(stage.result), step=steps)
+        _evaluate(stage, recipe, recipe.rewards, str(stage.result), told.step)
 
 
-def _evaluations_apart(events: EventLog) -> Report:
-    """What is measured on held-out pairs is an evaluation: the table at the end and the report show those."""
+class _Told:
+    """What training reports, as events. What is measured on held-out pairs is an evaluation: the table at the end and
+    the report show those."""
 
-    def report(step: int, values: dict[str, float]) -> None:
+    def __init__(self, events: EventLog) -> None:
+        self.step = 0
+        self._events = events
+
+    def __call__(self, step: int, values: dict[str, float]) -> None:
+        self.step = step
         if "heldout_pair_accuracy" in values:
             found = {name: v for name, v in values.items() if name.startswith(HELDOUT) and name != "heldout_loss"}
-            events.evaluation(step, {name.removeprefix(HELDOUT): v for name, v in found.items()}, samples=[])
+            self._events.evaluation(step, {name.removeprefix(HELDOUT): v for name, v in found.items()}, samples=[])
             values = {"heldout_loss": values["heldout_loss"]}
-        events.metrics(step, values)
-
-    return report
+        self._events.metrics(step, values)
 
 
-def _evaluate(stage: Stage, recipe: SftRecipe | PreferenceRecipe, mix: RewardMix, model_path: str, step: int) -> None:
+def _evaluate(stage: Stage, recipe: Answering, mix: RewardMix, model_path: str, step: int) -> None:
     """Held-out prompts to a fresh engine on these weights: nothing can be left of others."""
     with ExitStack() as stack:
         stack.callback(stage.runtime.stop)

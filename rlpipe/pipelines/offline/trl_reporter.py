@@ -27,7 +27,8 @@ def reporter(trainer: "Trainer", progress: Progress, names: Mapping[str, str]) -
     ours_by_theirs = COMMON | dict(names)
 
     class Reporter(TrainerCallback):
-        """Passes the trainer's figures on, and stops at the first loss that is not a number."""
+        """Passes the trainer's figures on, asks for them after the last step, and stops at the first loss that is not a
+        number."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if trainer.deepspeed.zero_optimization_stage() == 0:
@@ -35,6 +36,7 @@ def reporter(trainer: "Trainer", progress: Progress, names: Mapping[str, str]) -
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             progress.alive(f"step {state.global_step}")
+            control.should_evaluate |= state.global_step == state.max_steps
 
         def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             progress.alive(f"evaluation at step {state.global_step}")

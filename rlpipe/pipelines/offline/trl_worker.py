@@ -3,8 +3,9 @@
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +15,7 @@ from rlpipe.models.quiet import quiet_libraries
 from rlpipe.pipelines.offline.progress import Progress
 from rlpipe.pipelines.offline.table import Table
 from rlpipe.pipelines.offline.trl_arguments import arguments
+from rlpipe.pipelines.offline.trl_best import best_model
 from rlpipe.pipelines.offline.trl_reporter import reporter
 from rlpipe.recipe.model import Model
 from rlpipe.recipe.training import OfflineTraining
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 class TrlJob(ABC):
     """What every rank gets. A task adds its data, its trainer, and what it calls the trainer's metrics."""
 
-    metric_names: ClassVar[dict[str, str]]
+    metric_names: ClassVar[Mapping[str, str]]
     """Besides those that all trainers share: the trainer's names of metrics, and ours."""
 
     model: Model
@@ -68,8 +70,8 @@ def train(job: TrlJob, progress: Progress) -> None:
             trainer = _trainer(job, scratch, progress)
             trainer.train()
             progress.alive("its last step")
-            _save(trainer, job)  # before the evaluation: its forwards leave ZeRO-3 with prefetched parameters in flight
-            trainer.evaluate()
+            if not job.training.load_best_model_at_end:
+                _save(trainer, job)
     finally:
         _forget()
 
@@ -97,7 +99,14 @@ def _trainer(job: TrlJob, scratch: str, progress: Progress) -> "Trainer":
     _check_size(trainer, job)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(reporter(trainer, progress, job.metric_names))
+    if job.training.load_best_model_at_end or job.training.early_stopping_patience:
+        trainer.add_callback(best_model(job.training, job.metric_names, _saver(trainer, job), progress))
     return trainer
+
+
+def _saver(trainer: "Trainer", job: TrlJob) -> Callable[[], None]:
+    """Writes the model as it is when called, where the best one is to be the result."""
+    return partial(_save, trainer, job) if job.training.load_best_model_at_end else lambda: None
 
 
 def _check_size(trainer: "Trainer", job: TrlJob) -> None:
@@ -113,6 +122,7 @@ def _check_size(trainer: "Trainer", job: TrlJob) -> None:
 def _save(trainer: "Trainer", job: TrlJob) -> None:
     from rlpipe.training.export import save_pretrained
 
+    trainer.deepspeed.empty_partition_cache()  # an evaluation leaves ZeRO-3 with parameters in flight
     with tempfile.TemporaryDirectory(prefix="rlpipe-tokenizer-") as folder:
         job.tokenizer.save_pretrained(folder)
         model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
