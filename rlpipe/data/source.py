@@ -7,7 +7,7 @@ from rlpipe.data.arithmetic import preferences, problems
 from rlpipe.data.files import read
 from rlpipe.data.guess import games
 from rlpipe.data.records import DataError, Format, Record, check, labelled_format, preference_format, sft_format
-from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, PreferenceData, RecordsData
+from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, MixtureData, PreferenceData, RecordsData, SftData
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,15 @@ class Records:
     system: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Records of a mixture, and their share of it in any unit."""
+
+    name: str
+    weight: float
+    records: Records
+
+
 def load_records(data: Data, only_prompts: bool) -> Records:
     """Read and check all records. `only_prompts` is online RL: a prompt suffices, other columns feed the rewards."""
     if isinstance(data, ArithmeticData | GuessNumberData):
@@ -31,6 +40,13 @@ def load_records(data: Data, only_prompts: bool) -> Records:
     train, heldout = _split(data)
     expected = Format.PROMPT if only_prompts else sft_format(train[0], heldout[0])
     return _checked(train, heldout, expected, data)
+
+
+def load_sources(data: SftData) -> list[Source]:
+    """What SFT learns from; data that is no mixture is the only source."""
+    if not isinstance(data, MixtureData):
+        return [Source("", 1.0, load_records(data, only_prompts=False))]
+    return [Source(name, data.weights[name], load_records(part, False)) for name, part in data.sources.items()]
 
 
 def load_preferences(data: PreferenceData) -> Records:

@@ -8,7 +8,7 @@ from rlpipe.recipe.algorithm import Algorithm, Schedule
 from rlpipe.recipe.algorithm.checks import check
 from rlpipe.recipe.base import FolderName, Strict
 from rlpipe.recipe.critic import Critic
-from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, PreferenceData
+from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, MixtureData, PreferenceData, SftData
 from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
 from rlpipe.recipe.model import Model
 from rlpipe.recipe.preference import CpoRecipe, DpoRecipe, KtoRecipe, OrpoRecipe, PreferenceRecipe
@@ -28,7 +28,7 @@ class SftRecipe(Strict):
     seed: int = 0
     """Seed of the model from scratch, the order of the data and every sample."""
     model: Model
-    data: Data
+    data: SftData
     """Records to learn from."""
     train: SftTraining
     """Batches, optimizer and processes of the training."""
@@ -47,8 +47,11 @@ class SftRecipe(Strict):
 
     @model_validator(mode="after")
     def _learns_its_own_words(self) -> "SftRecipe":
-        data = self.data
-        talks = isinstance(data, GuessNumberData) or (isinstance(data, ArithmeticData) and data.calls > 0)
+        sources = self.data.sources.values() if isinstance(self.data, MixtureData) else [self.data]
+        talks = any(
+            isinstance(data, GuessNumberData) or (isinstance(data, ArithmeticData) and data.calls > 0)
+            for data in sources
+        )
         if talks and self.train.loss_on != "assistant":
             raise ValueError(
                 f"train.loss_on={self.train.loss_on} would teach the model what the environment says in these "

@@ -49,7 +49,7 @@ class KtoJob(TrlJob):
             ref_model=load_causal_lm(self.model, self.model_path, dtype) if kept else None,
             args=settings,
             train_dataset=self.train.dataset(),
-            eval_dataset=self.heldout.dataset(),
+            eval_dataset=self.heldout_data(),
             processing_class=self.tokenizer,
         )
 

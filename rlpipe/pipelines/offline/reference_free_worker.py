@@ -38,7 +38,7 @@ class _PairJob(TrlJob):
             model=load_causal_lm(self.model, self.model_path, dtype),
             args=settings,
             train_dataset=self.train.dataset(),
-            eval_dataset=self.heldout.dataset(),
+            eval_dataset=self.heldout_data(),
             processing_class=self.tokenizer,
         )
 

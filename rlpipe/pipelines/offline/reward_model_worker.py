@@ -48,7 +48,7 @@ class RewardModelJob(TrlJob):
             model=load_classifier(self.model, self.model_path, dtype, pad, head_seed=self.seed),
             args=settings,
             train_dataset=self.train.dataset(),
-            eval_dataset=self.heldout.dataset(),
+            eval_dataset=self.heldout_data(),
             processing_class=self.tokenizer,
         )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from rlpipe.data.flow import Prompt
@@ -11,6 +12,7 @@ from rlpipe.pipelines import reward_models, roles
 from rlpipe.pipelines.episodes import environment_of, over
 from rlpipe.pipelines.evaluation import Evaluator
 from rlpipe.pipelines.offline.preference import run_preference
+from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.reward_model import run_reward_model
 from rlpipe.pipelines.offline.sft import run_sft
 from rlpipe.pipelines.stage import Stage
@@ -36,7 +38,7 @@ def run_offline_stage(stage: Stage, recipe: OfflineRecipe) -> None:
 
 def _run_sft(stage: Stage, recipe: SftRecipe) -> None:
     says = f"supervised fine-tuning: {recipe.train.max_steps} steps of TRL's SFTTrainer"
-    _between_answers(stage, recipe, says, run_sft)
+    _between_answers(stage, recipe, says, partial(run_sft, recipe, stage.model_path, stage.sources))
 
 
 def _run_reward_model(stage: Stage, recipe: RewardModelRecipe) -> None:
@@ -47,16 +49,16 @@ def _run_reward_model(stage: Stage, recipe: RewardModelRecipe) -> None:
 
 def _run_preference(stage: Stage, recipe: PreferenceRecipe) -> None:
     says = f"preference optimisation: {recipe.train.max_steps} steps of TRL's {recipe.task.upper()}Trainer"
-    _between_answers(stage, recipe, says, run_preference)
+    _between_answers(stage, recipe, says, partial(run_preference, recipe, stage.model_path, stage.records))
 
 
-def _between_answers(stage: Stage, recipe: Answering, says: str, run: Callable[..., None]) -> None:
+def _between_answers(stage: Stage, recipe: Answering, says: str, run: Callable[[Path, bool, Report], None]) -> None:
     """Train, with held-out prompts answered before and after where there are rewards."""
     told = _Told(stage.events)
     if recipe.rewards is not None:
         _evaluate(stage, recipe, recipe.rewards, stage.model_path, step=0)
     with stage.events.phase("train", says=says):
-        run(recipe, stage.model_path, stage.records, stage.result, stage.debug, told)
+        run(stage.result, stage.debug, told)
     if recipe.rewards is not None:
         _evaluate(stage, recipe, recipe.rewards, str(stage.result), told.step)
 

@@ -1,24 +1,28 @@
 """The best of the evaluations: kept as the result, and a reason to stop when there is no better one for long."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rlpipe.pipelines.offline.progress import Progress
-from rlpipe.pipelines.offline.trl_reporter import COMMON
+from rlpipe.pipelines.offline.trl_reporter import COMMON, FIRST, of_part
 from rlpipe.recipe.training import OfflineTraining
 
 HELDOUT = "heldout_"
 
 
 def best_model(
-    training: OfflineTraining, names: Mapping[str, str], save: Callable[[], None], progress: Progress
+    training: OfflineTraining,
+    names: Mapping[str, str],
+    others: Iterable[str],
+    save: Callable[[], None],
+    progress: Progress,
 ) -> Any:
-    """A callback for a trainer whose metrics `names` names, theirs and ours. `save` writes the result as the model is
-    now; it is collective over the ranks, which all see the same metrics."""
+    """A callback for a trainer whose metrics `names` names, theirs and ours; the parts `others` of the held-out records
+    do not count. `save` writes the result as the model is now: collective, and all ranks see the same metrics."""
     from transformers import TrainerCallback
 
     wanted = f"{HELDOUT}{training.metric_for_best_model}"
-    candidates = [theirs for theirs, ours in (COMMON | dict(names)).items() if ours == wanted]
+    [metric] = [theirs for theirs, ours in (COMMON | dict(names)).items() if ours == wanted]
     sign = -1.0 if training.metric_for_best_model == "loss" else 1.0
 
     class BestModel(TrainerCallback):
@@ -30,13 +34,16 @@ def best_model(
             self._without_improvement = 0
 
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-            for value in [sign * metrics[name] for name in candidates if name in metrics]:
-                if value > self._best:
-                    self._best, self._best_step = value, state.global_step
-                    save()
-                improved = value > self._improved_to + training.early_stopping_threshold
-                self._improved_to = value if improved else self._improved_to
-                self._without_improvement = 0 if improved else self._without_improvement + 1
+            part, metrics = of_part(metrics, others)
+            if part != FIRST:
+                return
+            value = sign * metrics[metric]
+            if value > self._best:
+                self._best, self._best_step = value, state.global_step
+                save()
+            improved = value > self._improved_to + training.early_stopping_threshold
+            self._improved_to = value if improved else self._improved_to
+            self._without_improvement = 0 if improved else self._without_improvement + 1
             if self._without_improvement == training.early_stopping_patience:
                 control.should_training_stop = True
 

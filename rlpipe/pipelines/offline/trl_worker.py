@@ -4,7 +4,7 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,12 +16,13 @@ from rlpipe.pipelines.offline.progress import Progress
 from rlpipe.pipelines.offline.table import Table
 from rlpipe.pipelines.offline.trl_arguments import arguments
 from rlpipe.pipelines.offline.trl_best import best_model
-from rlpipe.pipelines.offline.trl_reporter import reporter
+from rlpipe.pipelines.offline.trl_reporter import FIRST, reporter
 from rlpipe.recipe.model import Model
 from rlpipe.recipe.training import OfflineTraining
 
 if TYPE_CHECKING:
     import torch
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, Trainer
 
 
@@ -38,6 +39,8 @@ class TrlJob(ABC):
     training: OfflineTraining
     train: Table
     heldout: Table
+    others: dict[str, Table] = field(default_factory=dict)
+    """Further held-out records, by name: each part is measured apart."""
     seed: int
     timeout_seconds: float
     max_length: int
@@ -47,6 +50,12 @@ class TrlJob(ABC):
     def trainer(self, common: dict[str, Any], dtype: "torch.dtype", alive: Callable[[str], None]) -> "Trainer":
         """The trainer with its model and data. The arguments come before the model: under ZeRO-3 they make it split
         while it is read. What takes long here calls `alive` now and then."""
+
+    def heldout_data(self) -> "Dataset | dict[str, Dataset]":
+        """What the trainer evaluates on."""
+        parts = {FIRST: self.heldout} | self.others
+        found = {name: table.dataset() for name, table in parts.items()}
+        return found if self.others else found[FIRST]
 
     def unit(self) -> str:
         """What a batch counts."""
@@ -98,9 +107,9 @@ def _trainer(job: TrlJob, scratch: str, progress: Progress) -> "Trainer":
     trainer = job.trainer(arguments(job.training, job.seed, scratch, dtype), dtype, progress.alive)
     _check_size(trainer, job)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(reporter(trainer, progress, job.metric_names))
+    trainer.add_callback(reporter(trainer, progress, job.metric_names, job.others))
     if job.training.load_best_model_at_end or job.training.early_stopping_patience:
-        trainer.add_callback(best_model(job.training, job.metric_names, _saver(trainer, job), progress))
+        trainer.add_callback(best_model(job.training, job.metric_names, job.others, _saver(trainer, job), progress))
     return trainer
 
 
