@@ -65,7 +65,10 @@ def sft_format(first: Record, *more: Record) -> Format:
 
 
 def preference_format(first: Record, *more: Record) -> Format:
-    """With a prompt of its own, or with whole conversations, as the given records have it."""
+    """With a prompt of its own, or with whole conversations, as the given records have it. Where those have a text in
+    `prompt` too, it repeats their first message."""
+    if isinstance(first.fields.get("prompt"), str) and isinstance(first.fields.get("chosen"), list):
+        return Format.WHOLE_PREFERENCE
     for candidate in (Format.PREFERENCE, Format.WHOLE_PREFERENCE):
         if any(record.fields.keys() >= set(_FIELDS[candidate]) for record in (first, *more)):
             return candidate
