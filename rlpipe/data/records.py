@@ -65,9 +65,8 @@ def sft_format(first: Record, *more: Record) -> Format:
 
 
 def preference_format(first: Record, *more: Record) -> Format:
-    """With a prompt of its own, or with whole conversations, as the given records have it. Where those have a text in
-    `prompt` too, it repeats their first message."""
-    if isinstance(first.fields.get("prompt"), str) and isinstance(first.fields.get("chosen"), list):
+    """With a prompt of its own, or with whole conversations, as the given records have it."""
+    if _repeats_its_prompt(first):
         return Format.WHOLE_PREFERENCE
     for candidate in (Format.PREFERENCE, Format.WHOLE_PREFERENCE):
         if any(record.fields.keys() >= set(_FIELDS[candidate]) for record in (first, *more)):
@@ -77,6 +76,13 @@ def preference_format(first: Record, *more: Record) -> Format:
         f"{sorted(first.fields)}. If the fields have other names, say so, for example "
         "`data.columns: {chosen: better, rejected: worse}`."
     )
+
+
+def _repeats_its_prompt(record: Record) -> bool:
+    """Whether the prompt, a text, also is the first message of whole conversations."""
+    chosen = record.fields.get("chosen")
+    begins = chosen[0] if isinstance(chosen, list) and chosen else None
+    return isinstance(begins, dict) and begins.get("content") == record.fields.get("prompt")
 
 
 def labelled_format(first: Record, *more: Record) -> Format:
