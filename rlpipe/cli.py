@@ -196,7 +196,7 @@ def validate(recipe: RecipeArgument, changes: Changes = None) -> None:
 
 
 @app.command()
-def schema() -> None:
+def schema(study: Annotated[bool, typer.Option("--study", help="Of study files instead of recipes.")] = False) -> None:
     """Print the JSON Schema of recipes, for editors.
 
     An editor with a YAML language server then completes and checks recipes that begin with the second line:
@@ -205,12 +205,14 @@ def schema() -> None:
     Example:
       rlpipe schema > rlpipe.schema.json
       # yaml-language-server: $schema=rlpipe.schema.json
+      rlpipe schema --study > study.schema.json
     """
     import json
 
-    from rlpipe.recipe.schema import json_schema
+    from rlpipe.recipe import schema as schemas
 
-    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    found = schemas.study_json_schema() if study else schemas.json_schema()
+    typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
 
 
 @app.command()

@@ -8,7 +8,7 @@ import torch
 from rlpipe.algorithms.aggregate import keep
 from rlpipe.algorithms.gae import discounted_returns, gae
 from rlpipe.algorithms.group_advantages import group_advantages
-from rlpipe.algorithms.kl_in_reward import at_last_token
+from rlpipe.algorithms.kl_in_reward import kl_in_reward
 from rlpipe.algorithms.reinforce_plus_plus import reinforce_plus_plus, reinforce_plus_plus_baseline
 from rlpipe.algorithms.rloo import rloo
 from rlpipe.algorithms.whiten import whiten as whitened
@@ -30,8 +30,8 @@ class Rewarded(NamedTuple):
 
     @property
     def per_token_BT(self) -> torch.Tensor:
-        """The reward on the last policy token, less each token's penalty (`kl_in_reward`)."""
-        return at_last_token(self.rewards_B, self.mask_BT) - self.penalty_BT
+        """The reward on the last policy token, less each token's penalty."""
+        return kl_in_reward(self.rewards_B, self.penalty_BT, self.mask_BT)
 
     @property
     def per_sequence_B(self) -> torch.Tensor:

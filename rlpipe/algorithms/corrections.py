@@ -5,10 +5,10 @@ for older weights by staleness. All functions here compare
 
     ratio = exp(logprob - behaviour_logprob)
 
-where logprobs_BT are the trainer's from before the first update on the batch (a PPO ratio against them comes in
-addition: see `decoupled_ppo`). Each returns factors_BT, without gradient and 0 where masked, and the number of tokens
-that it cut, a scalar that adds up over micro-batches. A token whose factor is 0 stays in the denominator of the loss:
-dropping tokens must not make the others weigh more.
+where logprobs_BT are the trainer's from before the first update on the batch. A PPO ratio against them comes in
+addition: see `importance_weights`. Each returns factors_BT, without gradient and 0 where masked, and the number of
+tokens that it cut, a scalar that adds up over micro-batches. A token whose factor is 0 stays in the denominator of the
+loss: dropping tokens must not make the others weigh more.
 
 Shapes: inputs and factors [B, T]; log-probabilities in nats. Only the policy's tokens (mask above 0) are read.
 """
@@ -19,12 +19,22 @@ from rlpipe.algorithms.aggregate import keep
 from rlpipe.algorithms.ratio import probability_ratio
 
 
-@torch.no_grad()
 def importance_weights(
     logprobs_BT: torch.Tensor, behaviour_logprobs_BT: torch.Tensor, mask_BT: torch.Tensor
-) -> torch.Tensor:
-    """The ratio itself, of each token; unbounded but for `probability_ratio`'s limit."""
-    return keep(probability_ratio(logprobs_BT - behaviour_logprobs_BT), mask_BT)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ratio itself, of each token; unbounded but for `probability_ratio`'s limit, so nothing is cut.
+
+    Together with `ppo_clip` it makes decoupled PPO, whose trust region is not tied to the policy that sampled (Hilton
+    et al. 2021, arXiv 2110.00641, section 3; for language models AReaL, Fu et al. 2025, arXiv 2505.24298, section 5.2):
+
+        factor = proximal / behaviour                                   corrects for who sampled; no gradient
+        ratio  = policy / proximal                                      what the clip bounds
+        loss   = -factor * min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)
+
+    behaviour is the engine's policy, perhaps some versions old; proximal the trainer's own from before the first update
+    on this batch. With both the same this is PPO; with a capped factor it is `truncated_importance_weights`.
+    """
+    return _ratio(logprobs_BT, behaviour_logprobs_BT, mask_BT), mask_BT.new_zeros(())
 
 
 def truncated_importance_weights(
@@ -35,7 +45,7 @@ def truncated_importance_weights(
 
         factor = min(ratio, cap)                              cut: ratio > cap
     """
-    ratio_BT = importance_weights(logprobs_BT, behaviour_logprobs_BT, mask_BT)
+    ratio_BT = _ratio(logprobs_BT, behaviour_logprobs_BT, mask_BT)
     return ratio_BT.clamp(max=cap), _count(ratio_BT > cap, mask_BT)
 
 
@@ -47,7 +57,7 @@ def icepop_mask(
 
         factor = ratio if low <= ratio <= high else 0         cut: the else
     """
-    ratio_BT = importance_weights(logprobs_BT, behaviour_logprobs_BT, mask_BT)
+    ratio_BT = _ratio(logprobs_BT, behaviour_logprobs_BT, mask_BT)
     inside_BT = (ratio_BT >= low) & (ratio_BT <= high)
     return keep(ratio_BT, inside_BT), _count(~inside_BT, mask_BT)
 
@@ -76,9 +86,14 @@ def worst_token_mask(
 
     Cut are all tokens of a sequence left out.
     """
-    ratio_BT = importance_weights(logprobs_BT, behaviour_logprobs_BT, mask_BT)
+    ratio_BT = _ratio(logprobs_BT, behaviour_logprobs_BT, mask_BT)
     fine_BT = (ratio_BT >= low) & (ratio_BT <= high) | (mask_BT <= 0)
     return _whole_sequences(fine_BT.all(-1, keepdim=True), mask_BT, logprobs_BT.dtype)
+
+
+@torch.no_grad()
+def _ratio(logprobs_BT: torch.Tensor, behaviour_logprobs_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    return keep(probability_ratio(logprobs_BT - behaviour_logprobs_BT), mask_BT)
 
 
 def _whole_sequences(

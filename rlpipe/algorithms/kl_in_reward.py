@@ -21,28 +21,22 @@ def kl_penalty(
     coefficient: float,
     estimator: str,
 ) -> torch.Tensor:
-    """coefficient * KL_t(policy || reference) of each policy token: [B, T] in reward units, 0 where masked."""
+    """coefficient * KL_t(policy || reference) of each policy token: [B, T] in reward units, 0 where masked.
+
+    `estimator` names one of `KL_ESTIMATORS`; with the KL in the reward the papers take k1. logprobs_BT are those of the
+    policy that acted, from before the first update; nats.
+    """
     return coefficient * keep(KL_ESTIMATORS[estimator](logprobs_BT, reference_logprobs_BT), mask_BT)
 
 
-@torch.no_grad()
-def kl_in_reward(
-    rewards_B: torch.Tensor,
-    logprobs_BT: torch.Tensor,
-    reference_logprobs_BT: torch.Tensor,
-    mask_BT: torch.Tensor,
-    coefficient: float,
-    estimator: str,
-) -> torch.Tensor:
+def kl_in_reward(rewards_B: torch.Tensor, penalty_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     """The KL penalty as part of the reward (Ziegler et al. 2019, arXiv 1909.08593, eq. 2; Ouyang et al. 2022,
     arXiv 2203.02155, eq. 2), token by token.
 
         r_t = [t is the last policy token] * reward - coefficient * KL_t(policy || reference)
 
-    `estimator` names one of `KL_ESTIMATORS`; the papers' is k1. logprobs_BT are those of the policy that acted, from
-    before the first update. A sequence without policy tokens (its reward failed, and may be NaN) gets 0 everywhere.
+    penalty_BT is `kl_penalty`'s. A sequence without policy tokens (its reward failed, and may be NaN) gets 0.
 
-    Shapes: rewards_B [B] in reward units, the others [B, T] in nats; result [B, T] in reward units, 0 where masked.
+    Shapes: rewards_B [B], penalty_BT and result [B, T], in reward units; 0 where masked.
     """
-    penalty_BT = kl_penalty(logprobs_BT, reference_logprobs_BT, mask_BT, coefficient, estimator)
     return at_last_token(rewards_B, mask_BT) - penalty_BT

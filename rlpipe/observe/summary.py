@@ -28,19 +28,22 @@ def show(console: Console, run_dir: str | os.PathLike) -> None:
 
 
 def measures(found: Sequence[tuple[str, Event]]) -> Table:
-    """One row per milestone, one column per held-out metric."""
-    names = list(dict.fromkeys(name for _, event in found for name in event["metrics"]))
-    names = [name for name in names if name != "failures" or any(event["metrics"].get(name) for _, event in found)]
-    names.sort(key=lambda name: ("accuracy" not in name, not name.startswith("pass@")))
+    """One row per held-out metric, one column per milestone: runs have many metrics, and few stages."""
     table = Table(title="Held-out records", title_justify="left", title_style="bold")
     table.add_column("")
-    for name in names:
-        table.add_column(label(name).short, justify="right")
-    for milestone, event in found:
-        values = [event["metrics"].get(name) for name in names]
-        cells = [label(n).number(v) if v is not None else "" for n, v in zip(names, values, strict=True)]
-        table.add_row(milestone, *cells)
+    for milestone, _ in found:
+        table.add_column(milestone, justify="right")
+    for name in _metrics(found):
+        values = [event["metrics"].get(name) for _, event in found]
+        table.add_row(label(name).short, *(label(name).number(v) if v is not None else "" for v in values))
     return table
+
+
+def _metrics(found: Sequence[tuple[str, Event]]) -> list[str]:
+    """What was measured, accuracies first; failures only where something failed."""
+    names = list(dict.fromkeys(name for _, event in found for name in event["metrics"]))
+    names = [name for name in names if name != "failures" or any(event["metrics"].get(name) for _, event in found)]
+    return sorted(names, key=lambda name: ("accuracy" not in name, not name.startswith("pass@")))
 
 
 def answers(found: Sequence[tuple[str, Event]]) -> Table:

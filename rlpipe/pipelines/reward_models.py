@@ -1,16 +1,18 @@
-"""The reward models of a stage's mix: the roles a runtime starts, and what the rewards need to ask them."""
+"""The rewards of a stage: the reward models that a runtime starts as roles, and the reward stage that asks them."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlpipe.models.load import ModelError, context_length, load_tokenizer
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.model import PretrainedModel
-from rlpipe.recipe.rewards import ModelReward
+from rlpipe.recipe.rewards import CodeReward, ModelReward, RewardMix
 from rlpipe.recipe.tasks import RewardModelRecipe
 from rlpipe.rewards.encoding import encoder
 from rlpipe.rewards.model import Scorer
+from rlpipe.rewards.stage import RewardStage, build
 from rlpipe.runtime.handle import Handle
 from rlpipe.runtime.roles import RoleSpec
 from rlpipe.training.distributed import Rank
@@ -25,9 +27,14 @@ def specs(stage: Stage) -> list[RoleSpec]:
     return [_spec(key, reward, stage.debug) for key, reward in _model_rewards(stage)]
 
 
-def scorers(stage: Stage, handles: Mapping[str, list[Handle[Any]]]) -> dict[str, Scorer]:
-    """By reward name, from the handles of the started roles. Notes how each one gets its tokens."""
-    return {reward.name: _scorer(stage, key, reward, handles) for key, reward in _model_rewards(stage)}
+def scoring(stage: Stage, mix: RewardMix, handles: Mapping[str, list[Handle[Any]]]) -> RewardStage:
+    """The stage's rewards, over the handles of the started roles. Notes how reward models get their tokens, and what
+    keeps programs where they belong."""
+    scorers = {reward.name: _scorer(stage, key, reward, handles) for key, reward in _model_rewards(stage)}
+    for reward in mix.mix:
+        if isinstance(reward, CodeReward) and reward.isolation == "bubblewrap":
+            stage.events.note(f"reward `{reward.name}`: bubblewrap keeps the programs it runs from everything else.")
+    return build(mix, Path(), stage.recipe.deadlines, stage.debug, scorers)
 
 
 def _model_rewards(stage: Stage) -> list[tuple[str, ModelReward]]:

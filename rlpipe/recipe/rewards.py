@@ -172,15 +172,17 @@ class HttpReward(Strict):
     weight: float = 1.0
     """Factor in the weighted sum."""
     url: str
-    """Where to send each group, as one request."""
+    """Where to send the groups."""
     token_env: str | None = None
     """Name, in capitals, of the environment variable that holds a bearer token; the token has no place in a recipe."""
     timeout: PositiveFloat = 10.0
     """Seconds one attempt may take."""
     deadline: PositiveFloat = 60.0
-    """Seconds one group may take, with the attempts that are repeated and the pauses between them."""
+    """Seconds one request may take, with the attempts that are repeated and the pauses between them."""
     requests: PositiveInt = 4
     """Requests under way at once."""
+    groups_per_request: PositiveInt = 1
+    """Most groups in one request, of those that wait; a group is all responses to one prompt."""
 
     @field_validator("token_env")
     @classmethod
@@ -230,9 +232,9 @@ class ModelReward(Strict):
     max_length: PositiveInt | None = None
     """Longest prompt plus response in tokens; a longer one is a failure. The model's own limit if absent."""
     tokens_per_batch: PositiveInt = 16384
-    """Token budget (after padding) of one forward pass."""
+    """Token budget of one forward pass, and about that of one call for groups that wait."""
     ranks: PositiveInt = 1
-    """Replicas; each scores one group at a time."""
+    """Replicas, which share the groups that wait."""
     threads: Threads = 0
     resources: Resources = Resources()
     """What each replica reserves."""

@@ -17,7 +17,7 @@ class Deadlines(Strict):
     rollout: PositiveFloat = 600.0
     """One call of an engine, and any response to arrive while some are outstanding."""
     reward: PositiveFloat = 120.0
-    """Scoring one group."""
+    """Scoring one group, or one batch of groups, with one reward."""
     environment: PositiveFloat = 60.0
     """One step of an environment; an episode whose environment is later is a failure."""
     train: PositiveFloat = 600.0

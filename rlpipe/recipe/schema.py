@@ -6,6 +6,7 @@ from functools import cache
 from pydantic import TypeAdapter
 
 from rlpipe.recipe.errors import choices
+from rlpipe.recipe.study import Study
 from rlpipe.recipe.tasks import Recipe
 from rlpipe.recipe.tree import Path
 
@@ -166,8 +167,16 @@ def _describe_range(schema: dict) -> str:
 
 def json_schema() -> dict:
     """JSON Schema of recipe files, for editors: as the loader reads them, so `extends` stands in any section."""
-    about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "rlpipe recipe"}
-    return about | _for_editors(_document())
+    return _titled("rlpipe recipe", _for_editors(_document()))
+
+
+def study_json_schema() -> dict:
+    """JSON Schema of study files, for editors."""
+    return _titled("rlpipe study", Study.model_json_schema())
+
+
+def _titled(title: str, schema: dict) -> dict:
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema | {"title": title}
 
 
 def _for_editors(schema: object) -> object:

@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, PositiveFloat
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
 from rlpipe.recipe.base import FolderName, Strict
 from rlpipe.recipe.errors import Place
@@ -46,6 +46,9 @@ class Study(Strict):
     metrics: list[str] = []
     """What results.csv holds beside steps, samples, seconds and memory: the last value of `evaluation/NAME` (held-out)
     or of a training metric. All held-out metrics if empty. The first one that has a curve is drawn."""
+    samples: PositiveInt | None = None
+    """Compare at this many samples: figures are those of the last step within them, where a cell goes on beyond; at the
+    end of each cell if absent. Read when a cell ends."""
     debug: bool = False
     """Run each cell with --debug, in one process without Ray: starts faster on a small machine."""
     silence: PositiveFloat = 1800.0

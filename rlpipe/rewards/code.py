@@ -43,8 +43,6 @@ class Code:
     def start(self) -> None:
         if self._recipe.isolation == "none":
             logger.warning("reward %r runs programs without isolation: isolation=none", self.name)
-        else:
-            logger.info("reward %r isolates programs by bubblewrap", self.name)
         self._caller.start()
 
     def score(self, group: Group, allowance: Allowance) -> list[Component]:

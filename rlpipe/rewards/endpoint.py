@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from rlpipe.data.flow import Failure, Group
@@ -17,13 +19,21 @@ class Retry(Exception):
         self.kind, self.after = kind, after
 
 
-def request_body(group: Group) -> bytes:
-    """Lists of equal length, one entry per response. What JSON does not know is sent as text."""
+def request_body(groups: Sequence[Group]) -> bytes:
+    """Lists of equal length, one entry per response; null where a group's row lacks a column that another has. What
+    JSON does not know is sent as text."""
+    each = [_lists(group) for group in groups]
+    absent = [[None] * len(group.completions) for group in groups]
+    names = dict.fromkeys(name for lists in each for name in lists)
+    whole = {name: list(chain(*(ls.get(name, no) for ls, no in zip(each, absent, strict=True)))) for name in names}
+    return json.dumps(whole, default=str).encode()
+
+
+def _lists(group: Group) -> dict[str, list[Any]]:
     rows = len(group.completions)
     columns = {name: [value] * rows for name, value in group.prompt.columns.items() if name not in RESERVED}
     columns |= conversations(group, range(rows))
-    lists = columns | {"prompts": [group.prompt.text] * rows, "completions": list(group.completions)}
-    return json.dumps(lists, default=str).encode()
+    return columns | {"prompts": [group.prompt.text] * rows, "completions": list(group.completions)}
 
 
 def read_rewards(text: bytes, rows: int) -> list[Component] | Failure:

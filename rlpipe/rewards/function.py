@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rlpipe.data.flow import Failure, Group
 from rlpipe.recipe.rewards import PythonReward
+from rlpipe.rewards.called import Called
 from rlpipe.rewards.killable import Caller
 from rlpipe.rewards.reward import Allowance, Component
 
@@ -27,16 +28,13 @@ def factory_options(recipe: PythonReward, base_dir: Path) -> dict:
     return {"function": recipe.function, "base_dir": str(base_dir), "options": recipe.options}
 
 
-class Function:
+class Function(Called):
     """Calls the function for a group at once, and row by row if that fails."""
 
     def __init__(self, recipe: PythonReward, caller: Caller):
-        self.name = recipe.name
-        self.weight = recipe.weight
+        super().__init__(recipe, caller)
         self._function = recipe.function
         self._deadline = recipe.deadline
-        self._caller = caller
-        self.start, self.ready, self.close = caller.start, caller.ready, caller.close
 
     def score(self, group: Group, allowance: Allowance) -> list[Component]:
         rows = range(len(group.completions))

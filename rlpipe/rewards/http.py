@@ -1,16 +1,17 @@
-"""An endpoint that scores. One request per group:
+"""An endpoint that scores. One request per group, or for up to `groups_per_request` of those that wait:
 
     POST url   {"prompts": […], "completions": […], "answer": […], …every column of the row}
     answer     {"rewards": [1.0, null, …]}     one per completion; null: does not apply
 
 Too many requests (429), a fault of the server (5xx), a connection that fails and an attempt that takes too long are
-tried again, with growing pauses or as Retry-After says, until the group's deadline. Then they are failures.
+tried again, with growing pauses or as Retry-After says, until the request's deadline. Then they are failures.
 """
 
 import itertools
 import os
 import threading
 import time
+from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 
 import httpx
@@ -25,14 +26,13 @@ LARGEST_ANSWER = 16 << 20
 
 
 class Http:
-    """Asks for a whole group at once; at most `requests` groups at a time."""
+    """Asks for whole groups at once."""
 
     def __init__(self, recipe: HttpReward):
         self.name = recipe.name
         self.weight = recipe.weight
         self._recipe = recipe
         self._client = httpx.Client()
-        self._turn = threading.BoundedSemaphore(recipe.requests)
         self._closed = threading.Event()
 
     def start(self) -> None: ...
@@ -40,14 +40,16 @@ class Http:
     def ready(self) -> None:
         self._token()
 
-    def score(self, group: Group, allowance: Allowance) -> list[Component]:
-        rows, body = len(group.completions), request_body(group)
-        with self._turn:
-            begin = time.monotonic()
-            text = self._ask(body, begin + allowance.share(self._recipe.deadline, 1))
-            allowance.spend(time.monotonic() - begin)
+    def takes(self, waiting: Sequence[Group]) -> int:
+        return min(len(waiting), self._recipe.groups_per_request)
+
+    def score_all(self, groups: Sequence[Group], allowance: Allowance) -> list[list[Component]]:
+        rows = sum(len(group.completions) for group in groups)
+        deadline = time.monotonic() + allowance.share(self._recipe.deadline, 1)
+        text = self._ask(request_body(groups), deadline)
         answer = text if isinstance(text, Failure) else read_rewards(text, rows)
-        return [self._safe(answer)] * rows if isinstance(answer, Failure) else list(map(self._safe, answer))
+        answers = iter([answer] * rows if isinstance(answer, Failure) else answer)
+        return [[self._safe(next(answers)) for _ in group.completions] for group in groups]
 
     def close(self) -> None:
         self._closed.set()

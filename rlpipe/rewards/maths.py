@@ -7,6 +7,7 @@ such mark; a response that has the mark too is judged by what follows its last m
 
 from rlpipe.data.flow import Failure, Group
 from rlpipe.recipe.rewards import MathReward
+from rlpipe.rewards.called import Called
 from rlpipe.rewards.extract import after, reference_after
 from rlpipe.rewards.killable import Caller
 from rlpipe.rewards.reward import Allowance, Component
@@ -14,24 +15,17 @@ from rlpipe.rewards.reward import Allowance, Component
 FACTORY = "rlpipe.rewards.verifier:load"
 
 
-class Maths:
+class Maths(Called):
     """1 if the response's final answer equals the reference, else 0; each response with its own deadline."""
 
     def __init__(self, recipe: MathReward, caller: Caller):
-        self.name = recipe.name
-        self.weight = recipe.weight
+        super().__init__(recipe, caller)
         self._recipe = recipe
-        self._caller = caller
-        self.start, self.ready, self.close = caller.start, caller.ready, caller.close
 
     def score(self, group: Group, allowance: Allowance) -> list[Component]:
         answer = reference_after(group, self._recipe.answer_column, self._recipe.answer_after)
-        rows = len(group.completions)
-        if isinstance(answer, Failure):
-            return [answer] * rows
-        return [self._judge(answer, text, rows - row, allowance) for row, text in enumerate(group.completions)]
+        verdicts = self._each(group, answer, self._request, self._recipe.deadline, allowance)
+        return [Failure("unparseable_reference", v) if isinstance(v, str) else v for v in verdicts]
 
-    def _judge(self, answer: str, completion: str, rows_left: int, allowance: Allowance) -> Component:
-        final = after(completion, self._recipe.answer_after)
-        verdict = self._caller.call((answer, final), self._recipe.deadline, allowance, rows_left)
-        return Failure("unparseable_reference", verdict) if isinstance(verdict, str) else verdict
+    def _request(self, answer: str, completion: str) -> tuple[str, str]:
+        return answer, after(completion, self._recipe.answer_after)

@@ -1,35 +1,34 @@
 """A weighted sum of rewards in which nothing that could not be computed counts as 0."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rlpipe.data.flow import Failure, Group, Outcome, Score, Trajectory
-from rlpipe.rewards.reward import Allowance, Component, Reward
+from rlpipe.rewards.reward import Component, Reward
 
 
 class Mix:
     """value = sum of weight times component, over the components that apply to the row."""
 
     def __init__(self, rewards: Sequence[Reward]):
-        self._rewards = tuple(rewards)
+        self.rewards = tuple(rewards)
         self.names = tuple(reward.name for reward in rewards)
 
     def start(self) -> None:
-        for reward in self._rewards:
+        for reward in self.rewards:
             reward.start()
 
     def ready(self) -> None:
-        for reward in self._rewards:
+        for reward in self.rewards:
             reward.ready()
 
-    def score(self, group: Group, allowance: Allowance) -> tuple[Outcome, ...]:
-        """One outcome per response, in their order."""
-        columns = [[_finite(c) for c in reward.score(group, allowance)] for reward in self._rewards]
-        rows = zip(*columns, strict=True)
+    def outcomes(self, group: Group, said: Mapping[str, Sequence[Component]]) -> tuple[Outcome, ...]:
+        """One outcome per response, from what each reward said about the group."""
+        rows = zip(*([_finite(c) for c in said[name]] for name in self.names), strict=True)
         return tuple(_broken_off(t) or self._outcome(row) for t, row in zip(group.trajectories, rows, strict=True))
 
     def close(self) -> None:
-        for reward in self._rewards:
+        for reward in self.rewards:
             reward.close()
 
     def _outcome(self, row: Sequence[Component]) -> Outcome:
@@ -39,7 +38,7 @@ class Mix:
         components = {n: c for n, c in zip(self.names, row, strict=True) if c is not None}
         if not components:
             return _blame("+".join(self.names), Failure("not_applicable", "no reward of the mix applies to this row"))
-        return Score(sum(r.weight * components[r.name] for r in self._rewards if r.name in components), components)
+        return Score(sum(r.weight * components[r.name] for r in self.rewards if r.name in components), components)
 
 
 def _broken_off(trajectory: Trajectory) -> Failure | None:

@@ -1,12 +1,14 @@
 """A reward model that runs as a role: a frozen sequence classifier on one or several replicas.
 
-Each replica scores one group at a time. A group that gets no answer within its deadline, and a score that is no number,
-are failures; a replica that died stops the run.
+The replicas share the groups that wait: each gets as many in one call as one forward pass takes. Groups that get no
+answer within their deadline, and a score that is no number, are failures; a replica that died stops the run.
 """
 
 import queue
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from rlpipe.data.flow import Failure, Group, Tokens
 from rlpipe.recipe.rewards import ModelReward
@@ -26,12 +28,13 @@ class Scorer:
 
 
 class Model:
-    """Asks a free replica for the scores of a whole group."""
+    """Asks a free replica for the scores of whole groups."""
 
     def __init__(self, recipe: ModelReward, scorer: Scorer):
         self.name = recipe.name
         self.weight = recipe.weight
         self._scorer = scorer
+        self._tokens_per_call = recipe.tokens_per_batch
         self._free: queue.SimpleQueue[Handle[RewardModel]] = queue.SimpleQueue()
         for replica in scorer.replicas:
             self._free.put(replica)
@@ -41,15 +44,22 @@ class Model:
     def ready(self) -> None:
         """The runtime that started the replicas has waited for them."""
 
-    def score(self, group: Group, allowance: Allowance) -> list[Component]:
-        sequences = self._scorer.encode(group)
-        answers = iter(self._ask([tokens for tokens in sequences if self._fits(tokens)], allowance))
-        return [next(answers) if self._fits(tokens) else self._too_long(tokens) for tokens in sequences]
+    def takes(self, waiting: Sequence[Group]) -> int:
+        """A replica's share, within the token budget of a forward pass."""
+        share = waiting[: -(-len(waiting) // len(self._scorer.replicas))]
+        tokens_so_far = accumulate(map(_tokens, share))
+        return max(1, sum(tokens <= self._tokens_per_call for tokens in tokens_so_far))
+
+    def score_all(self, groups: Sequence[Group], allowance: Allowance) -> list[list[Component]]:
+        encoded = [self._scorer.encode(group) for group in groups]
+        fitting = [tokens for sequences in encoded for tokens in sequences if self._fits(tokens)]
+        answers = iter(self._ask(fitting, allowance))
+        return [[next(answers) if self._fits(s) else self._too_long(s) for s in sequences] for sequences in encoded]
 
     def close(self) -> None: ...
 
     def _ask(self, sequences: list[Tokens], allowance: Allowance) -> list[Component]:
-        replica = self._free.get()  # waiting for a busy one is not this group's time
+        replica = self._free.get()  # waiting for a busy one is not these groups' time
         begin = time.monotonic()
         try:
             return list(replica.call(Within("reward", allowance.left), RewardModel.score, sequences).result())
@@ -64,3 +74,8 @@ class Model:
 
     def _too_long(self, tokens: Tokens) -> Failure:
         return Failure("too_long", f"{len(tokens)} tokens; the reward model takes {self._scorer.max_length} at most")
+
+
+def _tokens(group: Group) -> int:
+    """As sampled; about as many as another tokenizer makes of it."""
+    return sum(len(t.prompt_tokens) + len(t.response_tokens) for t in group.trajectories)

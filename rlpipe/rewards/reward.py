@@ -33,7 +33,8 @@ of an endpoint that `http` asks, when repeating does not help:
     bad_answer             its answer is not what was agreed
 """
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from rlpipe.data.flow import Failure, Group
 
@@ -46,7 +47,7 @@ class RewardUnusable(RuntimeError):
 
 
 class Allowance:
-    """Seconds of scoring one group has left. Waiting for a busy verifier, or for one to start, is not spent."""
+    """Seconds that one call of a reward has left. Waiting for a busy verifier, or for one to start, is not spent."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds
@@ -60,8 +61,8 @@ class Allowance:
         self.left = max(0.0, self.left - seconds)
 
 
-class Reward(Protocol):
-    """One component of the mix. `score` is called from several threads at once."""
+class Loaded(Protocol):
+    """What every component of the mix has."""
 
     name: str
     weight: float
@@ -70,12 +71,30 @@ class Reward(Protocol):
         """Begin, in the background, whatever takes long before the first score (processes, imports)."""
 
     def ready(self) -> None:
-        """Wait until `score` can answer. Raises `RewardUnusable`."""
+        """Wait until it can be asked. Raises `RewardUnusable`."""
+
+    def close(self) -> None: ...
+
+
+class GroupReward(Loaded, Protocol):
+    """One component of the mix, asked group by group. `score` is called from several threads at once."""
 
     def score(self, group: Group, allowance: Allowance) -> list[Component]:
         """One component per response of the group."""
 
-    def close(self) -> None: ...
+
+@runtime_checkable
+class BatchReward(Loaded, Protocol):
+    """One that takes several groups in a call. `score_all` is called from several threads at once."""
+
+    def takes(self, waiting: Sequence[Group]) -> int:
+        """How many of the groups that wait (there are some), from the first on, the next call takes: 1 at least."""
+
+    def score_all(self, groups: Sequence[Group], allowance: Allowance) -> list[list[Component]]:
+        """For each group one component per response."""
+
+
+Reward = GroupReward | BatchReward
 
 
 def reference(group: Group, name: str) -> str | Failure:

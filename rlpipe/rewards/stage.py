@@ -6,13 +6,13 @@
             ...
         stage.check(groups_of_the_step, step)
 
-Scoring overlaps generation: it happens in threads here and in processes behind them. Under --debug it happens inside
-`finished`, one group at a time, in the thread that calls it.
+Scoring overlaps generation: it happens in threads here and in processes behind them, for each reward of the mix beside
+the others. Under --debug it happens inside a `finished` that may wait, in the thread that calls it.
 """
 
 import queue
-import threading
-from collections import Counter, deque
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +27,10 @@ from rlpipe.rewards.exact import Exact
 from rlpipe.rewards.format import Format
 from rlpipe.rewards.http import Http
 from rlpipe.rewards.killable import InProcess, Pool
+from rlpipe.rewards.lane import Lane, Said, Scoring
 from rlpipe.rewards.mix import Mix, blamed
 from rlpipe.rewards.model import Model, Scorer
-from rlpipe.rewards.reward import Allowance, Reward
+from rlpipe.rewards.reward import Reward
 
 
 class RewardFailed(RuntimeError):
@@ -37,22 +38,22 @@ class RewardFailed(RuntimeError):
 
 
 class RewardStage:
-    """Scores groups, at most `threads` at once; with 0 threads inside `finished`."""
+    """Scores groups, with at most so many calls at once of each reward of the mix; with none, inside `finished`."""
 
-    def __init__(self, mix: Mix, threads: int, seconds_per_group: float, max_failure_rate: float):
+    def __init__(self, mix: Mix, calls_at_once: Sequence[int], seconds_per_group: float, max_failure_rate: float):
         self.names = mix.names
         """The components' names, in the recipe's order."""
         self.outstanding = 0
         """Groups submitted and not yet handed over."""
         self._mix = mix
-        self._seconds_per_group = seconds_per_group
         self._max_failure_rate = max_failure_rate
-        self._waiting: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
-        self._scored: queue.SimpleQueue[Group | Exception] = queue.SimpleQueue()
-        self._threads = [threading.Thread(target=self._work, daemon=True, name="reward") for _ in range(threads)]
+        self._said: queue.SimpleQueue[Said | Exception] = queue.SimpleQueue()
+        self._in_caller = not any(calls_at_once)
         mix.start()
-        for thread in self._threads:
-            thread.start()
+        self._lanes = [
+            Lane(reward, calls, seconds_per_group, self._said.put)
+            for reward, calls in zip(mix.rewards, calls_at_once, strict=True)
+        ]
 
     def ready(self) -> None:
         """Wait until every reward is loaded. Raises `RewardUnusable` if one cannot be."""
@@ -61,26 +62,21 @@ class RewardStage:
     def submit(self, group: Group) -> None:
         """Score this group, whose outcomes are still empty."""
         self.outstanding += 1
-        self._waiting.put(group)
+        scoring = Scoring(group)
+        for lane in self._lanes:
+            lane.put(scoring)
 
     def finished(self, seconds: float) -> list[Group]:
         """The groups scored since the last call; waits up to `seconds` for the first, unless none is outstanding."""
-        if not self.outstanding:
-            return []
-        if not self._threads:
-            self._scored.put(self._score(self._waiting.get()))
-        groups = deque()
-        try:
-            groups.append(self._scored.get(timeout=seconds))
-            while True:
-                groups.append(self._scored.get_nowait())
-        except queue.Empty:
-            pass
+        if self._in_caller and seconds > 0:
+            for lane in self._lanes:
+                lane.work_off()
+        groups: list[Group] = []
+        until = time.monotonic() + (seconds if self.outstanding else 0.0)
+        while said := self._next(0.0 if groups else max(0.0, until - time.monotonic())):
+            groups += self._filed(said)
         self.outstanding -= len(groups)
-        for group in groups:
-            if isinstance(group, Exception):
-                raise group
-        return list(groups)
+        return groups
 
     def check(self, groups: Sequence[Group], step: int) -> None:
         """Raise `RewardFailed` if too many rewards of the step failed."""
@@ -91,8 +87,8 @@ class RewardStage:
 
     def close(self) -> None:
         """Stop, killing what is still being scored."""
-        for _ in self._threads:
-            self._waiting.put(None)
+        for lane in self._lanes:
+            lane.close()
         self._mix.close()
 
     def __enter__(self) -> "RewardStage":
@@ -101,15 +97,23 @@ class RewardStage:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _work(self) -> None:
-        while (group := self._waiting.get()) is not None:
-            try:
-                self._scored.put(self._score(group))
-            except Exception as error:
-                self._scored.put(error)
+    def _next(self, seconds: float) -> Said | None:
+        """What a reward has said, waiting up to `seconds` for it; what it raised is raised here."""
+        try:
+            said = self._said.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        if isinstance(said, Exception):
+            raise said
+        return said
 
-    def _score(self, group: Group) -> Group:
-        return replace(group, outcomes=self._mix.score(group, Allowance(self._seconds_per_group)))
+    def _filed(self, said: Said) -> list[Group]:
+        """The scored group, if this was the last that its rewards had to say."""
+        scoring = said.scoring
+        scoring.columns[said.reward] = said.column
+        if len(scoring.columns) < len(self._lanes):
+            return []
+        return [replace(scoring.group, outcomes=self._mix.outcomes(scoring.group, scoring.columns))]
 
 
 def _failure_report(failures: list[tuple[Group, int, Failure]], responses: int, step: int, allowed: float) -> str:
@@ -138,12 +142,12 @@ def build(
     `base_dir` is the recipe's folder. With `debug`, Python rewards run in this process and thread. `scorers` are the
     reward models that the runtime started, by the name of their reward.
     """
-    threads = 0 if debug else sum(map(_groups_at_once, rewards.mix))
+    calls = [0 if debug else _calls_at_once(reward) for reward in rewards.mix]
     mix = Mix([_reward(reward, base_dir, deadlines.start, debug, scorers or {}) for reward in rewards.mix])
-    return RewardStage(mix, threads, deadlines.reward, rewards.max_failure_rate)
+    return RewardStage(mix, calls, deadlines.reward, rewards.max_failure_rate)
 
 
-def _groups_at_once(recipe: kinds.Reward) -> int:
+def _calls_at_once(recipe: kinds.Reward) -> int:
     return next((getattr(recipe, key) for key in ("processes", "requests", "ranks") if hasattr(recipe, key)), 1)
 
 

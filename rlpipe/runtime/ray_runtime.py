@@ -13,10 +13,9 @@ from rlpipe.recipe.run import Deadlines
 from rlpipe.runtime.handle import Handle, Within, results
 from rlpipe.runtime.ray_host import RemoteHost
 from rlpipe.runtime.ray_pending import RayHandle, RayPending
+from rlpipe.runtime.reservation import OWN_MACHINE, Bundle, bundle, fitted, shown
 from rlpipe.runtime.roles import PlacementError, RoleSpec, Seat, seats_at
 from rlpipe.runtime.threads import threads_of
-
-Bundle = dict[str, float]
 
 
 @contextlib.contextmanager
@@ -27,7 +26,7 @@ def connected() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS", "local")
-    local = {"include_dashboard": False} if address == "local" else {}
+    local = {"include_dashboard": False, "resources": {OWN_MACHINE: 1}} if address == "local" else {}
     # Role processes say what matters through the driver; their raw output stays in Ray's session logs.
     ray.init(address=address, log_to_driver=False, logging_level="error", **local)
     try:
@@ -66,7 +65,8 @@ class RayRuntime:
 
     def start(self, roles: list[RoleSpec]) -> RayStarted:
         seats = [spec for spec in roles for _ in range(spec.count)]
-        group = _reserve([_bundle(spec) for spec in seats], roles, self._deadlines.placement)
+        bundles = fitted([bundle(spec.resources) for spec in seats])
+        group = _reserve(bundles, roles, self._deadlines.placement)
         self._groups.append(group)
         hosts = [_host(spec, group, i) for i, spec in enumerate(seats)]
         self._hosts += hosts
@@ -99,10 +99,10 @@ def _seats(names: list[str], hosts: list[Any], within: Within) -> list[Seat]:
 
 
 def _host(spec: RoleSpec, group: PlacementGroup, index: int) -> Any:
-    bundle = _bundle(spec)
+    reserved = group.bundle_specs[index]
     return RemoteHost.options(
-        num_cpus=bundle["CPU"],
-        num_gpus=bundle.get("GPU", 0),
+        num_cpus=reserved["CPU"],
+        num_gpus=reserved.get("GPU", 0),
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
         runtime_env={"env_vars": _environment(spec)},
     ).remote()
@@ -121,13 +121,6 @@ def _environment(spec: RoleSpec) -> dict[str, str]:
     return ours | spec.environment
 
 
-def _bundle(spec: RoleSpec) -> Bundle:
-    gpus = spec.resources.gpus
-    if gpus == "auto":
-        gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
-    return {"CPU": spec.resources.cpus} | ({"GPU": float(gpus)} if gpus else {})
-
-
 def _reserve(bundles: list[Bundle], roles: list[RoleSpec], seconds: float) -> PlacementGroup:
     group = placement_group(bundles, strategy="PACK")
     if not group.wait(seconds):
@@ -140,14 +133,10 @@ def _placement_message(roles: list[RoleSpec], seconds: float) -> str:
     total, free = ray.cluster_resources(), ray.available_resources()
     return "\n".join([
         f"The cluster did not give the resources of this recipe within {seconds:g} s (deadlines.placement). Asked for:",
-        *(f"  {spec.name}: {spec.count} x {_bundle(spec)}   ({_recipe_lines(spec)})" for spec in roles),
-        f"The cluster has {_shown(total)}, of which free: {_shown(free)}. Lower those lines, or add nodes.",
+        *(f"  {spec.name}: {spec.count} x {bundle(spec.resources)}   ({_recipe_lines(spec)})" for spec in roles),
+        f"The cluster has {shown(total)}, of which free: {shown(free)}. Lower those lines, or add nodes.",
     ])  # fmt: skip
 
 
 def _recipe_lines(spec: RoleSpec) -> str:
     return f"recipe: {spec.recipe_key}.resources and the count in {spec.recipe_key}"
-
-
-def _shown(resources: dict[str, float]) -> str:
-    return ", ".join(f"{key} {resources.get(key, 0):g}" for key in ("CPU", "GPU"))

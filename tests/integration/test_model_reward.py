@@ -1,6 +1,7 @@
 """A reward model made by one stage of a pipeline rewards the next one: through Ray and in one process."""
 
 import pytest
+from trl_stages import TINY
 
 from rlpipe.data.storage import Storage
 from rlpipe.observe import events
@@ -9,7 +10,6 @@ from rlpipe.recipe.schema import adapter
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-TINY = {"scratch": "qwen2", "hidden_size": 64, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate_size": 128}
 TRAIN = {"max_steps": 2, "per_device_train_batch_size": 8, "logging_steps": 1, "threads": 1}
 DATA = {"kind": "arithmetic", "heldout": 8}
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from trl_stages import TINY, Figures, train_settings
 
 from rlpipe.data.preferences import length_baseline
 from rlpipe.data.source import load_preferences
@@ -19,25 +20,12 @@ from rlpipe.recipe.training import Resources
 
 pytestmark = pytest.mark.integration
 
-TINY = {"scratch": "qwen2", "hidden_size": 64, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate_size": 128}
-
 
 def recipe(model=TINY, data=None, **settings):
-    common = {"max_steps": 5, "per_device_train_batch_size": 16, "logging_steps": 1, "threads": 1}
     data = data or {"kind": "arithmetic", "heldout": 37}
     return RewardModelRecipe.model_validate(
-        {"task": "reward_model", "model": model, "data": data, "train": common | settings}
+        {"task": "reward_model", "model": model, "data": data, "train": train_settings(**settings)}
     )
-
-
-class Figures(list):
-    """Collects what is reported."""
-
-    def __call__(self, step, values):
-        self.append((step, values))
-
-    def of(self, name):
-        return [values[name] for _, values in self if name in values]
 
 
 def run(settings, tmp_path, name, debug=True):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl_stages import TINY, Figures, train_settings
 
 from rlpipe.data.records import DataError
 from rlpipe.data.source import load_sources
@@ -23,30 +24,17 @@ from rlpipe.runtime.roles import PlacementError
 
 pytestmark = pytest.mark.integration
 
-TINY = {"scratch": "qwen2", "hidden_size": 64, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate_size": 128}
-
 
 def recipe(model=TINY, data=None, **settings):
-    common = {"max_steps": 5, "per_device_train_batch_size": 16, "logging_steps": 1, "threads": 1}
     data = data or {"kind": "arithmetic", "heldout": 32}
     evaluation = {"prompts": 64}
     return SftRecipe.model_validate(
-        {"task": "sft", "model": model, "data": data, "train": common | settings, "evaluation": evaluation}
+        {"task": "sft", "model": model, "data": data, "train": train_settings(**settings), "evaluation": evaluation}
     )
 
 
 def launch(ranks=2, **deadlines):
     return Launch("SFT", ranks, Resources(), 1, Deadlines(**deadlines))
-
-
-class Figures(list):
-    """Collects what is reported."""
-
-    def __call__(self, step, values):
-        self.append((step, values))
-
-    def of(self, name):
-        return [values[name] for _, values in self if name in values]
 
 
 def run(settings, tmp_path, name, debug=True):

@@ -29,7 +29,6 @@ from rlpipe.recipe.tasks import (
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 CHAINS = {
-    "arithmetic": {"arithmetic/sft": [], "arithmetic/reward_model": [], "arithmetic/grpo": []},
     "preferences": {
         "arithmetic/sft": [],
         "arithmetic/dpo": [],
@@ -40,6 +39,12 @@ CHAINS = {
     },
     "hub preferences": {"ultrafeedback/dpo": [], "kto_mix/kto": []},
     "hub sft": {"ultrachat/sft": [], "stories/pretrain": []},
+    "arithmetic": {
+        "arithmetic/sft": [],
+        "arithmetic/reward_model": [],
+        "arithmetic/grpo": [],
+        "arithmetic/ppo": [],
+    },
     "guess": {"arithmetic/guess": []},
     "calculator": {"arithmetic/calculator": []},
     "gsm8k": {"gsm8k/sft": [], "gsm8k/grpo": ["model.path=runs/gsm8k-sft/model"]},

@@ -8,7 +8,7 @@ import torch
 from rlpipe.algorithms.gae import discounted_returns
 from rlpipe.algorithms.kl import KL_ESTIMATORS
 from rlpipe.algorithms.kl_controller import AdaptiveKl, FixedKl
-from rlpipe.algorithms.kl_in_reward import kl_in_reward
+from rlpipe.algorithms.kl_in_reward import kl_in_reward, kl_penalty
 
 NAN = math.nan
 
@@ -27,21 +27,20 @@ def expect(actual, expected):
 )
 def test_kl_in_reward_values(estimator, expected):
     """log p - log q is 0.5 and -1; the second sequence's reward failed."""
-    actual = kl_in_reward(
-        torch.tensor([2.0, NAN]),
+    mask = torch.tensor([[0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    penalty = kl_penalty(
         torch.tensor([[9.0, -1.0, -2.0, NAN]] * 2),
         torch.tensor([[NAN, -1.5, -1.0, 9.0]] * 2),
-        torch.tensor([[0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]),
+        mask,
         coefficient=0.1,
         estimator=estimator,
     )
-    expect(actual, expected)
+    expect(kl_in_reward(torch.tensor([2.0, NAN]), penalty, mask), expected)
 
 
 def test_the_reward_stands_on_the_last_policy_token():
     mask = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
-    zeros = torch.zeros(3, 3)
-    actual = kl_in_reward(torch.tensor([1.0, 2.0, 3.0]), zeros, zeros, mask, 0.1, "k1")
+    actual = kl_in_reward(torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3, 3), mask)
     expect(actual, [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 3.0]])
 
 
@@ -50,7 +49,7 @@ def test_the_undiscounted_return_is_the_reward_less_the_kl_of_the_sequence(estim
     generator = torch.Generator().manual_seed(0)
     logprobs, reference = -torch.rand(2, 4, 6, generator=generator)
     rewards, mask = torch.randn(4, generator=generator), torch.ones(4, 6)
-    tokens = kl_in_reward(rewards, logprobs, reference, mask, 0.3, estimator)
+    tokens = kl_in_reward(rewards, kl_penalty(logprobs, reference, mask, 0.3, estimator), mask)
     expected = rewards - 0.3 * KL_ESTIMATORS[estimator](logprobs, reference).sum(-1)
     torch.testing.assert_close(discounted_returns(tokens, mask, 1.0)[:, 0], expected)
 

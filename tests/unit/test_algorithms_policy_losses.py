@@ -8,8 +8,7 @@ from trl_grpo import random_inputs, token_mean, trl_loss
 
 from rlpipe.algorithms.aggregate import masked_sum, token_weights
 from rlpipe.algorithms.cispo import cispo
-from rlpipe.algorithms.corrections import truncated_importance_weights
-from rlpipe.algorithms.decoupled_ppo import decoupled_ppo
+from rlpipe.algorithms.correction_kinds import CORRECTIONS
 from rlpipe.algorithms.dual_clip import dual_clip
 from rlpipe.algorithms.gspo import gspo
 from rlpipe.algorithms.policy_gradient import policy_gradient
@@ -202,6 +201,14 @@ def test_policy_gradient_is_ppo_clips_on_policy():
 # Decoupled PPO
 
 
+def decoupled_ppo(logprobs, proximal, behaviour, advantages, mask, *clips):
+    """As a recipe with `correction: {kind: decoupled}` puts it together."""
+    factors, cut = CORRECTIONS["decoupled"](proximal, behaviour, mask)
+    assert cut == 0
+    loss, clipped = ppo_clip(logprobs, proximal, advantages, *clips)
+    return factors * loss, clipped
+
+
 def test_decoupled_ppo_values():
     """proximal / behaviour = 2 and policy / proximal = 1.5; the last token is the environment's."""
     logprobs, proximal = from_ratios([[1.5, 1.5, 1.5]])
@@ -209,7 +216,7 @@ def test_decoupled_ppo_values():
     loss, clipped = decoupled_ppo(logprobs, proximal, behaviour, torch.tensor([[1.0, -1.0, 1.0]]), mask, 0.2, 0.2)
     loss.sum().backward()
     expect(loss, [[-2.4, 3.0, 0.0]])
-    expect(clipped, [[1.0, 0.0, 0.0]])
+    expect(clipped * mask, [[1.0, 0.0, 0.0]])
     expect(logprobs.grad, [[0.0, 3.0, 0.0]])
 
 
@@ -219,16 +226,6 @@ def test_decoupled_ppo_with_the_behaviour_policy_as_proximal_is_ppo():
     mask = torch.ones_like(logprobs)
     ours = decoupled_ppo(logprobs, old, old, advantages, mask, *CLIPS)
     assert_same(inputs, ours, ppo_clip(logprobs, old, advantages, *CLIPS))
-
-
-def test_decoupled_ppo_is_ppo_clip_times_the_importance_weight():
-    inputs = random_inputs()
-    logprobs, old, advantages = ppo_inputs(inputs)
-    behaviour, mask = old - 0.3 * torch.rand_like(old), torch.ones_like(old)
-    factors, _ = truncated_importance_weights(old, behaviour, mask, math.inf)
-    loss, clipped = ppo_clip(logprobs, old, advantages, *CLIPS)
-    ours = decoupled_ppo(logprobs, old, behaviour, advantages, mask, *CLIPS)
-    assert_same(inputs, ours, (factors * loss, clipped))
 
 
 def test_decoupled_ppo_equals_trl():

@@ -107,10 +107,13 @@ def test_validate_tells_mistakes():
     )
 
 
-def test_schema_is_json():
-    code, out, _ = call("schema")
+@pytest.mark.parametrize(
+    ("options", "title", "key"), [((), "rlpipe recipe", "$defs"), (("--study",), "rlpipe study", "properties")]
+)
+def test_schema_is_json(options, title, key):
+    code, out, _ = call("schema", *options)
     assert code == 0
-    assert json.loads(out)["title"] == "rlpipe recipe"
+    assert json.loads(out)["title"] == title and json.loads(out)[key]
 
 
 def test_recipes_list_names_and_explains():
@@ -121,9 +124,10 @@ def test_recipes_list_names_and_explains():
 
 
 def test_recipes_list_ends_with_studies():
-    [*recipes, last] = call("recipes", "list")[1].splitlines()
-    assert re.match(r"studies/algorithms +Study: every online algorithm from the same arithmetic start", last)
-    assert not any("studies/" in line for line in recipes)
+    lines = call("recipes", "list")[1].splitlines()
+    studies = [line for line in lines if "studies/" in line]
+    assert lines[-len(studies) :] == studies
+    assert re.match(r"studies/algorithms +Study: every online algorithm from the same arithmetic start", studies[0])
 
 
 def test_a_study_is_copied_as_a_recipe_is():

@@ -257,8 +257,12 @@ def test_a_faulty_environment_fails_its_own_trajectory_and_the_group_goes_on(fau
 
     group = group_of(PROMPT, trajectories, TOKENIZER)
     right = Exact(ExactReward(kind="exact", answer_column="secret"))
-    (_, outcome, _) = Mix([right]).score(replace_columns(group), Allowance(1.0))
+    (_, outcome, _) = outcomes_of(replace_columns(group), right)
     assert isinstance(outcome, Failure) and outcome.message.startswith("environment: ")
+
+
+def outcomes_of(group, *rewards):
+    return Mix(rewards).outcomes(group, {reward.name: reward.score(group, Allowance(1.0)) for reward in rewards})
 
 
 def replace_columns(group):
@@ -272,14 +276,12 @@ def test_rewards_come_from_the_environment_and_mix_with_others():
     group = replace_columns(group_of(PROMPT, drained(subject)["g"], TOKENIZER))
     assert group.completions == ("7",)
     assert group.conversations == ((Said("assistant", "5"), Said("user", "higher"), Said("assistant", "7")),)
-    mix = Mix(
-        [
-            FromEnvironment(EnvironmentReward(kind="environment", name="game", weight=2.0)),
-            FromEnvironment(EnvironmentReward(kind="environment", name="guesses", component="guesses", weight=-0.1)),
-            Exact(ExactReward(kind="exact", name="last", answer_column="secret")),
-        ]
+    (outcome,) = outcomes_of(
+        group,
+        FromEnvironment(EnvironmentReward(kind="environment", name="game", weight=2.0)),
+        FromEnvironment(EnvironmentReward(kind="environment", name="guesses", component="guesses", weight=-0.1)),
+        Exact(ExactReward(kind="exact", name="last", answer_column="secret")),
     )
-    (outcome,) = mix.score(group, Allowance(1.0))
     assert outcome == Score(pytest.approx(1.5 - 0.2 + 1.0), {"game": 0.75, "guesses": 2.0, "last": 1.0})
     unknown = FromEnvironment(EnvironmentReward(kind="environment", component="gess"))
     (failure,) = unknown.score(group, Allowance(1.0))

@@ -265,13 +265,22 @@ def test_milestones_are_the_base_and_the_end_of_each_stage(run_dir):
     ]
 
 
+def rows_of(screen, bar):
+    """What the cells of every table row say; the bars of headings are thicker."""
+    return [[cell.strip() for cell in line.split(bar)[1:-1]] for line in screen.getvalue().splitlines() if bar in line]
+
+
 def test_the_closing_table(run_dir):
     screen = io.StringIO()
     summary.show(Console(file=screen, width=100, color_system=None), run_dir)
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in screen.getvalue().splitlines() if "│" in line]
-    assert rows[:3] == [["base", "0.0%"], ["after sft", "50.0%"], ["after grpo", "87.5%"]]
-    assert rows[3][:2] == ["2+2=", "4"]
-    assert rows[3][3:] == ["5", "4"]
+    assert rows_of(screen, "┃") == [
+        ["", "base", "after sft", "after grpo"],
+        ["prompt", "reference", "base", "after sft", "after grpo"],
+    ]
+    figures, answers, *_ = rows_of(screen, "│")
+    assert figures == ["accuracy", "0.0%", "50.0%", "87.5%"]
+    assert answers[:2] == ["2+2=", "4"]
+    assert answers[3:] == ["5", "4"]
 
 
 def test_a_run_that_evaluated_nothing_prints_nothing(tmp_path):
@@ -312,9 +321,13 @@ def test_a_reward_model_shows_pairs_beside_what_length_alone_gives(tmp_path):
         log.close()
     screen = io.StringIO()
     summary.show(Console(file=screen, width=140), tmp_path)
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in screen.getvalue().splitlines() if "│" in line]
-    assert ["after sft", "50.0%", "", "", ""] in rows
-    assert ["after rm", "", "90.0%", "55.0%", "1.500"] in rows
-    assert ["2+2=", "4", "4", "4"] in rows
+    assert rows_of(screen, "┃")[0] == ["", "base", "after sft", "after rm"]
+    assert rows_of(screen, "│") == [
+        ["accuracy", "0.0%", "50.0%", ""],
+        ["pair accuracy", "", "", "90.0%"],
+        ["by length alone", "", "", "55.0%"],
+        ["margin", "", "", "1.500"],
+        ["2+2=", "4", "4", "4"],
+    ]
     page = report.write(tmp_path).read_text()
     assert "Held-out pairs ranked right" in page and "90.0%" in page and "by length alone" in page

@@ -15,8 +15,8 @@ from rlpipe.recipe.errors import RecipeError
 from rlpipe.recipe.load import load, read, require_files
 from rlpipe.recipe.references import resolve
 from rlpipe.recipe.resolved import redacted, to_yaml
-from rlpipe.recipe.schema import json_schema
-from rlpipe.recipe.shipped import folder, names
+from rlpipe.recipe.schema import json_schema, study_json_schema
+from rlpipe.recipe.shipped import folder, names, studies
 from rlpipe.recipe.yaml_text import dump, parse
 
 RL = """\
@@ -407,6 +407,14 @@ class TestShipped:
         data = yaml.safe_load((folder() / f"{name}.yaml").read_text().replace("e-", ".0e-"))
         jsonschema.validate(data, json_schema())
 
+    @pytest.mark.parametrize("name", studies())
+    def test_every_study_fits_its_json_schema_and_no_other_key_does(self, name):
+        jsonschema = pytest.importorskip("jsonschema")
+        data = yaml.safe_load((folder() / f"{name}.yaml").read_text().replace("e-", ".0e-"))
+        jsonschema.validate(data, study_json_schema())
+        with pytest.raises(jsonschema.ValidationError, match="repeats"):
+            jsonschema.validate(data | {"repeats": 3}, study_json_schema())
+
 
 def undescribed(schema: object, name: str = "the recipe") -> list[str]:
     """Keys of a JSON Schema that say nothing about themselves."""
@@ -420,7 +428,7 @@ def undescribed(schema: object, name: str = "the recipe") -> list[str]:
 
 
 def test_every_key_of_the_schema_says_what_it_is():
-    assert undescribed(json_schema()) == []
+    assert undescribed(json_schema()) == undescribed(study_json_schema()) == []
 
 
 def test_loading_and_the_command_line_import_nothing_heavy(monkeypatch):

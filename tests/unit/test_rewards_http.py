@@ -12,6 +12,7 @@ from sample_groups import make_group
 
 from rlpipe.data.flow import Failure
 from rlpipe.recipe.rewards import HttpReward
+from rlpipe.rewards import http
 from rlpipe.rewards.http import Http, retry_after
 from rlpipe.rewards.reward import Allowance, RewardUnusable
 
@@ -55,6 +56,11 @@ def server(monkeypatch):
     server.http.server_close()
 
 
+def one(reward, group, seconds=60.0):
+    [column] = reward.score_all([group], Allowance(seconds))
+    return column
+
+
 @pytest.fixture
 def ask(server):
     """Score two responses against these replies of the server."""
@@ -63,7 +69,7 @@ def ask(server):
         server.replies = replies
         reward = Http(HttpReward(kind="http", url=server.url, **keys))
         try:
-            return reward.score(make_group(["4", "five"], {"answer": 4, "prompt": "raw"}), Allowance(seconds))
+            return one(reward, make_group(["4", "five"], {"answer": 4, "prompt": "raw"}), seconds)
         finally:
             reward.close()
 
@@ -79,6 +85,29 @@ def test_a_group_is_one_request_with_its_columns(ask, server):
     ((_, headers, body),) = server.requests
     assert body == {"prompts": ["2+2="] * 2, "completions": ["4", "five"], "answer": [4, 4]}
     assert "authorization" not in headers
+
+
+GROUPS = [make_group(["4", "five"], {"answer": 4}, "a"), make_group(["6"], {"answer": 6, "level": 2}, "b", "3+3=")]
+
+
+def test_groups_that_wait_share_a_request_as_far_as_the_recipe_says(server):
+    reward = Http(HttpReward(kind="http", url=server.url, groups_per_request=2))
+    assert [reward.takes(GROUPS[:1]), reward.takes(GROUPS), reward.takes(GROUPS * 2)] == [1, 2, 2]
+    server.replies = [ok('{"rewards": [1, null, 0.5]}'), ok('{"rewards": [1, "x", 2]}'), ok('{"rewards": [1, 2]}')]
+    assert reward.score_all(GROUPS, Allowance(60)) == [[1.0, None], [0.5]]
+    assert server.requests[0][2] == {
+        "prompts": ["2+2=", "2+2=", "3+3="], "completions": ["4", "five", "6"], "answer": [4, 4, 6],
+        "level": [None, None, 2],
+    }  # fmt: skip
+    assert reward.score_all(GROUPS, Allowance(60)) == [
+        [1.0, Failure("not_a_number", "the reward is 'x'")], [2.0]
+    ]  # fmt: skip
+    wrong = Failure("wrong_length", "2 rewards for 3 completions")
+    assert reward.score_all(GROUPS, Allowance(60)) == [[wrong, wrong], [wrong]]
+
+
+def test_by_default_a_request_is_a_group(server):
+    assert Http(HttpReward(kind="http", url=server.url)).takes(GROUPS) == 1
 
 
 def test_null_means_not_applicable(ask):
@@ -153,7 +182,7 @@ def test_an_answer_drop_by_drop_is_late_too(ask):
     assert time.monotonic() - begin < 5
 
 
-def test_half_an_answer_is_tried_again(ask, server):
+def test_half_an_answer_is_tried_again(ask, server, monkeypatch):
     def half(handler):
         handler.send_response(200)
         handler.send_header("Content-Length", "1000")
@@ -162,12 +191,14 @@ def test_half_an_answer_is_tried_again(ask, server):
 
     assert ask(half, ok()) == [1.0, 0.5]
     assert len(server.requests) == 2
-    assert ask(half, deadline=0.3)[0].kind == "unreachable"
+    monkeypatch.setattr(http, "FIRST_PAUSE", 100.0)
+    monkeypatch.setattr(http, "LONGEST_PAUSE", 100.0)  # longer than the deadline: there is one attempt
+    assert ask(half)[0].kind == "unreachable"
 
 
 def test_nobody_there():
     reward = Http(HttpReward(kind="http", url="http://127.0.0.1:9/", deadline=0.5))
-    (outcome,) = reward.score(make_group(["x"]), Allowance(60))
+    (outcome,) = one(reward, make_group(["x"]))
     assert outcome.kind == "unreachable"
 
 
@@ -194,7 +225,7 @@ def test_what_is_no_number_fails_its_row_alone(ask, bad):
 def test_closing_ends_a_pause(server):
     server.replies = [(500, {"Retry-After": "50"}, b"")]
     reward = Http(HttpReward(kind="http", url=server.url))
-    thread = threading.Thread(target=reward.score, args=(make_group(["x"]), Allowance(60)))
+    thread = threading.Thread(target=one, args=(reward, make_group(["x"])))
     thread.start()
     while not server.requests:
         time.sleep(0.01)

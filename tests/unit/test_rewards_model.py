@@ -1,6 +1,7 @@
 """Reward models as rewards: tokens as sampled or through text, batches that change nothing, failures by their kind."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -155,32 +156,43 @@ class Answering:
         return self.answer(self.asked[-1][1])
 
 
-def reward(answer, max_length=256):
-    recipe = ModelReward(kind="model", name="rm", path="folder")
-    handle = Answering(answer)
-    return Model(recipe, Scorer([handle], as_sampled, max_length)), handle
+def reward(answer, max_length=256, replicas=1, **settings):
+    recipe = ModelReward(kind="model", name="rm", path="folder", **settings)
+    handles = [Answering(answer) for _ in range(replicas)]
+    return Model(recipe, Scorer(handles, as_sampled, max_length)), handles[0]
 
 
-def test_a_group_is_one_call_within_its_time():
+def test_groups_are_one_call_within_its_time():
     model, handle = reward(lambda sequences: [float(len(s)) for s in sequences])
-    assert model.score(conversation(["4", "12"]), Allowance(7.0)) == [8.0, 9.0]
+    groups = [conversation(["4", "12"]), conversation(["345"]), conversation(["6", "7"])]
+    assert model.score_all(groups, Allowance(7.0)) == [[8.0, 9.0], [10.0], [8.0, 8.0]]
     [(within, sequences)] = handle.asked
     assert (within.phase, within.seconds) == ("reward", 7.0)
-    assert len(sequences) == 2
+    assert [len(tokens) for tokens in sequences] == [8, 9, 10, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("replicas", "budget", "waiting", "takes"),
+    [(1, 16384, 7, 7), (2, 16384, 7, 4), (4, 16384, 1, 1), (1, 35, 7, 2), (1, 34, 7, 2), (1, 33, 7, 1), (1, 1, 7, 1)],
+)
+def test_a_call_takes_a_replicas_share_of_what_waits_within_its_tokens(replicas, budget, waiting, takes):
+    model, _ = reward(None, replicas=replicas, tokens_per_batch=budget)
+    assert model.takes([conversation(["4", "12"])] * waiting) == takes  # 17 tokens each
 
 
 def test_what_is_too_long_is_a_failure_and_is_not_asked():
     model, handle = reward(lambda sequences: [1.0] * len(sequences), max_length=9)
-    outcomes = model.score(conversation(["4", "1234", "12"]), Allowance(7.0))
-    assert outcomes == [1.0, Failure("too_long", "11 tokens; the reward model takes 9 at most"), 1.0]
+    columns = model.score_all([conversation(["4", "1234"]), conversation(["12"])], Allowance(7.0))
+    assert columns == [[1.0, Failure("too_long", "11 tokens; the reward model takes 9 at most")], [1.0]]
     assert [len(s) for _, sequences in handle.asked for s in sequences] == [8, 9]
 
 
 def test_a_missed_deadline_is_a_failure_and_the_replica_is_asked_again():
     model, handle = reward(DeadlineExceeded("reward/rm did not finish RewardModel.score within 7 s.\nIt stands at: …"))
     for _ in range(2):
-        outcomes = model.score(conversation(["4", "5"]), Allowance(7.0))
-        assert outcomes == [Failure("deadline", "reward/rm did not finish RewardModel.score within 7 s.")] * 2
+        columns = model.score_all([conversation(["4", "5"]), conversation(["6"])], Allowance(7.0))
+        late = Failure("deadline", "reward/rm did not finish RewardModel.score within 7 s.")
+        assert columns == [[late, late], [late]]
     assert len(handle.asked) == 2
 
 
@@ -216,8 +228,22 @@ def test_a_real_model_behind_its_handle(folder):
     model = RewardModel(spec(folder), Rank())
     recipe = ModelReward(kind="model", path=str(folder))
     scored = Model(recipe, Scorer([LocalHandle("reward/model", model)], as_sampled, 256))
-    group = conversation(["4", "five"])
-    assert scored.score(group, Allowance(60.0)) == model.score(as_sampled(group))
+    groups = [conversation(["4", "five"]), conversation(["12345678"])]
+    together = scored.score_all(groups, Allowance(60.0))
+    assert together == [pytest.approx(model.score(as_sampled(group)), abs=1e-5) for group in groups]
+
+
+@pytest.mark.parametrize(
+    ("isolation", "notes"),
+    [("bubblewrap", ["reward `mine`: bubblewrap keeps the programs it runs from everything else."]), ("none", [])],
+)
+def test_a_run_notes_what_keeps_programs_where_they_belong(isolation, notes):
+    found = []
+    mix = RewardMix.model_validate({"mix": [{"kind": "code", "name": "mine", "isolation": isolation}]})
+    recipe = SimpleNamespace(rewards=mix, deadlines=Deadlines())
+    stage = SimpleNamespace(recipe=recipe, debug=True, events=SimpleNamespace(note=found.append))
+    reward_models.scoring(stage, mix, {}).close()
+    assert found == notes
 
 
 def test_errors_of_loading_name_the_line_of_the_reward():

@@ -13,7 +13,7 @@ from rlpipe.data.flow import Failure, Score
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.recipe.run import Deadlines
 from rlpipe.rewards.mix import Mix, blamed
-from rlpipe.rewards.reward import Allowance, RewardUnusable
+from rlpipe.rewards.reward import RewardUnusable
 from rlpipe.rewards.stage import RewardFailed, RewardStage, build
 
 
@@ -22,7 +22,7 @@ class Fixed:
 
     def __init__(self, name, components, weight=1.0, seconds=0.0):
         self.name, self.weight, self.components, self.seconds = name, weight, components, seconds
-        self.threads = set()
+        self.threads, self.count = set(), 0
 
     def start(self): ...
     def ready(self): ...
@@ -31,12 +31,13 @@ class Fixed:
     def score(self, group, allowance):
         self.threads.add(threading.current_thread())
         time.sleep(self.seconds)
+        self.count += 1
         return self.components
 
 
 def mix_of(*rewards):
     group = make_group(["x"] * len(rewards[0].components))
-    return Mix(rewards).score(group, Allowance(1.0))
+    return Mix(rewards).outcomes(group, {reward.name: reward.components for reward in rewards})
 
 
 def test_weighted_sum_keeps_every_component_unweighted():
@@ -78,7 +79,7 @@ def drain(stage, groups):
 
 def test_groups_come_back_scored_while_others_are_still_scored():
     reward = Fixed("a", [1.0, 0.0], seconds=0.5)
-    with RewardStage(Mix([reward]), threads=4, seconds_per_group=5.0, max_failure_rate=0.1) as stage:
+    with RewardStage(Mix([reward]), [4], seconds_per_group=5.0, max_failure_rate=0.1) as stage:
         begin = time.monotonic()
         for i in range(4):
             stage.submit(make_group(["x", "y"], group_id=f"g{i}"))
@@ -94,12 +95,76 @@ def test_groups_come_back_scored_while_others_are_still_scored():
 
 def test_without_threads_scoring_happens_in_the_caller():
     reward = Fixed("a", [1.0])
-    stage = RewardStage(Mix([reward]), threads=0, seconds_per_group=5.0, max_failure_rate=0.1)
+    stage = RewardStage(Mix([reward]), [0], seconds_per_group=5.0, max_failure_rate=0.1)
     stage.submit(make_group(["x"]))
-    assert reward.threads == set()
-    (group,) = stage.finished(0.0)
+    assert stage.finished(0.0) == [] and reward.threads == set()
+    (group,) = stage.finished(0.1)
     assert group.outcomes == (Score(1.0, {"a": 1.0}),)
     assert reward.threads == {threading.current_thread()}
+
+
+class Batches:
+    """A reward that takes up to `most` groups in a call, and holds a call up until `release` is set."""
+
+    def __init__(self, most, name="all"):
+        self.name, self.weight, self.most, self.calls = name, 1.0, most, []
+        self.release = threading.Event()
+
+    def start(self): ...
+    def ready(self): ...
+    def close(self): ...
+
+    def takes(self, waiting):
+        return min(self.most, len(waiting))
+
+    def score_all(self, groups, allowance):
+        self.calls.append([group.group_id for group in groups])
+        assert self.release.wait(10)
+        return [[float(len(text)) for text in group.completions] for group in groups]
+
+
+def wait_for(condition):
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+def test_groups_gather_while_a_call_is_under_way_and_nobody_waits_for_more():
+    reward = Batches(most=3)
+    with RewardStage(Mix([reward, Fixed("one", [1.0])]), [1, 1], seconds_per_group=5.0, max_failure_rate=0.1) as stage:
+        stage.submit(make_group(["x"], group_id="g0"))
+        wait_for(lambda: reward.calls)
+        for i in range(1, 6):
+            stage.submit(make_group(["x" * (i + 1)], group_id=f"g{i}"))
+        assert stage.finished(0.01) == []
+        reward.release.set()
+        done = drain(stage, 6)
+    assert reward.calls == [["g0"], ["g1", "g2", "g3"], ["g4", "g5"]]
+    assert {g.group_id: g.outcomes for g in done} == {
+        f"g{i}": (Score(i + 2.0, {"all": i + 1.0, "one": 1.0}),) for i in range(6)
+    }
+
+
+def test_without_threads_everything_that_waits_is_one_batch():
+    reward = Batches(most=9)
+    reward.release.set()
+    stage = RewardStage(Mix([reward]), [0], seconds_per_group=5.0, max_failure_rate=0.1)
+    for i in range(4):
+        stage.submit(make_group(["x"], group_id=f"g{i}"))
+    assert [group.group_id for group in stage.finished(0.1)] == ["g0", "g1", "g2", "g3"]
+    assert reward.calls == [["g0", "g1", "g2", "g3"]]
+
+
+def test_a_slow_reward_of_the_mix_does_not_hold_up_the_others():
+    slow, quick = Batches(most=1, name="slow"), Fixed("quick", [1.0])
+    with RewardStage(Mix([slow, quick]), [1, 1], seconds_per_group=5.0, max_failure_rate=0.1) as stage:
+        for i in range(3):
+            stage.submit(make_group(["x"], group_id=f"g{i}"))
+        wait_for(lambda: quick.count == 3)
+        assert len(slow.calls) == 1
+        slow.release.set()
+        assert len(drain(stage, 3)) == 3
 
 
 def failed_groups(failures, responses):
@@ -110,14 +175,14 @@ def failed_groups(failures, responses):
 
 
 def test_failures_within_the_limit_are_let_through():
-    stage = RewardStage(Mix([]), 0, 1.0, max_failure_rate=0.1)
+    stage = RewardStage(Mix([]), [], 1.0, max_failure_rate=0.1)
     stage.check(failed_groups(1, 10), step=3)
     stage.check(failed_groups(0, 10), step=3)
     stage.check([], step=3)
 
 
 def test_too_many_failures_stop_the_run_with_an_example():
-    stage = RewardStage(Mix([]), 0, 1.0, max_failure_rate=0.1)
+    stage = RewardStage(Mix([]), [], 1.0, max_failure_rate=0.1)
     with pytest.raises(RewardFailed) as error:
         stage.check(failed_groups(2, 10), step=3)
     assert str(error.value) == "\n".join(
@@ -184,7 +249,7 @@ def test_debug_runs_the_function_in_this_process(tmp_path):
     python = {"kind": "python", "name": "pid", "function": "where.py:pid"}
     with build(recipe_mix(python), tmp_path, Deadlines(), debug=True) as stage:
         stage.submit(make_group(["x"]))
-        assert stage.finished(0.0)[0].outcomes[0].value == os.getpid()
+        assert stage.finished(0.1)[0].outcomes[0].value == os.getpid()
 
 
 def test_a_reward_that_cannot_be_loaded_raises_where_the_loop_waits(tmp_path):
@@ -206,5 +271,5 @@ def test_closing_ends_the_processes_at_once(tmp_path):
     begin = time.monotonic()
     stage.close()
     assert time.monotonic() - begin < 20
-    worker = stage._mix._rewards[0]._caller._all[0]
+    worker = stage._mix.rewards[0]._caller._all[0]
     assert worker._process.poll() is not None

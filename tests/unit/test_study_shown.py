@@ -152,6 +152,12 @@ class TestCurves:
         assert measures.curves(tmp_path) == []
         assert measures.figures([]) == {}
 
+    def test_within_a_budget_the_figures_are_those_of_its_last_step(self):
+        found = [Point(step, step * 100, float(step), "loss", 1.0 / step) for step in (1, 2, 3)]
+        assert measures.figures(found, 250) == {"steps": 2, "samples": 200, "loss": 0.5, "step_seconds": 1.0}
+        assert measures.figures(found, 300) == measures.figures(found)
+        assert measures.figures(found, 99) == {}
+
 
 class TestDrawing:
     def lines(self, count: int) -> dict[str, list[Reach]]:

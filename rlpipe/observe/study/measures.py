@@ -48,8 +48,10 @@ def curves(run_dir: Path) -> list[Point]:
     return list(points.values())
 
 
-def figures(points: Sequence[Point]) -> dict[str, float]:
-    """Steps, samples, the median of a step's seconds, and every metric's last value."""
+def figures(points: Sequence[Point], budget: int | None = None) -> dict[str, float]:
+    """Steps, samples, the median of a step's seconds, and every metric's last value; of the points within a budget of
+    samples, where there is one."""
+    points = [point for point in points if budget is None or point.samples <= budget]
     if not points:
         return {}
     last = {point.metric: point.value for point in sorted(points, key=lambda point: point.step)}

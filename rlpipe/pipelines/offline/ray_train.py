@@ -95,9 +95,11 @@ def _trainer(train: TrainFunction, job: Any, launch: Launch, channel: Any, scrat
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    gpus = _gpus(launch.resources)
+    from rlpipe.runtime.reservation import bundle, fitted
+
+    each, *_ = fitted([bundle(launch.resources)] * launch.ranks)
     environment = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-    environment |= {} if gpus else {"DS_ACCELERATOR": "cpu"}
+    environment |= {} if "GPU" in each else {"DS_ACCELERATOR": "cpu"}
 
     def train_remotely(config: dict[str, Any]) -> None:
         context = ray.train.get_context()
@@ -110,9 +112,7 @@ def _trainer(train: TrainFunction, job: Any, launch: Launch, channel: Any, scrat
     return TorchTrainer(
         train_remotely,
         train_loop_config={"job": job, "channel": channel},
-        scaling_config=ScalingConfig(
-            num_workers=launch.ranks, use_gpu=gpus > 0, resources_per_worker=_bundle(launch.resources)
-        ),
+        scaling_config=ScalingConfig(num_workers=launch.ranks, use_gpu="GPU" in each, resources_per_worker=each),
         run_config=RunConfig(
             name="train",
             storage_path=scratch,
@@ -199,28 +199,14 @@ def _is_collateral(error: Exception) -> bool:
 def _placement_message(launch: Launch) -> str:
     import ray
 
-    def shown(resources: dict[str, float]) -> str:
-        return ", ".join(f"{key} {resources.get(key, 0):g}" for key in ("CPU", "GPU"))
+    from rlpipe.runtime.reservation import bundle, shown
 
     return (
         f"The cluster did not give {launch.name} training its resources within {launch.deadlines.placement:g} s "
-        f"(deadlines.placement). Asked for: {launch.ranks} x {_bundle(launch.resources)} (train.ranks and "
+        f"(deadlines.placement). Asked for: {launch.ranks} x {bundle(launch.resources)} (train.ranks and "
         f"train.resources). The cluster has {shown(ray.cluster_resources())}, of which free: "
         f"{shown(ray.available_resources())}. Lower those lines, or add nodes."
     )
-
-
-def _gpus(resources: Resources) -> float:
-    import ray
-
-    if resources.gpus == "auto":
-        return 1.0 if ray.cluster_resources().get("GPU") else 0.0
-    return resources.gpus
-
-
-def _bundle(resources: Resources) -> dict[str, float]:
-    gpus = _gpus(resources)
-    return {"CPU": resources.cpus} | ({"GPU": gpus} if gpus else {})
 
 
 @contextlib.contextmanager

@@ -18,7 +18,6 @@ from rlpipe.pipelines.offline.sft import run_sft
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.recipe.tasks import OfflineRecipe, PreferenceRecipe, RewardModelRecipe, SftRecipe
-from rlpipe.rewards import stage as rewards
 from rlpipe.rollout.pool import EnginePool
 
 Answering = SftRecipe | PreferenceRecipe
@@ -86,8 +85,7 @@ def _evaluate(stage: Stage, recipe: Answering, mix: RewardMix, model_path: str, 
         stack.callback(stage.runtime.stop)
         with stage.events.phase("start", says=f"starting {recipe.rollout.engine} to answer held-out prompts"):
             started = stage.runtime.start([*reward_models.specs(stage), roles.engines(stage, model_path)])
-            scorers = reward_models.scorers(stage, started.handles)
-            scoring = stack.enter_context(rewards.build(mix, Path(), recipe.deadlines, stage.debug, scorers))
+            scoring = stack.enter_context(reward_models.scoring(stage, mix, started.handles))
             environment = stack.enter_context(environment_of(stage))
             heldout = stage.prompts[1] if isinstance(recipe, SftRecipe) else _distinct(stage.prompts[1])
             started.ready()

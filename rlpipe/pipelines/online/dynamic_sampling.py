@@ -1,13 +1,25 @@
 """Dynamic sampling: groups that teach nothing make room for others within the step."""
 
 from collections.abc import Callable, Sequence
+from itertools import compress
 
-from rlpipe.data.flow import Group, Score
+import numpy as np
+import torch
+
+from rlpipe.algorithms.groups import has_signal
+from rlpipe.data.flow import Group
+from rlpipe.pipelines.online.batch import scored
 
 
-def is_flat(group: Group) -> bool:
-    """Whether the rewards of a group, before any shaping, are all equal: it has fewer than two, or no spread."""
-    return len({o.value for o in group.outcomes if isinstance(o, Score)}) < 2
+def flat(groups: Sequence[Group]) -> np.ndarray:
+    """Of each group whether its rewards, before any shaping, are all equal: it has fewer than two, or no spread."""
+    if not groups:
+        return np.zeros(0, dtype=bool)
+    sizes = [len(group.outcomes) for group in groups]
+    rewards = scored(groups)
+    groups_B = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(sizes))
+    signal_B = has_signal(rewards.rewards_B, groups_B, rewards.valid_B).numpy()
+    return ~signal_B[np.cumsum([0, *sizes[:-1]])]  # a group's members all have the same answer
 
 
 def replace_flat(
@@ -24,10 +36,11 @@ def replace_flat(
     """
     kept, dropped = list(groups), []
     for _ in range(max_rounds):
-        flat = [group for group in kept if is_flat(group)]
-        if not flat:
+        is_flat = flat(kept)
+        if not is_flat.any():
             break
-        drop([group.group_id for group in flat], "no signal: its rewards are all equal")
-        dropped += flat
-        kept = [group for group in kept if not is_flat(group)] + sample(len(flat))
+        useless = list(compress(kept, is_flat))
+        drop([group.group_id for group in useless], "no signal: its rewards are all equal")
+        dropped += useless
+        kept = [*compress(kept, ~is_flat), *sample(len(useless))]
     return kept, dropped

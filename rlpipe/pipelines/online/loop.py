@@ -19,7 +19,7 @@ from rlpipe.ledger.ledger import Ledger
 from rlpipe.observe import rollouts
 from rlpipe.observe.events import EventLog
 from rlpipe.pipelines.evaluation import Evaluated, said_in, shown
-from rlpipe.pipelines.online.dynamic_sampling import is_flat, replace_flat
+from rlpipe.pipelines.online.dynamic_sampling import flat, replace_flat
 from rlpipe.pipelines.online.metrics import sample_metrics
 from rlpipe.pipelines.online.publisher import Publisher
 from rlpipe.pipelines.online.sampler import Sampler
@@ -79,11 +79,12 @@ class Loop:
             self.ledger.drop,
             lambda count: self._sampled(step, count),
         )
-        flat = sum(map(is_flat, groups))
-        if self.resampling_rounds and flat:
+        useless = int(flat(groups).sum())
+        if self.resampling_rounds and useless:
             self.events.warning(
-                f"step {step}: {flat} of {len(groups)} groups still have equal rewards after {self.resampling_rounds} "
-                "rounds of dynamic sampling; the step learns from the others. Other prompts would teach more."
+                f"step {step}: {useless} of {len(groups)} groups still have equal rewards after "
+                f"{self.resampling_rounds} rounds of dynamic sampling; the step learns from the others. Other prompts "
+                "would teach more."
             )
         return groups, dropped
 

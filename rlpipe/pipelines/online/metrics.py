@@ -8,7 +8,7 @@ import numpy as np
 from rlpipe.algorithms.shaping_kinds import Scored
 from rlpipe.data.flow import FinishReason, Group, Score, TokenBatch
 from rlpipe.pipelines.evaluation import turns_metric
-from rlpipe.pipelines.online.dynamic_sampling import is_flat
+from rlpipe.pipelines.online.dynamic_sampling import flat
 
 _CUT_OFF = (FinishReason.LENGTH, FinishReason.TURNS)
 
@@ -25,7 +25,7 @@ def sample_metrics(trained: Sequence[Group], dropped: Sequence[Group], seconds: 
         "reward": _mean([s.value for s in scores]),
         **{f"reward/{name}": _mean(values) for name, values in _components(scores).items()},
         "reward_failures": float(len(outcomes) - len(scores)),
-        "groups_without_signal": float(np.mean([is_flat(group) for group in groups])),
+        "groups_without_signal": float(np.mean(flat(groups))),
         **({"groups_dropped": float(len(dropped))} if dropped else {}),
         "response_length": float(lengths.mean()),
         "truncated": float(np.mean([t.finish_reason in _CUT_OFF for t in trajectories])),

@@ -2,7 +2,6 @@
 
 import logging
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from rlpipe.algorithms.online import OnlineAlgorithm
@@ -18,7 +17,7 @@ from rlpipe.pipelines.online.sampler import Sampler
 from rlpipe.pipelines.online.trainer import Trainer
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.tasks import RlRecipe
-from rlpipe.rewards import stage as rewards
+from rlpipe.rewards.stage import RewardStage
 from rlpipe.rollout.environments.stage import EnvironmentStage
 from rlpipe.rollout.pool import EnginePool
 from rlpipe.runtime.handle import Handle, Within, results
@@ -38,8 +37,7 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
             environment = stack.enter_context(episodes.environment_of(stage))
             algorithm = OnlineAlgorithm(roles.algorithm_settings(recipe), recipe.rollout.max_new_tokens)
             started = stage.runtime.start(_roles(stage, algorithm))
-            scorers = reward_models.scorers(stage, started.handles)
-            scoring = stack.enter_context(rewards.build(recipe.rewards, Path(), recipe.deadlines, stage.debug, scorers))
+            scoring = stack.enter_context(reward_models.scoring(stage, recipe.rewards, started.handles))
             loop = _loop(stage, recipe, scoring, environment, algorithm, started.handles)
             started.ready()
             scoring.ready()
@@ -64,7 +62,7 @@ def _starting(recipe: RlRecipe) -> str:
 def _loop(
     stage: Stage,
     recipe: RlRecipe,
-    scoring: rewards.RewardStage,
+    scoring: RewardStage,
     environment: EnvironmentStage | None,
     algorithm: OnlineAlgorithm,
     handles: dict[str, list[Handle[Any]]],

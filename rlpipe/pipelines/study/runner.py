@@ -82,7 +82,7 @@ class Runner:
         self._say(f"{cell.name} finished in {duration(child.seconds)}{self._headline(cell)}{self._left()}")
 
     def _row(self, cell: PlannedCell, child: Child) -> dict[str, str]:
-        found = measures.figures(shown.curves(child.run_dir, cell.digest))
+        found = measures.figures(shown.curves(child.run_dir, cell.digest), self._plan.study.samples)
         found |= {"seconds": round(child.seconds, 1)}
         found |= {"peak_memory_gib": round(child.peak_bytes / GIB, 3)} if child.peak_bytes else {}
         asked = self._plan.study.metrics

@@ -1,5 +1,5 @@
-"""The online algorithms by name: each the setting of its paper. Where the paper is silent, or its authors' code or TRL
-says otherwise, the docstring says what was taken."""
+"""The online algorithms by name: each the setting of its paper. Docstrings say which numbers are the paper's, with the
+section, and which are those of a reference implementation where the paper has none."""
 
 from typing import Annotated, Literal
 
@@ -22,8 +22,10 @@ from rlpipe.recipe.algorithm.shaping import DynamicSampling, OverlongPenalty
 class Ppo(Preset):
     """Proximal Policy Optimization with a critic, as for InstructGPT (Ouyang et al. 2022, arXiv 2203.02155).
 
-    Clip 0.2, a KL penalty of 0.02 per token in the reward and no discount are that paper's (appendix C.4); lambda 0.95
-    and whitened advantages are those of github.com/openai/lm-human-preferences, on which it builds. TRL takes 0.05.
+    The paper's (appendix C.4): clip 0.2, a KL penalty of 0.02 in the reward of each token, no discount, temperature 1,
+    and a critic that starts as the reward model. Its 8 optimizer steps per batch are `train.minibatches`, and its
+    pretraining gradients are not there. Lambda 0.95 and whitened advantages are those of its authors' earlier code,
+    github.com/openai/lm-human-preferences, which also whitens rewards (here `shaping`). TRL takes a KL of 0.05.
     """
 
     name: Literal["ppo"]
@@ -36,8 +38,9 @@ class Ppo(Preset):
 class Grpo(Preset):
     """Group Relative Policy Optimization (Shao et al. 2024, arXiv 2402.03300), as the field runs it now.
 
-    Clip 0.2 is PPO's; the paper does not say its own. It has a KL penalty of 0.04 (k3), 64 responses and the mean over
-    each response first; here, as by default in TRL, there is no penalty, 8 responses, and the mean is over tokens.
+    The paper has a KL penalty of 0.04, 64 responses and a single update per batch (section 4.2), k3 in the loss (eq. 4)
+    and the mean over each response first (eq. 3); it does not say its clip. Here, as by default in TRL, there is no
+    penalty, 8 responses, clip 0.2 (PPO's), and the mean is over tokens, as in DAPO and by default in verl.
     """
 
     name: Literal["grpo"]
@@ -47,7 +50,8 @@ class Grpo(Preset):
 class DrGrpo(Preset):
     """GRPO done right (Liu et al. 2025, arXiv 2503.20783): no division by the group's spread or the response's length.
 
-    Clip 0.2, no KL and 8 responses are the paper's.
+    Clip 0.2, no KL, 8 responses and one update per batch are the paper's (table 6) and its script's. The constant that
+    it divides by is its longest response, 3000 tokens; here `rollout.max_new_tokens`.
     """
 
     name: Literal["dr_grpo"]
@@ -59,8 +63,9 @@ class DrGrpo(Preset):
 class Dapo(Preset):
     """Decoupled clip and dynamic sampling (Yu et al. 2025, arXiv 2503.14476).
 
-    Clip 0.2 and 0.28, 16 responses, no KL, token mean, overlong buffer a fifth of the longest response: section 4.1.
-    Ten rounds of replacements are `max_num_gen_batches` of the authors' scripts.
+    The paper's: clip 0.2 and 0.28, 16 responses, and an overlong buffer of 4096 of 20480 tokens (section 4.1), no KL
+    (2.3), the token mean (3.3). Ten rounds are `max_num_gen_batches` of the script that reproduces it with verl; there
+    they count the first sampling too, draw three times the prompts needed, and running out of them is an error.
     """
 
     name: Literal["dapo"]
@@ -74,8 +79,9 @@ class Dapo(Preset):
 class Rloo(Preset):
     """REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024, arXiv 2402.14740): the response is one action.
 
-    4 responses, no ratio and no clip, and the KL in the reward are the paper's; the coefficient 0.05 is TRL's, as the
-    paper's differ by data set. TRL keeps a clipped ratio, which with one update per batch is the same.
+    No ratio, no clip, the KL in the reward and up to 4 responses (it compares 2 and 4) are the paper's. Its coefficient
+    is 0.03 for TL;DR summaries and 0.10 for HH (appendix C); 0.05 is TRL's, whose default is 2 responses. TRL keeps a
+    clipped ratio, which with one update per batch is the same.
     """
 
     name: Literal["rloo"]
@@ -90,7 +96,8 @@ class Rloo(Preset):
 class ReinforcePlusPlus(Preset):
     """REINFORCE++ (Hu et al. 2025, arXiv 2501.03262): one response per prompt, normalised over the step.
 
-    PPO's clip and k1 in the reward are the paper's; its coefficient 0.01 is the default of the authors' OpenRLHF.
+    PPO's clip, k1 in the reward of each token and no discount are the paper's. Its coefficient differs by version and
+    experiment; 0.01 is the default of the authors' OpenRLHF, as is clip 0.2.
     """
 
     name: Literal["reinforce++"]
@@ -103,7 +110,8 @@ class ReinforcePlusPlus(Preset):
 class ReinforcePlusPlusBaseline(Preset):
     """REINFORCE++ with the group's mean as baseline (Hu et al. 2025, arXiv 2501.03262).
 
-    k2 in the loss is the paper's; its coefficient 1e-4 is that of the authors' ProRL v2 script in OpenRLHF.
+    k2 in the loss is the paper's; its coefficient 1e-4 is that of the authors' ProRL v2 script in OpenRLHF, which also
+    clips at 0.27 above, samples 16 responses and replaces groups without signal. Their plain script takes 1e-5 and 8.
     """
 
     name: Literal["reinforce++_baseline"]
@@ -115,8 +123,9 @@ class ReinforcePlusPlusBaseline(Preset):
 class Gspo(Preset):
     """Group Sequence Policy Optimization (Zheng et al. 2025, arXiv 2507.18071).
 
-    Clip 3e-4 and 4e-4 are the paper's (section 5.1), and so is the mean over sequences (eq. 5). It names no KL penalty;
-    its authors run without.
+    The paper's: clip 3e-4 and 4e-4, four optimizer steps per batch (section 5.1; `train.minibatches` here, with one of
+    which no ratio is ever clipped), the mean over sequences (eq. 5), no KL penalty. 8 responses are GRPO's here; verl's
+    script takes 16.
     """
 
     name: Literal["gspo"]
@@ -128,8 +137,9 @@ class Gspo(Preset):
 class Cispo(Preset):
     """Clipped IS-weight Policy Optimization (MiniMax-M1, Chen et al. 2025, arXiv 2506.13585).
 
-    No lower bound, no KL and the token mean are the paper's. It does not give the upper bound: a weight of at most 5 is
-    ScaleRL's (Khatri et al. 2025, arXiv 2510.13786), which TRL recommends as `epsilon_high`.
+    No lower bound, no KL and the token mean are the paper's (eq. 4, 5). It does not give the upper bound: a weight of
+    at most 5 is ScaleRL's (Khatri et al. 2025, arXiv 2510.13786) and TRL's `epsilon_high` for it, with 16 responses;
+    verl's example has 1.2. 8 responses are GRPO's here.
     """
 
     name: Literal["cispo"]

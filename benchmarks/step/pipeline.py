@@ -1,4 +1,4 @@
-"""One rlpipe GRPO step, measured from outside: the real recipe through `rlpipe run`, read from its events.jsonl."""
+"""One rlpipe step, measured from outside: the real recipe through `rlpipe run`, read from its events.jsonl."""
 
 import shutil
 import subprocess
@@ -7,16 +7,17 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from statistics import median_low
 
-from grpo import machine
-from grpo.command import RLPIPE, environment, read_events
-from grpo.contestant import ContestantFailed, Sample
-from grpo.machine import Reading
-from grpo.startup import until_first_step
-from grpo.work import LEARNING_RATE, SEED, Case
+from step import machine, traced, waterfall
+from step.command import TRACED, Event, environment, read_events
+from step.contest import Contest
+from step.contestant import ContestantFailed, Sample
+from step.machine import Reading
+from step.startup import until_first_step
+from step.waterfall import Bar
+from step.work import LEARNING_RATE, SEED, Case
 
-RECIPE = Path(__file__).with_name("step.yaml")
 RUN_SECONDS = 900.0
 READINGS_EVERY = 1.0
 
@@ -28,9 +29,11 @@ class Run:
     samples: list[Sample]
     startup: dict[str, float]
     """Seconds from the start of the command to the end of the first step, in order."""
+    waterfall: list[Bar]
+    """Of the step of median length."""
 
 
-def run(case: Case, engine: str, folder: Path, steps: int, warm_up: int, directory: Path) -> Run:
+def run(contest: Contest, case: Case, engine: str, folder: Path, steps: int, warm_up: int, directory: Path) -> Run:
     """Run `warm_up + steps` steps; the samples are those of the last `steps`. Raises `ContestantFailed`."""
     changes = {
         "model.path": folder,
@@ -44,15 +47,22 @@ def run(case: Case, engine: str, folder: Path, steps: int, warm_up: int, directo
         "schedule.steps": warm_up + steps,
         "train.threads": machine.THREADS,
         "train.optimizer.learning_rate": LEARNING_RATE,
-    }
-    command = [*RLPIPE, "run", str(RECIPE), *(f"{k}={v}" for k, v in changes.items()), "--run-dir", str(directory)]
+    } | contest.changes
+    trace = directory.with_suffix(".calls")
+    command = [*TRACED, str(trace), "run", str(contest.recipe), *(f"{k}={v}" for k, v in changes.items())]
     shutil.rmtree(directory, ignore_errors=True)  # of an earlier benchmark with the same --keep
+    trace.unlink(missing_ok=True)
     with Readings() as readings:
         began = machine.reading().time
-        _finish(command, directory.with_suffix(".log"))
+        _finish([*command, "--run-dir", str(directory)], directory.with_suffix(".log"))
     events = read_events(directory / "events.jsonl")
     _check_lengths(events, case)
-    return Run(_samples(events, readings)[-steps:], until_first_step(events, began))
+    spans = _spans(events)[-steps:]
+    samples = [_sample(events, span, readings) for span in spans]
+    lengths = [sample.seconds for sample in samples]
+    typical = lengths.index(median_low(lengths))
+    shown = waterfall.bars(events, traced.read(trace.read_text().splitlines()), *spans[typical])
+    return Run(samples, until_first_step(events, began), shown)
 
 
 def _finish(command: list[str], log: Path) -> None:
@@ -65,19 +75,21 @@ def _finish(command: list[str], log: Path) -> None:
         raise ContestantFailed(f"`rlpipe run` exited with {done.returncode}; {log} ends:\n" + "\n".join(last))
 
 
-def _check_lengths(events: list[dict[str, Any]], case: Case) -> None:
+def _check_lengths(events: list[Event], case: Case) -> None:
     lengths = {event["metrics"]["response_length"] for event in events if event["kind"] == "metrics"}
     if lengths != {float(case.new_tokens)}:
         raise ContestantFailed(f"generated responses of other lengths than {case.new_tokens}: means {sorted(lengths)}")
 
 
-def _samples(events: list[dict[str, Any]], readings: "Readings") -> list[Sample]:
-    """Every step but the first, from the end of the one before: whatever the driver does in between counts."""
+def _spans(events: list[Event]) -> list[tuple[int, float, float]]:
+    """Every step but the first, with its beginning, which is the end of the one before, and its end: whatever the
+    driver does in between counts."""
     ends = [(event["step"], event["time"]) for event in events if event["kind"] == "metrics"]
-    return [_sample(events, step, begin, end, readings) for (_, begin), (step, end) in pairwise(ends)]
+    return [(step, begin, end) for (_, begin), (step, end) in pairwise(ends)]
 
 
-def _sample(events: list[dict[str, Any]], step: int, begin: float, end: float, readings: "Readings") -> Sample:
+def _sample(events: list[Event], span: tuple[int, float, float], readings: "Readings") -> Sample:
+    step, begin, end = span
     parts: dict[str, float] = {}
     for event in events:
         if event["kind"] == "phase" and event["step"] == step and event["parent"] is None and event["time"] <= end:

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from grpo.command import RLPIPE, Event, environment, read_events
-from grpo.contestant import ContestantFailed
+from step.command import RLPIPE, Event, environment, read_events
+from step.contestant import ContestantFailed
 
 SECONDS = 600.0
 DEMO = "arithmetic/pipeline"
@@ -75,7 +75,7 @@ def pieces(model: Path) -> dict[str, dict[str, float]]:
 
 def _piece(name: str, model: Path) -> dict[str, float]:
     done = subprocess.run(
-        [sys.executable, "-m", "grpo.piece", name, str(model)],
+        [sys.executable, "-m", "step.piece", name, str(model)],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment(), timeout=SECONDS,
     )  # fmt: skip
     if done.returncode:

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo import machine
-from grpo.command import environment
-from grpo.work import Case
+from step import machine
+from step.command import environment
+from step.work import Case
 
 START_SECONDS = 300.0
 STEP_SECONDS = 300.0
@@ -42,7 +42,7 @@ class Contestant:
         self.settings: dict[str, Any] = {}
         with self._log_path.open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "grpo.worker", name, json.dumps(asdict(case)), str(folder)],
+                [sys.executable, "-m", "step.worker", name, json.dumps(asdict(case)), str(folder)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

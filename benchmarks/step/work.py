@@ -15,7 +15,7 @@ TEMPERATURE = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One GRPO step: `prompts` x `group` responses of exactly `new_tokens` tokens."""
+    """One step: `prompts` x `group` responses of exactly `new_tokens` tokens."""
 
     name: str
     prompts: int
@@ -30,8 +30,10 @@ class Case:
         return f"{self.samples} samples ({self.prompts} prompts x {self.group}) of {self.new_tokens} new tokens"
 
 
-CASES = (Case("short", 32, 8, 16), Case("long", 8, 8, 128))
-QUICK_CASES = (Case("short", 4, 4, 4), Case("long", 2, 4, 16))
+GRPO_CASES = (Case("short", 32, 8, 16), Case("long", 8, 8, 128))
+GRPO_QUICK = (Case("short", 4, 4, 4), Case("long", 2, 4, 16))
+PPO_CASES = (Case("short", 256, 1, 16), Case("long", 64, 1, 128))
+PPO_QUICK = (Case("short", 16, 1, 4), Case("long", 8, 1, 16))
 
 
 def build_model(folder: Path) -> None:
@@ -53,6 +55,24 @@ def build_model(folder: Path) -> None:
     rows_VH[:, 0] = 4.0
     rows_VH[AutoTokenizer.from_pretrained(folder).eos_token_id, 0] = -4.0
     model.save_pretrained(folder)
+
+
+def classifier_of(model: Path) -> Path:
+    """Where the classifier that goes with a model lies."""
+    return model.with_name("classifier")
+
+
+def build_classifier(model: Path) -> None:
+    """The same backbone under a random score head: what scores, and what the critic starts from."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(SEED)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    classifier = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype="float32")
+    classifier.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    classifier.save_pretrained(classifier_of(model))
+    tokenizer.save_pretrained(classifier_of(model))
 
 
 def draw_prompts(folder: Path, count: int) -> "list[Prompt]":

@@ -1,6 +1,6 @@
 """A contestant's own process: takes one step whenever the benchmark asks for one.
 
-    python -m grpo.worker NAME CASE FOLDER      (CASE as JSON; run by `contestant.Contestant`)
+    python -m step.worker NAME CASE FOLDER      (CASE as JSON; run by `contestant.Contestant`)
 
 All contestants are started first and then step in turn, so that whatever else the machine does hits all alike. One
 that waits for its turn sleeps in a read.
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from grpo.work import Case
+from step.work import Case
 
 
 class Turns:
@@ -47,12 +47,13 @@ Contestant = Callable[[Case, Path, Turns], None]
 
 
 def contestants() -> dict[str, Contestant]:
-    from grpo import floor_transformers, floor_vllm, trl_step
+    from step import floor_grpo, floor_ppo, floor_vllm, trl_step
 
     return {
         "floor vllm": floor_vllm.run,
         "floor vllm, unseeded": floor_vllm.run_unseeded,
-        "floor transformers": floor_transformers.run,
+        "floor transformers": floor_grpo.run,
+        "floor ppo": floor_ppo.run,
         "trl": trl_step.run,
         "trl, static cache": trl_step.run_static,
         "trl, continuous batching": trl_step.run_continuous,

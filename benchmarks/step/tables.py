@@ -2,16 +2,19 @@
 
 from dataclasses import dataclass
 from statistics import median
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from grpo import machine, measure
-from grpo.contestant import Sample
-from grpo.measure import Measured
+from step import contest, machine
+from step.contestant import Sample
+
+if TYPE_CHECKING:
+    from step.measure import Measured
 
 FEWEST = 3
 """Undisturbed steps that a median needs; with fewer, all steps count and the figure is marked."""
-GOALS = {"rlpipe / floor": "at most 1.25, aim 1.1", "trl / rlpipe": "transformers: above 1; vllm: at least 0.8"}
+GOALS = {"trl / rlpipe": "transformers: above 1; vllm: at least 0.8", "rlpipe / floor": "at most 1.25, aim 1.1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +57,25 @@ def part(samples: list[Sample], name: str) -> float:
     return median(sample.parts.get(name, 0.0) for sample in counted(samples))
 
 
-def floor_seconds(measured: Measured, engine: str) -> dict[str, float]:
-    """The floor's parts under an engine: its pure generation, and the bare training step."""
-    return {
-        "generate": part(measured.samples[f"floor {engine}"], "generate"),
-        "train": part(measured.samples[measure.FLOOR_TRANSFORMERS], "train"),
-    }
+def floor_seconds(measured: "Measured", engine: str) -> dict[str, float]:
+    """The floor's parts under an engine: its pure generation, and the rest of a bare step."""
+    bare = measured.samples[measured.contest.floor]
+    generating = measured.samples[measured.contest.generating_floor(engine)]
+    return {name: part(bare, name) for name in bare[0].parts} | {"generate": part(generating, "generate")}
 
 
-def ratios(measured: Measured, engine: str) -> dict[str, float]:
+def ratios(measured: "Measured", engine: str) -> dict[str, float]:
     """b/a and a/c of one engine, where both sides ran."""
-    ours, theirs = (measured.samples.get(name) for name in (f"rlpipe {engine}", measure.TRL))
+    ours, theirs = (measured.samples.get(name) for name in (f"rlpipe {engine}", contest.TRL))
     found = {}
     if ours and theirs:
         found["trl / rlpipe"] = seconds(theirs) / seconds(ours)
-    if ours and {f"floor {engine}", measure.FLOOR_TRANSFORMERS} <= measured.samples.keys():
+    if ours and {measured.contest.generating_floor(engine), measured.contest.floor} <= measured.samples.keys():
         found["rlpipe / floor"] = seconds(ours) / sum(floor_seconds(measured, engine).values())
     return found
 
 
-def contestants(measured: Measured) -> Grid:
+def contestants(measured: "Measured") -> Grid:
     """Every contestant's step."""
     rows = [_row(name, samples) for name, samples in measured.samples.items()]
     failed = [(name, "fails", "", "", "") for name in measured.failed]
@@ -89,16 +91,16 @@ def _row(name: str, samples: list[Sample]) -> tuple[str, ...]:
     return name, f"{seconds(samples):.3f}{mark}", f"{fastest:.3f}", str(len(samples)), str(calm)
 
 
-def comparison(results: list[Measured], engines: tuple[str, ...]) -> Grid:
+def comparison(results: "list[Measured]", engines: tuple[str, ...]) -> Grid:
     """The ratios that count."""
-    rows = []
-    for measured in results:
-        for engine in engines:
-            found = ratios(measured, engine)
-            cells = [f"{found[name]:.2f}" if name in found else "-" for name in ("trl / rlpipe", "rlpipe / floor")]
-            rows.append((f"{measured.case.name}, {engine}", *cells))
-    note = "; ".join(f"{name}: {goal}" for name, goal in GOALS.items())
-    return Grid("Ratios of medians", ("", "trl / rlpipe (b/a)", "rlpipe / floor (a/c)"), tuple(rows), f"Goals: {note}.")
+    found = {(m.case.name, engine): ratios(m, engine) for m in results for engine in engines}
+    names = [name for name in GOALS if any(name in each for each in found.values())]
+    rows = [
+        (", ".join(who), *(f"{each[name]:.2f}" if name in each else "-" for name in names))
+        for who, each in found.items()
+    ]
+    note = "; ".join(f"{name}: {GOALS[name]}" for name in names)
+    return Grid("Ratios of medians", ("", *names), tuple(rows), f"Goals: {note}.")
 
 
 PARTS = (
@@ -113,24 +115,26 @@ PARTS = (
 """What a step is made of: title, and rlpipe's name of the phase."""
 
 
-def gap(measured: Measured, engine: str) -> Grid:
-    """What our step has on top of the floor, part by part, beside TRL's parts."""
+def gap(measured: "Measured", engine: str) -> Grid:
+    """What our step has on top of the floor, part by part, beside TRL's parts if it took part."""
     ours = measured.samples[f"rlpipe {engine}"]
-    floor, theirs = floor_seconds(measured, engine), measured.samples.get(measure.TRL, [])
+    floor, theirs = floor_seconds(measured, engine), measured.samples.get(contest.TRL, [])
     whole = seconds(ours)
-    rows = [_gap_row(title, part(ours, name), floor.get(name), theirs, name) for title, name in PARTS]
+    rows = [_gap_row(title, part(ours, name), floor.get(name)) for title, name in PARTS]
     bare = sum(floor.values())
-    cells = (f"{whole:.3f}", f"{bare:.3f}", f"{whole - bare:+.3f}", f"{whole / bare - 1:+.0%}")
-    rows.append(("whole step", *cells, f"{seconds(theirs):.3f}" if theirs else "-"))
-    header = ("seconds, medians", "rlpipe", "floor", "more", "of the floor", "trl")
+    rows.append(("whole step", f"{whole:.3f}", f"{bare:.3f}", f"{whole - bare:+.3f}", f"{whole / bare - 1:+.0%}"))
+    header = ("seconds, medians", "rlpipe", "floor", "more", "of the floor")
+    if theirs:
+        beside = [f"{part(theirs, name):.3f}" if name in theirs[0].parts else "-" for _, name in PARTS]
+        header = (*header, "trl")
+        rows = [(*row, trl) for row, trl in zip(rows, [*beside, f"{seconds(theirs):.3f}"], strict=True)]
     return Grid(f"{measured.case.name}, {engine}: where the step goes", header, tuple(rows))
 
 
-def _gap_row(title: str, ours: float, floor: float | None, theirs: list[Sample], name: str) -> tuple[str, ...]:
-    trl = f"{part(theirs, name):.3f}" if theirs and name in theirs[0].parts else "-"
+def _gap_row(title: str, ours: float, floor: float | None) -> tuple[str, ...]:
     if floor is None:
-        return title, f"{ours:.3f}", "-", f"{ours:+.3f}", "-", trl
-    return title, f"{ours:.3f}", f"{floor:.3f}", f"{ours - floor:+.3f}", f"{ours / floor - 1:+.0%}", trl
+        return title, f"{ours:.3f}", "-", f"{ours:+.3f}", "-"
+    return title, f"{ours:.3f}", f"{floor:.3f}", f"{ours - floor:+.3f}", f"{ours / floor - 1:+.0%}"
 
 
 def startup(title: str, runs: dict[str, dict[str, float]]) -> Grid:

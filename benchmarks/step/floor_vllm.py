@@ -3,8 +3,8 @@
 import time
 from pathlib import Path
 
-from grpo.work import SEED, TEMPERATURE, Case, draw_prompts
-from grpo.worker import Turns
+from step.work import SEED, TEMPERATURE, Case, draw_prompts
+from step.worker import Turns
 
 KV_CACHE_BYTES = 1 << 30
 

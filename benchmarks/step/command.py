@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from grpo import machine
+from step import machine
 
 RLPIPE = [sys.executable, "-c", "from rlpipe.cli import app; app()"]
+TRACED = [sys.executable, "-m", "step.traced"]
+"""The same, with the calls of its roles written into the file that is named first."""
 
 Event = dict[str, Any]
 

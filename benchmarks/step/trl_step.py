@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from grpo.work import LEARNING_RATE, SEED, TEMPERATURE, Case, draw_prompts, even_bytes
-from grpo.worker import Turns
+from step.work import LEARNING_RATE, SEED, TEMPERATURE, Case, draw_prompts, even_bytes
+from step.worker import Turns
 
 STEPS = 1_000
 """More than are ever asked for."""

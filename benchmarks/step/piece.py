@@ -1,15 +1,15 @@
-"""One part of a run, started alone and timed:  python -m grpo.piece NAME MODEL_FOLDER"""
+"""One part of a run, started alone and timed:  python -m step.piece NAME MODEL_FOLDER"""
 
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from grpo.pipeline import RECIPE
+from step.contest import grpo
+from step.watch import Watch
 
 Parts = dict[str, float]
 
@@ -49,13 +49,21 @@ def policy(folder: Path) -> Parts:
     watch.lap("import")
     with tempfile.TemporaryDirectory() as scratch:
         events = EventLog(Storage(Path(scratch)), stage=None, views=[])
-        recipe = load(RECIPE, [f"model.path={folder}"])
+        recipe = load(grpo((), False).recipe, [f"model.path={folder}"])
         spec = roles.policy(Stage(recipe, Path(scratch), LocalRuntime(), events, debug=True))
         [seat] = seats_at([("here", "127.0.0.1", 0)])
         trained = spec.role(*spec.arguments(seat))
     watch.lap("load, DeepSpeed init")
     zeros_N = np.zeros(64, np.float32)
-    batch = TokenBatch(np.full(64, 10, np.int32), np.array([0, 32, 64]), zeros_N + 1, zeros_N - 5, zeros_N)
+    offsets_B1 = np.array([0, 32, 64])
+    batch = TokenBatch(
+        np.full(64, 10, np.int32),
+        offsets_B1,
+        zeros_N + 1,
+        zeros_N - 5,
+        advantages_N=zeros_N,
+        weights_N=zeros_N + 1 / 64,
+    )
     trained.update(plan_step(batch, range(2), 1, 4096)[0])
     watch.lap("first step")
     return watch.parts
@@ -75,7 +83,7 @@ def transformers(folder: Path) -> Parts:
     return _engine("transformers", folder, watch)
 
 
-def _engine(name: str, folder: Path, watch: "Watch") -> Parts:
+def _engine(name: str, folder: Path, watch: Watch) -> Parts:
     from rlpipe.data.flow import GroupRequest, Sampling
     from rlpipe.rollout.worker import EngineSpec, RolloutWorker
 
@@ -87,19 +95,6 @@ def _engine(name: str, folder: Path, watch: "Watch") -> Parts:
         worker.advance(1.0)
     watch.lap("first request")
     return watch.parts
-
-
-class Watch:
-    """Laps by name, since it was made."""
-
-    def __init__(self) -> None:
-        self.parts: Parts = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.parts[name] = now - self._last
-        self._last = now
 
 
 PIECES: dict[str, Callable[[Path], Parts]] = {

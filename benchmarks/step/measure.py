@@ -6,15 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grpo import machine, pipeline
-from grpo.contestant import Contestant, ContestantFailed, Sample
-from grpo.work import Case
+from step import machine, pipeline
+from step.contest import Contest
+from step.contestant import Contestant, ContestantFailed, Sample
+from step.waterfall import Bar
+from step.work import Case
 
 Say = Callable[[str], None]
-
-FLOOR_VLLM, FLOOR_TRANSFORMERS = "floor vllm", "floor transformers"
-TRL, TRL_VLLM, TRL_VLLM_PATCHED = "trl", "trl, vllm", "trl, vllm, patched"
-OTHER_TRL = ("trl, static cache", "trl, continuous batching")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,40 +26,32 @@ class Plan:
     """Steps of each contestant that do not count."""
     patience: float
     """Seconds to wait for a quiet machine before a turn."""
-    other_trl: bool
-
-    @property
-    def stepping(self) -> tuple[str, ...]:
-        """Contestants measured at every turn."""
-        return (FLOOR_TRANSFORMERS, TRL) + ((FLOOR_VLLM, TRL_VLLM_PATCHED) if "vllm" in self.engines else ())
-
-    @property
-    def once(self) -> tuple[str, ...]:
-        """Contestants asked for two steps, alone: those that fail as shipped, or are far too slow to wait for."""
-        return ((TRL_VLLM,) if "vllm" in self.engines else ()) + (OTHER_TRL if self.other_trl else ())
 
 
 @dataclass(slots=True)
 class Measured:
     """One case: samples by contestant (`rlpipe vllm`, `floor vllm`, `trl`, ...), and who failed, in its words."""
 
+    contest: Contest
     case: Case
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     startup: dict[str, dict[str, float]] = field(default_factory=dict)
     """Seconds of each part until the first step of `rlpipe ENGINE` was done."""
+    waterfalls: dict[str, list[Bar]] = field(default_factory=dict)
+    """One step of `rlpipe ENGINE`."""
 
 
-def measure(case: Case, plan: Plan, model: Path, logs: Path, say: Say) -> Measured:
+def measure(contest: Contest, case: Case, plan: Plan, model: Path, logs: Path, say: Say) -> Measured:
     """Everything about one case."""
-    measured = Measured(case)
-    for name in plan.once:
+    measured = Measured(contest, case)
+    for name in contest.once:
         say(f"{case.name}: {name}")
         with _started([name], measured, model, logs) as contestants:
             _turn(contestants, 2, measured, say)
-    say(f"{case.name}: starting {', '.join(plan.stepping)}")
-    with _started(plan.stepping, measured, model, logs) as contestants:
+    say(f"{case.name}: starting {', '.join(contest.stepping)}")
+    with _started(contest.stepping, measured, model, logs) as contestants:
         _warm_up(contestants, plan.warm_up, measured)
         for engine in plan.engines:
             machine.wait_until_quiet(plan.patience)
@@ -121,10 +111,12 @@ def _unless_it_fails(
 def _rlpipe(engine: str, plan: Plan, measured: Measured, model: Path, logs: Path, say: Say) -> None:
     name, case = f"rlpipe {engine}", measured.case
     say(f"{case.name}: {name}")
+    directory = logs / f"{case.name}-rlpipe-{engine}"
     try:
-        run = pipeline.run(case, engine, model, 2 * plan.steps, plan.warm_up + 1, logs / f"{case.name}-rlpipe-{engine}")
+        run = pipeline.run(measured.contest, case, engine, model, 2 * plan.steps, plan.warm_up + 1, directory)
     except ContestantFailed as error:
         measured.failed[name] = str(error)
         return
     measured.samples[name] = run.samples
     measured.startup[name] = run.startup
+    measured.waterfalls[name] = run.waterfall

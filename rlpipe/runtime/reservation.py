@@ -1,0 +1,43 @@
+"""What processes reserve on a Ray cluster."""
+
+import math
+from collections.abc import Sequence
+
+import ray
+
+from rlpipe.recipe.training import Resources
+
+Bundle = dict[str, float]
+
+OWN_MACHINE = "rlpipe_own_machine"
+"""Resource that marks a Ray which rlpipe started for the length of one run."""
+
+
+def bundle(resources: Resources) -> Bundle:
+    """What one process asks for."""
+    gpus = resources.gpus
+    if gpus == "auto":
+        gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
+    return {"CPU": resources.cpus} | ({"GPU": float(gpus)} if gpus else {})
+
+
+def fitted(bundles: Sequence[Bundle]) -> list[Bundle]:
+    """The same with CPU shares that fit, on a Ray of the run's own.
+
+    CPU reservations keep the runs of a cluster out of each other's way and spread roles over its nodes; they limit
+    nothing. On a machine that has this run only they would just refuse a recipe with more roles than cores.
+    """
+    total, asked = ray.cluster_resources(), sum(bundle["CPU"] for bundle in bundles)
+    if OWN_MACHINE not in total or asked <= total["CPU"]:
+        return list(bundles)
+    return [bundle | {"CPU": _allowed(bundle["CPU"] * total["CPU"] / asked)} for bundle in bundles]
+
+
+def _allowed(cpus: float) -> float:
+    """Rounded down to what Ray takes: whole CPUs, or a fraction of one in at most four digits."""
+    return float(math.floor(cpus)) if cpus >= 1 else math.floor(cpus * 1e4) / 1e4
+
+
+def shown(resources: dict[str, float]) -> str:
+    """`CPU 8, GPU 1`."""
+    return ", ".join(f"{key} {resources.get(key, 0):g}" for key in ("CPU", "GPU"))
