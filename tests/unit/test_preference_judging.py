@@ -1,16 +1,21 @@
 """What rewards say of held-out records, and how KTO's data is laid out."""
 
+import inspect
 import logging
+import re
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+import trl
+from trl.experimental.cpo import CPOTrainer
 
 from rlpipe.data.responses import Judged
 from rlpipe.pipelines.offline.dpo_worker import losses
 from rlpipe.pipelines.offline.preference import _warn_of_balance, judged_table
 from rlpipe.pipelines.offline.preference_judging import of_judged, of_pairs
-from rlpipe.recipe.preference_training import DpoTraining, KtoTraining
+from rlpipe.recipe.preference_training import CpoTraining, DpoLoss, DpoTraining, KtoTraining
 
 
 def test_pairs_with_equal_rewards_count_one_half():
@@ -82,3 +87,16 @@ def test_other_losses_are_trl_s_own():
         "loss_type": ["robust"],
         "loss_weights": [1.0],
     }
+
+
+@pytest.mark.parametrize(
+    ("trainer", "names"),
+    [
+        (trl.DPOTrainer._compute_loss, get_args(DpoLoss)),
+        (trl.KTOTrainer._compute_loss, get_args(KtoTraining.model_fields["loss_type"].annotation)),
+        (CPOTrainer.cpo_loss, get_args(CpoTraining.model_fields["loss_type"].annotation)),
+    ],
+)
+def test_the_losses_are_those_that_trl_has(trainer, names):
+    known = re.findall(r'loss_type == "(\w+)"', inspect.getsource(trainer))
+    assert set(names) == set(known)
