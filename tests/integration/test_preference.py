@@ -230,3 +230,9 @@ def test_label_smoothing_makes_conservative_dpo(tmp_path):
     expected = 0.8 * np.log1p(np.exp(-margins)) + 0.2 * np.log1p(np.exp(margins))
     np.testing.assert_allclose(figures.of("loss"), expected, rtol=1e-5)
     assert abs(margins[-1]) > 1e-3
+
+
+@pytest.mark.parametrize("task", ["dpo", "orpo"])
+def test_gradient_checkpointing_changes_nothing(task, alone, tmp_path):
+    figures = run(recipe(task, gradient_checkpointing=True), tmp_path, "out")
+    np.testing.assert_allclose(figures.of("loss"), alone[task][0].of("loss"), rtol=1e-5)
