@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from rlpipe.data.arithmetic import preferences, problems
 from rlpipe.data.files import read
 from rlpipe.data.guess import games
-from rlpipe.data.records import DataError, Format, Record, check, preference_format, sft_format
-from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, RecordsData
+from rlpipe.data.records import DataError, Format, Record, check, labelled_format, preference_format, sft_format
+from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, MixtureData, PreferenceData, RecordsData, SftData
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,15 @@ class Records:
     system: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Records of a mixture, and their share of it in any unit."""
+
+    name: str
+    weight: float
+    records: Records
+
+
 def load_records(data: Data, only_prompts: bool) -> Records:
     """Read and check all records. `only_prompts` is online RL: a prompt suffices, other columns feed the rewards."""
     if isinstance(data, ArithmeticData | GuessNumberData):
@@ -33,12 +42,27 @@ def load_records(data: Data, only_prompts: bool) -> Records:
     return _checked(train, heldout, expected, data)
 
 
-def load_preferences(data: Data) -> Records:
+def load_sources(data: SftData) -> list[Source]:
+    """What SFT learns from; data that is no mixture is the only source."""
+    if not isinstance(data, MixtureData):
+        return [Source("", 1.0, load_records(data, only_prompts=False))]
+    return [Source(name, data.weights[name], load_records(part, False)) for name, part in data.sources.items()]
+
+
+def load_preferences(data: PreferenceData) -> Records:
     """Read and check pairs of responses, of which the first is the better one."""
     if isinstance(data, ArithmeticData):
         return Records(*preferences(data), Format.PREFERENCE, True, None)
     train, heldout = _split(data)
     return _checked(train, heldout, preference_format(train[0], heldout[0]), data)
+
+
+def load_judged(data: PreferenceData) -> Records:
+    """Read and check responses that are good or bad, or pairs of one of each."""
+    if isinstance(data, ArithmeticData):
+        return load_preferences(data)
+    train, heldout = _split(data)
+    return _checked(train, heldout, labelled_format(train[0], heldout[0]), data)
 
 
 def _checked(train: list[Record], heldout: list[Record], expected: Format, data: RecordsData) -> Records:
