@@ -4,38 +4,80 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from rlpipe.models.load import ModelError
 from rlpipe.models.quiet import quiet_libraries
-from rlpipe.recipe.adapter import Adapter
+from rlpipe.recipe.adapter import Ia3Adapter, LoraFaAdapter, PeftAdapter, VeraAdapter
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
 NAME = "default"
 """PEFT's name of the only adapter."""
 
 
-def adapt(model: "PreTrainedModel", adapter: Adapter, seed: int) -> "PeftModel":
-    """The model with a new adapter that changes nothing yet; only the adapter requires gradients.
+def adapt(model: "PreTrainedModel", adapter: PeftAdapter, seed: int) -> "PeftModel":
+    """The model with a new adapter; only the adapter requires gradients.
 
     The seed alone decides the adapter's weights, so that all ranks begin with the same. Raises `ModelError` if no
     module has the recipe's names.
     """
     quiet_libraries()
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    config = LoraConfig(task_type="CAUSAL_LM", **adapter.model_dump(exclude={"kind"}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            return get_peft_model(model, config)
-        except ValueError as error:
-            raise ModelError(f"adapter.target_modules: {error}") from error
+        with naming_the_targets():
+            adapted = get_peft_model(model, peft_config(adapter, "CAUSAL_LM", seed))
+    freeze(adapted, adapter)
+    return adapted
+
+
+def peft_config(adapter: PeftAdapter, task_type: Literal["CAUSAL_LM", "SEQ_CLS"], seed: int) -> "PeftConfig":
+    """The adapter as PEFT describes it."""
+    import peft
+
+    settings = adapter.model_dump(exclude={"kind", "loraplus_lr_ratio"})
+    match adapter:
+        case VeraAdapter():
+            return peft.VeraConfig(task_type=task_type, projection_prng_key=seed, **settings)
+        case Ia3Adapter():
+            return peft.IA3Config(task_type=task_type, **settings)
+    return peft.LoraConfig(task_type=task_type, **settings)
+
+
+@contextmanager
+def naming_the_targets() -> Iterator[None]:
+    """What PEFT says of modules that are not there, as a `ModelError`."""
+    try:
+        yield
+    except ValueError as error:
+        if "arget modules" not in str(error):
+            raise
+        raise ModelError(f"adapter.target_modules: {error}") from error
+
+
+def freeze(model: "PeftModel", adapter: PeftAdapter) -> None:
+    """What of an adapter does not learn."""
+    if isinstance(adapter, LoraFaAdapter):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad &= ".lora_A." not in name
+
+
+def train_biases_alone(model: "PreTrainedModel") -> None:
+    """BitFit (Ben Zaken et al. 2021, arXiv 2106.10199). A score head, which is new, learns as well. Raises `ModelError`
+    if the model has no biases."""
+    named = dict(model.named_parameters())
+    if not any(name.endswith(".bias") for name in named):
+        raise ModelError(
+            f"adapter.kind=bitfit: {type(model).__name__} has no biases to train; take adapter.kind=ia3 or lora."
+        )
+    for name, parameter in named.items():
+        parameter.requires_grad = name.endswith(".bias") or name.startswith("score.")
 
 
 @contextmanager

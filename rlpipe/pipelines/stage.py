@@ -88,3 +88,8 @@ class Stage:
     @property
     def result(self) -> Path:
         return self.directory / FINAL_MODEL
+
+
+def trainable(trained: int, everything: int) -> str:
+    """How many parameters learn, for people."""
+    return f"trainable: {trained:,} of {everything:,} ({trained / everything:.1%})".replace("%", " %")

@@ -1,28 +1,144 @@
 """What is trained in place of a model's own weights. Keys are PEFT's."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rlpipe.recipe.base import Strict
 
+Targets = Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 
-class LoraAdapter(Strict):
-    """Low-rank matrices beside frozen weights (Hu et al. 2021, arXiv 2106.09685): W + scale * B A."""
 
-    kind: Literal["lora"]
-    """Low-rank adaptation."""
+class _LoraMatrices(Strict):
+    """What the kinds made of two low-rank matrices have in common."""
+
     r: PositiveInt = 16
     """Rank of the matrices."""
     lora_alpha: PositiveFloat = 32
     """Numerator of the scale, which is lora_alpha / r."""
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(r), so that high ranks learn as fast (Kalajdzievski 2023, arXiv 2312.03732)."""
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    lora_dropout: Dropout = 0.0
     """Share of the adapter's inputs dropped in training; 0 in RL."""
-    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    target_modules: Targets = "all-linear"
     """Names of the modules that get one, such as `q_proj`; `all-linear` is every linear layer but the output head."""
 
 
-Adapter = LoraAdapter
-"""One kind so far. A second one makes this a union told apart by `kind`, in one place for all tasks."""
+class LoraAdapter(_LoraMatrices):
+    """Low-rank matrices beside frozen weights (Hu et al. 2021, arXiv 2106.09685): W + scale * B A."""
+
+    kind: Literal["lora"]
+    """Low-rank adaptation, and its variants DoRA, rsLoRA, PiSSA and LoRA+."""
+    use_dora: bool = False
+    """Learn the length of each output's weights apart from their direction (Liu et al. 2024, arXiv 2402.09353)."""
+    init_lora_weights: Literal[True, "gaussian", "orthogonal", "pissa"] = True
+    """How A and B begin: `true` is PEFT's (A uniform, B zero), `pissa` takes the largest singular vectors of the weight
+    out of it (Meng et al. 2024, arXiv 2404.02948), so that the frozen rest is another weight than before."""
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] = 1.0
+    """Learning rate of B over that of A (LoRA+, Hayou et al. 2024, arXiv 2402.12354, recommends 16)."""
+
+    @property
+    def served_by_vllm(self) -> bool:
+        return not self.use_dora
+
+
+class LoraFaAdapter(_LoraMatrices):
+    """LoRA whose A stays as it was drawn (Zhang et al. 2023, arXiv 2308.03303): half of the parameters, and of each
+    layer's input only its r projections are kept for the backward pass."""
+
+    kind: Literal["lora_fa"]
+    """LoRA with A frozen."""
+    served_by_vllm: ClassVar[bool] = True
+
+
+class VeraAdapter(Strict):
+    """Two vectors per layer around random matrices that all layers share (Kopiczko et al. 2023, arXiv 2310.11454)."""
+
+    kind: Literal["vera"]
+    """Vector-based random matrix adaptation."""
+    r: PositiveInt = 256
+    """Rank of the shared matrices."""
+    vera_dropout: Dropout = 0.0
+    """Share of the adapter's inputs dropped in training; 0 in RL."""
+    d_initial: PositiveFloat = 0.1
+    """What the vector of the rank begins as; that of the outputs begins as 0."""
+    target_modules: Targets = "all-linear"
+    """Names of the modules that get one, such as `q_proj`; `all-linear` is every linear layer but the output head."""
+    served_by_vllm: ClassVar[bool] = False
+
+
+class Ia3Adapter(Strict):
+    """A factor for each key, value and feed-forward channel (Liu et al. 2022, arXiv 2205.05638)."""
+
+    kind: Literal["ia3"]
+    """Infused adapter by inhibiting and amplifying inner activations."""
+    target_modules: Annotated[list[str], Field(min_length=1)] = ["k_proj", "v_proj", "down_proj"]
+    """Names of the modules that get one; the default fits the Llama and Qwen families."""
+    feedforward_modules: list[str] = ["down_proj"]
+    """Those of them whose inputs are scaled; of the others it is the outputs."""
+    served_by_vllm: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _are_targets(self) -> "Ia3Adapter":
+        other = [name for name in self.feedforward_modules if name not in self.target_modules]
+        if other:
+            raise ValueError(f"feedforward_modules: {other[0]} is not among target_modules; add it there")
+        return self
+
+
+class BitFitAdapter(Strict):
+    """The model's own biases, and nothing else (Ben Zaken et al. 2021, arXiv 2106.10199). Ours: PEFT has none."""
+
+    kind: Literal["bitfit"]
+    """Train biases alone; the model must have some."""
+
+
+PeftAdapter = LoraAdapter | LoraFaAdapter | VeraAdapter | Ia3Adapter
+"""Those that PEFT puts beside the weights, and that can be switched off."""
+Adapter = Annotated[PeftAdapter | BitFitAdapter, Field(discriminator="kind")]
+
+
+def changes_the_base(adapter: "PeftAdapter | BitFitAdapter | None") -> bool:
+    """Whether what is left with the adapter off is another model than before."""
+    return isinstance(adapter, LoraAdapter) and adapter.init_lora_weights == "pissa"
+
+
+def check_zero_stage(adapter: "PeftAdapter | BitFitAdapter | None", zero_stage: int) -> None:
+    """Raises ValueError for an adapter that cannot be made of a split model."""
+    if changes_the_base(adapter) and zero_stage == 3:
+        raise ValueError(
+            "adapter.init_lora_weights=pissa takes weights apart, which train.zero_stage=3 has split over the ranks; "
+            "set train.zero_stage to 2 or less, or leave init_lora_weights out"
+        )
+
+
+def check_reference(adapter: "PeftAdapter | BitFitAdapter | None") -> None:
+    """Raises ValueError for an adapter without which the model is not the reference any more."""
+    if changes_the_base(adapter):
+        raise ValueError(
+            "adapter.init_lora_weights=pissa: the reference is the model with its adapter off, and that is another one "
+            "here than the model it began as; leave init_lora_weights out, or take a task without a reference (sft, "
+            "orpo, cpo)"
+        )
+
+
+def check_online(adapter: "PeftAdapter | BitFitAdapter", published: Literal["served", "merged"]) -> None:
+    """Raises ValueError for an adapter that RL cannot train, or that cannot reach the engines as `published` says."""
+    if isinstance(adapter, BitFitAdapter):
+        raise ValueError("adapter.kind=bitfit is for the offline tasks; take adapter.kind=lora in RL")
+    check_reference(adapter)
+    dropouts = [key for key in ("lora_dropout", "vera_dropout") if getattr(adapter, key, 0)]
+    if dropouts:
+        raise ValueError(
+            f"adapter.{dropouts[0]}={getattr(adapter, dropouts[0])} would make the policy that is trained another one "
+            "than the policy that sampled; set it to 0 in RL"
+        )
+    if isinstance(adapter, LoraAdapter) and adapter.loraplus_lr_ratio != 1:
+        raise ValueError("adapter.loraplus_lr_ratio is for the offline tasks; leave it out in RL")
+    if published == "served" and not adapter.served_by_vllm:
+        what = "use_dora=true" if adapter.kind == "lora" else f"kind={adapter.kind}"
+        raise ValueError(
+            f"adapter.{what}: vLLM cannot serve such an adapter; set publishing.adapter=merged, which sends it merged "
+            "into full weights"
+        )

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
+from rlpipe.recipe.adapter import Adapter, check_reference, check_zero_stage
 from rlpipe.recipe.base import FolderName, Strict
 from rlpipe.recipe.data import PreferenceData
 from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
@@ -28,6 +29,8 @@ class PreferenceRecipe(Strict):
     """Seed of the model from scratch, the order of the data and every sample."""
     model: Model
     """The policy to start from, which is its own reference: an SFT model."""
+    adapter: Adapter | None = None
+    """What is trained in place of the model's own weights; absent for full fine-tuning."""
     data: PreferenceData
     """Preferences to learn from; with `kind: arithmetic`, pairs of the right sum and a likely wrong one."""
     train: PreferenceTraining
@@ -43,6 +46,11 @@ class PreferenceRecipe(Strict):
     """How long remote waits may take."""
     tracking: Tracking = Tracking()
     """Where metrics go besides the run directory."""
+
+    @model_validator(mode="after")
+    def _adapter_can_be_split(self) -> "PreferenceRecipe":
+        check_zero_stage(self.adapter, self.train.zero_stage)
+        return self
 
     @model_validator(mode="after")
     def _rewards_fit(self) -> "PreferenceRecipe":
@@ -62,6 +70,13 @@ class DpoRecipe(PreferenceRecipe):
     train: DpoTraining
     """Loss, batches, optimizer and processes of the training."""
 
+    @model_validator(mode="after")
+    def _has_a_reference(self) -> "DpoRecipe":
+        if self.train.reference_free:
+            return self
+        check_reference(self.adapter)
+        return self
+
 
 class KtoRecipe(PreferenceRecipe):
     """Kahneman-Tversky optimisation, from single responses that are good or bad."""
@@ -74,6 +89,11 @@ class KtoRecipe(PreferenceRecipe):
     """Responses with a label, good or bad, to learn from; pairs are taken apart into one of each."""
     train: KtoTraining
     """Loss, batches, optimizer and processes of the training."""
+
+    @model_validator(mode="after")
+    def _has_a_reference(self) -> "KtoRecipe":
+        check_reference(self.adapter)
+        return self
 
 
 class OrpoRecipe(PreferenceRecipe):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlpipe.recipe.adapter import Adapter
+from rlpipe.recipe.adapter import Adapter, check_online, check_zero_stage
 from rlpipe.recipe.algorithm import Algorithm, Schedule
 from rlpipe.recipe.algorithm.checks import check
 from rlpipe.recipe.base import FolderName, Strict
@@ -30,6 +30,8 @@ class SftRecipe(Strict):
     seed: int = 0
     """Seed of the model from scratch, the order of the data and every sample."""
     model: Model
+    adapter: Adapter | None = None
+    """What is trained in place of the model's own weights; absent for full fine-tuning."""
     data: SftData
     """Records to learn from."""
     train: SftTraining
@@ -46,6 +48,11 @@ class SftRecipe(Strict):
     """How long remote waits may take."""
     tracking: Tracking = Tracking()
     """Where metrics go besides the run directory."""
+
+    @model_validator(mode="after")
+    def _adapter_can_be_split(self) -> "SftRecipe":
+        check_zero_stage(self.adapter, self.train.zero_stage)
+        return self
 
     @model_validator(mode="after")
     def _learns_its_own_words(self) -> "SftRecipe":
@@ -81,6 +88,8 @@ class RewardModelRecipe(Strict):
     """Seed of the model from scratch, of the score head and of the order of the data."""
     model: Model
     """A causal language model, whose output head gives way to a new score head; or a reward model, to train on."""
+    adapter: Adapter | None = None
+    """What is trained in place of the model's own weights; absent for full fine-tuning."""
     data: PreferenceData
     """Preferences to learn from; with `kind: arithmetic`, pairs of the right sum and a likely wrong one."""
     train: RewardModelTraining
@@ -89,6 +98,11 @@ class RewardModelRecipe(Strict):
     """How long remote waits may take."""
     tracking: Tracking = Tracking()
     """Where metrics go besides the run directory."""
+
+    @model_validator(mode="after")
+    def _adapter_can_be_split(self) -> "RewardModelRecipe":
+        check_zero_stage(self.adapter, self.train.zero_stage)
+        return self
 
 
 class RlRecipe(Strict):
@@ -183,11 +197,8 @@ class RlRecipe(Strict):
                 f"publishing.adapter={self.publishing.adapter} says how an adapter reaches the engines, and there is "
                 "none: give one (adapter.kind=lora), or leave the key out"
             )
-        if self.adapter is not None and self.adapter.lora_dropout:
-            raise ValueError(
-                f"adapter.lora_dropout={self.adapter.lora_dropout} would make the policy that is trained another one "
-                "than the policy that sampled; set it to 0 in RL"
-            )
+        if self.adapter is not None:
+            check_online(self.adapter, self.publishing.adapter)
         return self
 
     @model_validator(mode="after")

@@ -1,6 +1,8 @@
 """Weights out of a training engine whose model has an adapter: the adapter alone, or merged into the base."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,28 +13,34 @@ from rlpipe.training.export import appearing, gathered, whole
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+_SAVED = f".modules_to_save.{adapters.NAME}."
+"""In names of whole modules that PEFT trains in a copy of their own, such as a new score head."""
+_REPLACED = ".original_module."
+"""In names of what such a module stands in for."""
 
 
 def adapter_state(model: "PeftModel") -> dict[str, torch.Tensor]:
     """The adapter's tensors on the CPU, under the names of PEFT's files. Collective under ZeRO-3."""
     from peft import get_peft_model_state_dict
 
-    mine = [(name, parameter) for name, parameter in model.named_parameters() if model.base_model.prefix in name]
+    prefix = model.base_model.prefix
+    mine = [(name, parameter) for name, parameter in model.named_parameters() if prefix in name or _SAVED in name]
     state = {name: tensor.to("cpu", copy=True) for name, tensor in gathered(mine)}
+    # PEFT picks what it needs: of VeRA's matrices, which all layers share, one of their many names.
+    state |= {name: buffer.to("cpu") for name, buffer in model.named_buffers(remove_duplicate=False)}
     return get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
 
 
 def merged_parameters(model: "PeftModel") -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter of the base model by its Hugging Face name, with what the adapter adds to it: W + scale * B A,
-    summed in float32 and rounded once. Collective and lazy as `export.full_parameters`."""
-    layers = _adapted(model)
-    for name, parameter in model.get_base_model().named_parameters():
-        if model.base_model.prefix in name:
-            continue
-        layer = layers.get(id(parameter))
-        with whole([parameter, *(_own(layer, model.base_model.prefix) if layer else ())]):
-            yield name.replace(".base_layer.", "."), _merged(parameter.detach(), layer)
+    """Every parameter of the base model by its Hugging Face name, with what the adapter makes of it (for LoRA
+    W + scale * B A), worked out in float32 and rounded once. Collective and lazy as `export.full_parameters`."""
+    prefix, layers = model.base_model.prefix, _adapted(model)
+    named = [(n, p) for n, p in model.get_base_model().named_parameters() if prefix not in n and _REPLACED not in n]
+    for layer, part in groupby(named, key=lambda item: layers.get(id(item[1]))):
+        for name, tensor in gathered(list(part)) if layer is None else _of_layer(layer, list(part), prefix):
+            yield name.replace(".base_layer.", ".").replace(_SAVED, "."), tensor
 
 
 def save_adapter(model: "PeftModel", directory: Path, writer: bool) -> None:
@@ -43,20 +51,55 @@ def save_adapter(model: "PeftModel", directory: Path, writer: bool) -> None:
             adapters.write(state, adapters.config_of(model), partial)
 
 
-def _adapted(model: "PeftModel") -> "dict[int, LoraLayer]":
-    """The adapted layers, by the id of the weight that each one adds to."""
-    from peft.tuners.lora import LoraLayer
+def save_changed(model: "PeftModel", initial: dict[str, torch.Tensor], directory: Path, writer: bool) -> None:
+    """As `save_adapter`, where the adapter began as `initial`, which was taken out of the base's weights (PiSSA): a
+    LoRA of twice the rank on the weights as they were, B A - B0 A0."""
+    state = adapter_state(model)
+    if writer:
+        config = adapters.config_of(model)
+        doubled = {"r": 2 * config["r"], "lora_alpha": config["lora_alpha"] * (2**0.5 if config["use_rslora"] else 2)}
+        with appearing(directory) as partial:
+            joined = {name: _joined(name, tensor, initial[name]) for name, tensor in state.items()}
+            adapters.write(joined, config | doubled | {"init_lora_weights": True}, partial)
 
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    return {id(layer.get_base_layer().weight): layer for layer in layers}
+
+def _joined(name: str, tensor: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
+    if "lora_magnitude_vector" in name:
+        return tensor
+    return torch.cat([tensor, initial]) if ".lora_A." in name else torch.cat([tensor, -initial], dim=1)
 
 
-def _own(layer: "LoraLayer", prefix: str) -> list[torch.nn.Parameter]:
-    return [parameter for name, parameter in layer.named_parameters() if prefix in name]
+def _adapted(model: "PeftModel") -> "dict[int, BaseTunerLayer]":
+    """The adapted layers, by the ids of the parameters that each one changes."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    return {id(parameter): layer for layer in layers for parameter in layer.get_base_layer().parameters()}
 
 
-def _merged(weight: torch.Tensor, layer: "LoraLayer | None") -> torch.Tensor:
-    if layer is None:
-        return weight
-    with torch.no_grad():
-        return (weight.float() + layer.get_delta_weight(adapters.NAME).float()).to(weight.dtype)
+def _of_layer(
+    layer: "BaseTunerLayer", named: list[tuple[str, torch.nn.Parameter]], prefix: str
+) -> Iterator[tuple[str, torch.Tensor]]:
+    own = [parameter for name, parameter in layer.named_parameters() if prefix in name]
+    with whole([*(parameter for _, parameter in named), *own]):
+        kept = [parameter.data for _, parameter in named]
+        with _merged(layer, [parameter for _, parameter in named]):
+            merged = [parameter.data.to(before.dtype) for (_, parameter), before in zip(named, kept, strict=True)]
+        yield from zip((name for name, _ in named), merged, strict=True)
+
+
+@contextmanager
+def _merged(layer: "BaseTunerLayer", parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+    """The layer's parameters merged by PEFT within the block, and bit for bit as they were after it. PEFT's own way
+    back, unmerging, would leave rounding behind."""
+    kept = [parameter.data for parameter in parameters]
+    try:
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.data = parameter.data.to(torch.float32, copy=True)  # PEFT adds in place
+            layer.merge(adapter_names=[adapters.NAME])
+        yield
+    finally:
+        layer.merged_adapters.clear()
+        for parameter, before in zip(parameters, kept, strict=True):
+            parameter.data = before

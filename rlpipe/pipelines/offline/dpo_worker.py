@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rlpipe.models.load import load_causal_lm
+from rlpipe.pipelines.offline.adapted import options
 from rlpipe.pipelines.offline.preference_judging import judging, logprob_sums, of_pairs
 from rlpipe.pipelines.offline.reference import ready_made, without_reference
 from rlpipe.pipelines.offline.trl_worker import TrlJob, whole_batches
@@ -53,12 +53,13 @@ class DpoJob(TrlJob):
         if self.training.reference_free:
             trainer = without_reference(trainer, ("ref_chosen_logps", "ref_rejected_logps"))
         return _judging_pairs(trainer)(
-            model=load_causal_lm(self.model, self.model_path, dtype),
-            ref_model=load_causal_lm(self.model, self.model_path, dtype) if kept else None,
+            model=self.causal_lm(dtype),
+            ref_model=self.reference(dtype) if kept else None,
             args=settings,
             train_dataset=self.train.dataset(),
             eval_dataset=self.heldout_data(),
             processing_class=self.tokenizer,
+            **options(self.adapter, self.seed, "CAUSAL_LM"),
         )
 
     def unit(self) -> str:
@@ -90,9 +91,9 @@ def _judging_pairs(trainer: "type[DPOTrainer]") -> "type[DPOTrainer]":
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             with logprob_sums(self.model, self.ref_model) as sums:
                 loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            reference = sums[-1] if self.ref_model is not None else None
-            if reference is None:
-                reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+            ready_made = "ref_chosen_logps" in inputs
+            columns = [inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]] if ready_made else [sums[-1]]
+            reference = torch.cat(columns)
             self.judge(*(self.beta * (sums[0] - reference)).chunk(2))
             return loss
 

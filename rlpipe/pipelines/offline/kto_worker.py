@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rlpipe.models.load import load_causal_lm
+from rlpipe.pipelines.offline.adapted import options
 from rlpipe.pipelines.offline.dpo_worker import HELDOUT, LOGPROBS, REWARDS
 from rlpipe.pipelines.offline.preference_judging import judging, logprob_sums, of_judged
 from rlpipe.pipelines.offline.reference import ready_made
@@ -45,12 +45,13 @@ class KtoJob(TrlJob):
         )
         trainer = ready_made(whole_batches(KTOTrainer), ("ref_logps", "ref_KL_logps"), alive)
         return _judging_responses(trainer)(
-            model=load_causal_lm(self.model, self.model_path, dtype),
-            ref_model=load_causal_lm(self.model, self.model_path, dtype) if kept else None,
+            model=self.causal_lm(dtype),
+            ref_model=self.reference(dtype) if kept else None,
             args=settings,
             train_dataset=self.train.dataset(),
             eval_dataset=self.heldout_data(),
             processing_class=self.tokenizer,
+            **options(self.adapter, self.seed, "CAUSAL_LM"),
         )
 
     def unit(self) -> str:
@@ -68,7 +69,7 @@ def _judging_responses(trainer: "type[KTOTrainer]") -> "type[KTOTrainer]":
                 loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             # With an estimate of the KL, the policy and then the reference are first asked for that.
             policy = sums[1 if self.calculate_KL else 0]
-            reference = sums[-1] if self.ref_model is not None else inputs["ref_logps"]
+            reference = inputs["ref_logps"] if "ref_logps" in inputs else sums[-1]
             self.judge(self.beta * (policy - reference), inputs["label"])
             return loss
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.ray_train import Launch, run_local, run_remote
 from rlpipe.pipelines.offline.trl_worker import TrlJob, train
+from rlpipe.pipelines.stage import FINAL_ADAPTER
 from rlpipe.recipe.tasks import OfflineRecipe
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def fields(
         "seed": recipe.seed,
         "timeout_seconds": recipe.deadlines.train,
         "output_dir": str(output_dir.resolve()),
+        "adapter": recipe.adapter,
+        "adapter_dir": str(output_dir.resolve().with_name(FINAL_ADAPTER)),
     }
 
 

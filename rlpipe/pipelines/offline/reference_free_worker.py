@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rlpipe.models.load import load_causal_lm
+from rlpipe.pipelines.offline.adapted import options
 from rlpipe.pipelines.offline.dpo_worker import HELDOUT, LOGPROBS, REWARDS
 from rlpipe.pipelines.offline.preference_judging import judging, of_pairs
 from rlpipe.pipelines.offline.trl_worker import TrlJob, whole_batches
@@ -35,11 +35,12 @@ class _PairJob(TrlJob):
 
     def _trainer(self, kind: "type[Trainer]", settings: "TrainingArguments", dtype: "torch.dtype") -> "Trainer":
         return _judging_pairs(whole_batches(kind))(
-            model=load_causal_lm(self.model, self.model_path, dtype),
+            model=self.causal_lm(dtype),
             args=settings,
             train_dataset=self.train.dataset(),
             eval_dataset=self.heldout_data(),
             processing_class=self.tokenizer,
+            **options(self.adapter, self.seed, "CAUSAL_LM"),
         )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rlpipe.models.classifier import load_classifier
+from rlpipe.pipelines.offline.adapted import options, ready
 from rlpipe.pipelines.offline.preference_judging import judging, of_pairs
 from rlpipe.pipelines.offline.trl_worker import TrlJob, whole_batches
 from rlpipe.recipe.training import RewardModelTraining
@@ -45,11 +46,12 @@ class RewardModelJob(TrlJob):
         )
         pad = self.tokenizer.pad_token_id
         return _judging_pairs(whole_batches(RewardTrainer))(
-            model=load_classifier(self.model, self.model_path, dtype, pad, head_seed=self.seed),
+            model=ready(load_classifier(self.model, self.model_path, dtype, pad, head_seed=self.seed), self.adapter),
             args=settings,
             train_dataset=self.train.dataset(),
             eval_dataset=self.heldout_data(),
             processing_class=self.tokenizer,
+            **options(self.adapter, self.seed, "SEQ_CLS"),
         )
 
     def unit(self) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rlpipe.models.load import load_causal_lm
+from rlpipe.pipelines.offline.adapted import options
 from rlpipe.pipelines.offline.trl_worker import TrlJob, whole_batches
 from rlpipe.recipe.training import SftTraining
 
@@ -38,11 +38,12 @@ class SftJob(TrlJob):
             **common,
         )
         return whole_batches(SFTTrainer)(
-            model=load_causal_lm(self.model, self.model_path, dtype),
+            model=self.causal_lm(dtype),
             args=settings,
             train_dataset=self.train.dataset(),
             eval_dataset=self.heldout_data(),
             processing_class=self.tokenizer,
+            **options(self.adapter, self.seed, "CAUSAL_LM"),
         )
 
     def unit(self) -> str:

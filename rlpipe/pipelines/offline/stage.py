@@ -15,7 +15,7 @@ from rlpipe.pipelines.offline.preference import run_preference
 from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.reward_model import run_reward_model
 from rlpipe.pipelines.offline.sft import run_sft
-from rlpipe.pipelines.stage import Stage
+from rlpipe.pipelines.stage import Stage, trainable
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.recipe.tasks import OfflineRecipe, PreferenceRecipe, RewardModelRecipe, SftRecipe
 from rlpipe.rollout.pool import EnginePool
@@ -72,6 +72,9 @@ class _Told:
 
     def __call__(self, step: int, values: dict[str, float]) -> None:
         self.step = step
+        if "trainable_parameters" in values:
+            self._events.note(trainable(int(values["trainable_parameters"]), int(values["parameters"])))
+            return
         if "heldout_pair_accuracy" in values:
             found = {name: v for name, v in values.items() if name.startswith(HELDOUT) and name != "heldout_loss"}
             self._events.evaluation(step, {name.removeprefix(HELDOUT): v for name, v in found.items()}, samples=[])

@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rlpipe.data.records import DataError
-from rlpipe.models.load import resolve_dtype
+from rlpipe.models.load import load_causal_lm, resolve_dtype
 from rlpipe.models.quiet import quiet_libraries
+from rlpipe.pipelines.offline import adapted
 from rlpipe.pipelines.offline.progress import Progress
 from rlpipe.pipelines.offline.table import Table
 from rlpipe.pipelines.offline.trl_arguments import arguments
 from rlpipe.pipelines.offline.trl_best import best_model
 from rlpipe.pipelines.offline.trl_reporter import FIRST, reporter
+from rlpipe.recipe.adapter import Adapter
 from rlpipe.recipe.model import Model
 from rlpipe.recipe.training import OfflineTraining
 
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +47,25 @@ class TrlJob(ABC):
     timeout_seconds: float
     max_length: int
     output_dir: str
+    adapter: Adapter | None
+    """What is trained in place of the model's own weights."""
+    adapter_dir: str
+    """Where that goes, beside what it is merged into."""
 
     @abstractmethod
     def trainer(self, common: dict[str, Any], dtype: "torch.dtype", alive: Callable[[str], None]) -> "Trainer":
         """The trainer with its model and data. The arguments come before the model: under ZeRO-3 they make it split
         while it is read. What takes long here calls `alive` now and then."""
+
+    def causal_lm(self, dtype: "torch.dtype") -> "PreTrainedModel":
+        """The language model to train."""
+        return adapted.ready(load_causal_lm(self.model, self.model_path, dtype), self.adapter)
+
+    def reference(self, dtype: "torch.dtype") -> "PreTrainedModel | None":
+        """The model that the policy is compared with; with an adapter of PEFT it is the policy, its adapter off."""
+        if adapted.can_be_switched_off(self.adapter):
+            return None
+        return load_causal_lm(self.model, self.model_path, dtype)
 
     def heldout_data(self) -> "Dataset | dict[str, Dataset]":
         """What the trainer evaluates on."""
@@ -80,7 +96,7 @@ def train(job: TrlJob, progress: Progress) -> None:
             trainer.train()
             progress.alive("its last step")
             if not job.training.load_best_model_at_end:
-                _save(trainer, job)
+                trainer.save_result()
     finally:
         _forget()
 
@@ -104,18 +120,19 @@ def _trainer(job: TrlJob, scratch: str, progress: Progress) -> "Trainer":
     from transformers import PrinterCallback
 
     dtype = resolve_dtype(job.model.dtype)
-    trainer = job.trainer(arguments(job.training, job.seed, scratch, dtype), dtype, progress.alive)
+    with adapted.seeded(job.adapter, job.seed):
+        trainer = job.trainer(arguments(job.training, job.seed, scratch, dtype), dtype, progress.alive)
     _check_size(trainer, job)
+    initial = adapted.finish(trainer, job.adapter)
+    if job.adapter is not None:
+        progress.metrics(0, adapted.sizes(trainer.model))
+    trainer.save_result = partial(_save, trainer, job, initial)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(reporter(trainer, progress, job.metric_names, job.others))
     if job.training.load_best_model_at_end or job.training.early_stopping_patience:
-        trainer.add_callback(best_model(job.training, job.metric_names, job.others, _saver(trainer, job), progress))
+        save = trainer.save_result if job.training.load_best_model_at_end else lambda: None
+        trainer.add_callback(best_model(job.training, job.metric_names, job.others, save, progress))
     return trainer
-
-
-def _saver(trainer: "Trainer", job: TrlJob) -> Callable[[], None]:
-    """Writes the model as it is when called, where the best one is to be the result."""
-    return partial(_save, trainer, job) if job.training.load_best_model_at_end else lambda: None
 
 
 def _check_size(trainer: "Trainer", job: TrlJob) -> None:
@@ -128,15 +145,23 @@ def _check_size(trainer: "Trainer", job: TrlJob) -> None:
         )
 
 
-def _save(trainer: "Trainer", job: TrlJob) -> None:
+def _save(trainer: "Trainer", job: TrlJob, initial: "dict[str, torch.Tensor] | None") -> None:
+    """The result: all weights, an adapter of PEFT merged into them, and that beside it. `initial` is what an adapter
+    that changes the base began as."""
+    from peft import PeftModel
+
     from rlpipe.training.export import save_pretrained
 
     trainer.deepspeed.empty_partition_cache()  # an evaluation leaves ZeRO-3 with parameters in flight
+    writer = trainer.is_world_process_zero()
     with tempfile.TemporaryDirectory(prefix="rlpipe-tokenizer-") as folder:
         job.tokenizer.save_pretrained(folder)
         model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
         model.config.use_cache = True  # the trainer turns it off; whoever generates with the result wants it
-        save_pretrained(model, folder, Path(job.output_dir), writer=trainer.is_world_process_zero())
+        if isinstance(model, PeftModel):
+            adapted.save(model, initial, folder, Path(job.output_dir), Path(job.adapter_dir), writer)
+        else:
+            save_pretrained(model, folder, Path(job.output_dir), writer)
 
 
 def _forget() -> None:

@@ -15,7 +15,7 @@ from rlpipe.pipelines.online.loop import Loop
 from rlpipe.pipelines.online.publisher import Publisher
 from rlpipe.pipelines.online.sampler import Sampler
 from rlpipe.pipelines.online.trainer import Trainer
-from rlpipe.pipelines.stage import FINAL_ADAPTER, Stage
+from rlpipe.pipelines.stage import FINAL_ADAPTER, Stage, trainable
 from rlpipe.recipe.tasks import RlRecipe
 from rlpipe.rewards.stage import RewardStage
 from rlpipe.rollout.environments.stage import EnvironmentStage
@@ -62,8 +62,7 @@ def _has_own_reference(recipe: RlRecipe, algorithm: OnlineAlgorithm) -> bool:
 def _note_size(stage: Stage, recipe: RlRecipe, policy: list[Handle[Policy]]) -> None:
     if recipe.adapter is not None:
         trained, everything = policy[0].call(Within("train", recipe.deadlines.train), Policy.sizes).result()
-        share = f"{trained / everything:.1%} of the {everything:,} that there are"
-        stage.events.note(f"{recipe.adapter.kind}: {trained:,} parameters are trained, {share}.")
+        stage.events.note(trainable(trained, everything))
 
 
 def _starting(recipe: RlRecipe) -> str:

@@ -1,0 +1,105 @@
+"""Adapters in TRL's trainers, which hand them to PEFT."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlpipe.recipe.adapter import Adapter, BitFitAdapter, LoraAdapter, changes_the_base
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel, Trainer
+
+
+def can_be_switched_off(adapter: Adapter | None) -> bool:
+    """Whether the trained model is the one it began as while its adapter is off."""
+    return adapter is not None and not isinstance(adapter, BitFitAdapter)
+
+
+def ready(model: "PreTrainedModel", adapter: Adapter | None) -> "PreTrainedModel":
+    """The model as a trainer gets it."""
+    if isinstance(adapter, BitFitAdapter):
+        from rlpipe.models.adapters import train_biases_alone
+
+        train_biases_alone(model)
+    return model
+
+
+def options(adapter: Adapter | None, seed: int, task_type: Literal["CAUSAL_LM", "SEQ_CLS"]) -> dict[str, Any]:
+    """What a trainer of TRL is given besides."""
+    from rlpipe.models.adapters import peft_config
+
+    return {"peft_config": peft_config(adapter, task_type, seed)} if can_be_switched_off(adapter) else {}
+
+
+@contextmanager
+def seeded(adapter: Adapter | None, seed: int) -> Iterator[None]:
+    """The trainer that is made in the block draws the adapter's weights from the seed alone, on all ranks alike."""
+    import torch
+
+    from rlpipe.models.adapters import naming_the_targets
+
+    if adapter is not None:
+        torch.manual_seed(seed)
+    with naming_the_targets():
+        yield
+
+
+def finish(trainer: "Trainer", adapter: Adapter | None) -> "dict[str, torch.Tensor] | None":
+    """What PEFT's configuration does not say. Returns what an adapter that changes the base begins as."""
+    from rlpipe.models.adapters import freeze, switched_off
+    from rlpipe.training.adapter_export import adapter_state
+
+    if not can_be_switched_off(adapter):
+        return None
+    model = trainer.model
+    freeze(model, adapter)
+    model.disable_adapter = partial(switched_off, model)  # TRL calls it for the reference
+    if isinstance(adapter, LoraAdapter) and adapter.loraplus_lr_ratio != 1:
+        trainer.optimizer = _of_two_rates(trainer, adapter.loraplus_lr_ratio)
+    return adapter_state(model) if changes_the_base(adapter) else None
+
+
+def sizes(model: "torch.nn.Module") -> dict[str, float]:
+    """How many parameters are trained, and how many there are."""
+    from rlpipe.training.sharding import size
+
+    every = [(size(parameter).numel(), parameter.requires_grad) for parameter in model.parameters()]
+    trained = sum(count for count, requires_grad in every if requires_grad)
+    return {"trainable_parameters": float(trained), "parameters": float(sum(count for count, _ in every))}
+
+
+def save(
+    model: "PeftModel",
+    initial: "dict[str, torch.Tensor] | None",
+    tokenizer_folder: str,
+    merged_folder: Path,
+    adapter_folder: Path,
+    writer: bool,
+) -> None:
+    """The merged model, and beside it the adapter. Collective."""
+    from rlpipe.training.adapter_export import merged_parameters, save_adapter, save_changed
+    from rlpipe.training.export import save_weights
+
+    save_weights(model.get_base_model(), merged_parameters(model), tokenizer_folder, merged_folder, writer)
+    if initial is None:
+        save_adapter(model, adapter_folder, writer)
+    else:
+        save_changed(model, initial, adapter_folder, writer)
+
+
+def _of_two_rates(trainer: "Trainer", ratio: float) -> "torch.optim.Optimizer":
+    """LoRA+: B learns `ratio` times as fast as A."""
+    from peft.optimizers import create_loraplus_optimizer
+
+    kind, settings = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+    return create_loraplus_optimizer(
+        trainer.model,
+        kind,
+        loraplus_lr_ratio=ratio,
+        loraplus_weight_decay=trainer.args.weight_decay,
+        **settings,
+    )

@@ -1,0 +1,169 @@
+"""What makes each kind of adapter itself; and that what is merged answers as the adapter does."""
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from peft import PeftModel
+from pydantic import TypeAdapter
+from tiny_models import request, teacher_forced
+
+from rlpipe.models import adapters
+from rlpipe.models.load import ModelError
+from rlpipe.recipe.adapter import Adapter
+from rlpipe.training import adapter_export
+from rlpipe.weights.probes import choose_probes
+
+PROBES = choose_probes([request(0).prompt_tokens], tiny_models.VOCABULARY, longest=64)
+HIDDEN, KEY_VALUE, BETWEEN, LAYERS, R = 64, 32, 128, 2, 4
+INPUTS_OUTPUTS = [(HIDDEN, HIDDEN)] * 2 + [(HIDDEN, KEY_VALUE)] * 2 + [(HIDDEN, BETWEEN)] * 2 + [(BETWEEN, HIDDEN)]
+"""Of q o, k v, gate up, down."""
+KINDS = {
+    "lora": {"kind": "lora", "r": R},
+    "rslora": {"kind": "lora", "r": R, "use_rslora": True},
+    "dora": {"kind": "lora", "r": R, "use_dora": True},
+    "pissa": {"kind": "lora", "r": R, "init_lora_weights": "pissa"},
+    "lora_fa": {"kind": "lora_fa", "r": R},
+    "vera": {"kind": "vera", "r": R},
+    "ia3": {"kind": "ia3"},
+}
+LORA = sum(R * (a + b) for a, b in INPUTS_OUTPUTS)
+TRAINED = {
+    "lora": LORA,
+    "rslora": LORA,
+    "dora": LORA + sum(b for _, b in INPUTS_OUTPUTS),
+    "pissa": LORA,
+    "lora_fa": sum(R * b for _, b in INPUTS_OUTPUTS),
+    "vera": sum(R + b for _, b in INPUTS_OUTPUTS),
+    "ia3": 2 * KEY_VALUE + BETWEEN,
+}
+"""Parameters of one layer, by the formulas of docs/adapters.md."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_models.save_model(tmp_path_factory.mktemp("model"))
+
+
+def adapted(folder, name):
+    spec = TypeAdapter(Adapter).validate_python(KINDS[name])
+    return adapters.adapt(tiny_models.load(folder), spec, seed=0)
+
+
+def learn(model, steps=3):
+    """Move what is trained, as training would."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+    tokens = torch.from_numpy(PROBES[0].astype(np.int64))[None]
+    for _ in range(steps):
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def answers(model):
+    return [teacher_forced(model, tokens[:1], tokens[1:]) for tokens in PROBES]
+
+
+def difference(one, other):
+    return max(np.abs(a - b).max() for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_number_of_trained_parameters_is_the_formula_s(folder, name):
+    trained = sum(p.numel() for p in adapted(folder, name).parameters() if p.requires_grad)
+    assert trained == LAYERS * TRAINED[name]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_it_changes_nothing_at_first_then_everything_and_merges(folder, name, tmp_path):
+    base, model = answers(tiny_models.load(folder)), adapted(folder, name)
+    assert difference(answers(model), base) < 1e-4
+    initial = adapter_export.adapter_state(model) if name == "pissa" else None
+    learn(model)
+    learned = answers(model)
+    assert difference(learned, base) > 1e-2
+    merged = tiny_models.load(folder)
+    weights = {key: tensor.clone() for key, tensor in adapter_export.merged_parameters(model)}
+    assert weights.keys() == dict(merged.named_parameters()).keys()
+    merged.load_state_dict(weights, strict=False)
+    assert difference(answers(merged), learned) < 1e-4
+    np.testing.assert_array_equal(answers(model)[0], learned[0])  # merging has left no trace
+    if initial is None:
+        adapter_export.save_adapter(model, tmp_path / "adapter", writer=True)
+        with adapters.switched_off(model):
+            assert difference(answers(model), base) < 1e-5
+    else:
+        adapter_export.save_changed(model, initial, tmp_path / "adapter", writer=True)
+    loaded = PeftModel.from_pretrained(tiny_models.load(folder), tmp_path / "adapter")
+    assert difference(answers(loaded), learned) < 1e-4
+
+
+def test_dora_learns_lengths_apart_from_directions(folder):
+    model = adapted(folder, "dora")
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    length = layer.lora_magnitude_vector["default"].weight
+    torch.testing.assert_close(length.data, layer.base_layer.weight.norm(dim=1), rtol=1e-5, atol=0)
+    with torch.no_grad():
+        length.mul_(2.0)
+    merged = dict(adapter_export.merged_parameters(model))["model.layers.0.self_attn.q_proj.weight"]
+    torch.testing.assert_close(merged, 2 * layer.base_layer.weight.data, rtol=1e-5, atol=1e-6)
+
+
+def test_pissa_takes_the_largest_singular_values_out(folder):
+    weight = tiny_models.load(folder).model.layers[0].self_attn.q_proj.weight
+    rest = adapted(folder, "pissa").get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight
+    torch.testing.assert_close(
+        torch.linalg.svdvals(rest.data)[: HIDDEN - R], torch.linalg.svdvals(weight.data)[R:], rtol=1e-3, atol=1e-4
+    )
+
+
+def test_lora_fa_keeps_a_as_it_was_drawn(folder):
+    model = adapted(folder, "lora_fa")
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
+    learn(model)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            assert torch.equal(parameter, before[name]) == (".lora_A." in name)
+
+
+def test_vera_s_matrices_are_the_same_in_all_layers_and_stay(folder):
+    model = adapted(folder, "vera")
+    layers = model.get_base_model().model.layers
+    matrices = [layer.self_attn.q_proj.vera_A["default"] for layer in layers]
+    assert matrices[0].data_ptr() == matrices[1].data_ptr()
+    before = matrices[0].clone()
+    learn(model)
+    assert torch.equal(matrices[0], before)
+
+
+def test_ia3_scales_outputs_of_attention_and_inputs_of_the_feed_forward_layer(folder):
+    model = adapted(folder, "ia3")
+    layer = model.get_base_model().model.layers[0]
+    with torch.no_grad():
+        layer.self_attn.v_proj.ia3_l["default"][3] = 2.0
+        layer.mlp.down_proj.ia3_l["default"][0, 5] = 3.0
+    merged = dict(adapter_export.merged_parameters(model))
+    for name, row in (("self_attn.v_proj.weight", (3,)), ("self_attn.v_proj.bias", (3,)), ("mlp.down_proj.weight", (slice(None), 5))):  # fmt: skip
+        factor = 2.0 if "v_proj" in name else 3.0
+        expected = dict(tiny_models.load(folder).named_parameters())[f"model.layers.0.{name}"].data.clone()
+        expected[row] *= factor
+        torch.testing.assert_close(merged[f"model.layers.0.{name}"], expected)
+
+
+def test_bitfit_trains_biases_that_exist_and_they_move(folder):
+    model = tiny_models.load(folder)
+    adapters.train_biases_alone(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == LAYERS * (HIDDEN + 2 * KEY_VALUE)
+    learn(model)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (not name.endswith(".bias"))
+
+
+def test_bitfit_wants_biases():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM has no biases to train; take adapter"):
+        adapters.train_biases_alone(LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes)))
