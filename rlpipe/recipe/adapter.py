@@ -13,6 +13,8 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 class _LoraMatrices(Strict):
     """What the kinds made of two low-rank matrices have in common."""
 
+    kind: str
+    """Which of them."""
     r: PositiveInt = 16
     """Rank of the matrices."""
     lora_alpha: PositiveFloat = 32
@@ -135,7 +137,9 @@ def check_online(adapter: "PeftAdapter | BitFitAdapter", published: Literal["ser
             "than the policy that sampled; set it to 0 in RL"
         )
     if isinstance(adapter, LoraAdapter) and adapter.loraplus_lr_ratio != 1:
-        raise ValueError("adapter.loraplus_lr_ratio is for the offline tasks; leave it out in RL")
+        raise ValueError(
+            f"adapter.loraplus_lr_ratio={adapter.loraplus_lr_ratio:g} is for the offline tasks; leave it out in RL"
+        )
     if published == "served" and not adapter.served_by_vllm:
         what = "use_dora=true" if adapter.kind == "lora" else f"kind={adapter.kind}"
         raise ValueError(

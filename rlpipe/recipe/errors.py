@@ -72,5 +72,5 @@ def dotted(path: Iterable[str | int]) -> str:
 
 def choices(options: Iterable[object]) -> str:
     """Options in a sentence: `one of \\`a\\`, \\`b\\``."""
-    quoted = [f"`{option}`" for option in options]
+    quoted = [f"`{str(option).lower() if isinstance(option, bool) else option}`" for option in options]
     return quoted[0] if len(quoted) == 1 else "one of " + ", ".join(quoted)

@@ -39,11 +39,17 @@ def _document() -> dict:
 
 
 def resolved(schema: dict) -> dict:
-    """A schema with its reference, if it is one, followed; words beside the reference stay."""
+    """A schema with its reference, if it is one, followed, and without null beside kinds of sections; words stay."""
     while "$ref" in schema:
         name = schema["$ref"].rsplit("/", 1)[-1]
         schema = {**_document()["$defs"][name], **{key: value for key, value in schema.items() if key != "$ref"}}
-    return schema
+    return _without_null(schema)
+
+
+def _without_null(schema: dict) -> dict:
+    """A section of several kinds that may be absent as the section of several kinds."""
+    kinds = next((member for member in schema.get("anyOf", ()) if "discriminator" in member), None)
+    return {**kinds, **{key: value for key, value in schema.items() if key != "anyOf"}} if kinds else schema
 
 
 def members(schema: dict) -> list[dict]:

@@ -32,6 +32,7 @@ CHAINS = {
     "preferences": {
         "arithmetic/sft": [],
         "arithmetic/dpo": [],
+        "arithmetic/dpo_lora": [],
         "arithmetic/kto": [],
         "arithmetic/orpo": [],
         "arithmetic/simpo": [],

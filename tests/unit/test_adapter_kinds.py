@@ -144,10 +144,15 @@ def test_ia3_scales_outputs_of_attention_and_inputs_of_the_feed_forward_layer(fo
         layer.self_attn.v_proj.ia3_l["default"][3] = 2.0
         layer.mlp.down_proj.ia3_l["default"][0, 5] = 3.0
     merged = dict(adapter_export.merged_parameters(model))
-    for name, row in (("self_attn.v_proj.weight", (3,)), ("self_attn.v_proj.bias", (3,)), ("mlp.down_proj.weight", (slice(None), 5))):  # fmt: skip
-        factor = 2.0 if "v_proj" in name else 3.0
-        expected = dict(tiny_models.load(folder).named_parameters())[f"model.layers.0.{name}"].data.clone()
-        expected[row] *= factor
+    base = dict(tiny_models.load(folder).named_parameters())
+    scaled = {
+        "self_attn.v_proj.weight": ((3,), 2.0),
+        "self_attn.v_proj.bias": ((3,), 2.0),
+        "mlp.down_proj.weight": ((slice(None), 5), 3.0),
+    }
+    for name, (where, factor) in scaled.items():
+        expected = base[f"model.layers.0.{name}"].data.clone()
+        expected[where] *= factor
         torch.testing.assert_close(merged[f"model.layers.0.{name}"], expected)
 
 

@@ -59,7 +59,7 @@ def finish(trainer: "Trainer", adapter: Adapter | None) -> "dict[str, torch.Tens
     freeze(model, adapter)
     model.disable_adapter = partial(switched_off, model)  # TRL calls it for the reference
     if isinstance(adapter, LoraAdapter) and adapter.loraplus_lr_ratio != 1:
-        trainer.optimizer = _of_two_rates(trainer, adapter.loraplus_lr_ratio)
+        trainer.create_optimizer = partial(_of_two_rates, trainer, adapter.loraplus_lr_ratio)
     return adapter_state(model) if changes_the_base(adapter) else None
 
 
@@ -91,15 +91,17 @@ def save(
         save_changed(model, initial, adapter_folder, writer)
 
 
-def _of_two_rates(trainer: "Trainer", ratio: float) -> "torch.optim.Optimizer":
-    """LoRA+: B learns `ratio` times as fast as A."""
+def _of_two_rates(trainer: "Trainer", ratio: float, *_: Any) -> "torch.optim.Optimizer":
+    """LoRA+: B learns `ratio` times as fast as A. Takes the place of the trainer's `create_optimizer`: under DeepSpeed an
+    optimizer that the trainer was given before is dropped, without a word."""
     from peft.optimizers import create_loraplus_optimizer
 
     kind, settings = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
-    return create_loraplus_optimizer(
+    trainer.optimizer = create_loraplus_optimizer(
         trainer.model,
         kind,
         loraplus_lr_ratio=ratio,
         loraplus_weight_decay=trainer.args.weight_decay,
         **settings,
     )
+    return trainer.optimizer
