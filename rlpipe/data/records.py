@@ -5,6 +5,7 @@
     text                    one text
     chosen and rejected     two texts or lists of messages, after a prompt or as whole conversations; with an optional
                             number in `margin`: by how much the chosen one is better
+    prompt, completion, label   a completion that is good (true) or bad (false); `labelled.paired` compares them
 
 Online RL needs a prompt alone; every other column goes to the rewards.
 """
@@ -28,6 +29,7 @@ class Format(StrEnum):
     TEXT = "text"
     PREFERENCE = "prompt, chosen and rejected"
     WHOLE_PREFERENCE = "chosen and rejected"
+    LABELLED = "prompt, completion and label"
 
 
 _FIELDS = {
@@ -37,6 +39,7 @@ _FIELDS = {
     Format.TEXT: ("text",),
     Format.PREFERENCE: ("prompt", "chosen", "rejected"),
     Format.WHOLE_PREFERENCE: ("chosen", "rejected"),
+    Format.LABELLED: ("prompt", "completion", "label"),
 }
 
 
@@ -67,8 +70,8 @@ def preference_format(first: Record, *more: Record) -> Format:
         if any(record.fields.keys() >= set(_FIELDS[candidate]) for record in (first, *more)):
             return candidate
     raise DataError(
-        f"{first.origin}: a preference has the fields chosen and rejected, and a prompt or none; this record has "
-        f"{sorted(first.fields)}. If the fields have other names, say so, for example "
+        f"{first.origin}: a preference has the fields chosen and rejected, and a prompt or none; or prompt, completion "
+        f"and label; this record has {sorted(first.fields)}. If the fields have other names, say so, for example "
         "`data.columns: {chosen: better, rejected: worse}`."
     )
 
@@ -83,7 +86,7 @@ def margin(record: Record) -> float | None:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f"{record.origin}: field `margin` is {_shown(value)}; expected a finite number.")
+        raise DataError(f"{record.origin}: field `margin` is {shown(value)}; expected a finite number.")
     return number
 
 
@@ -96,7 +99,8 @@ def check(record: Record, expected: Format, chat: bool) -> None:
                 f"{sorted(k for k, v in record.fields.items() if v is not None)}. If the field has another name, add "
                 f"`data.columns: {{{name}: ITS_NAME}}`."
             )
-        _check_value(record, name, expected, chat)
+        if name != "label":
+            _check_value(record, name, expected, chat)
     if expected is Format.WHOLE_PREFERENCE and chat and isinstance(record.fields["chosen"], str):
         raise DataError(
             f"{record.origin}: field `chosen` is text without a prompt, which no chat template renders; set "
@@ -116,7 +120,7 @@ def _check_value(record: Record, name: str, expected: Format, chat: bool) -> Non
         _check_messages(value, where, chat)
     else:
         wanted = {"messages": "a list of messages", "text": "text"}.get(name, "text or a list of messages")
-        raise DataError(f"{where} is {_shown(value)}; expected {wanted}.")
+        raise DataError(f"{where} is {shown(value)}; expected {wanted}.")
     first = _FIELDS[expected][0]
     if type(value) is not type(record.fields[first]):
         raise DataError(f"{where} must be text where `{first}` is text, and messages where `{first}` is messages.")
@@ -133,11 +137,12 @@ def _check_messages(messages: list[Any], where: str, chat: bool) -> None:
 
 def _check_message(message: Any, where: str) -> None:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise DataError(f"{where} is {_shown(message)}; expected {{role: ..., content: ...}}.")
+        raise DataError(f"{where} is {shown(message)}; expected {{role: ..., content: ...}}.")
     if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
-        raise DataError(f"{where} has content {_shown(message.get('content'))}; expected text.")
+        raise DataError(f"{where} has content {shown(message.get('content'))}; expected text.")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as errors tell it: its type, and its beginning."""
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

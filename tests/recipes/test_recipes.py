@@ -149,7 +149,7 @@ def check_reward_model(task: RewardModelRecipe, found: list[dict]) -> None:
     check_losses(task, found)
     assert [e["step"] for e in of(found, "evaluation")] == [0, task.train.max_steps]
     for event in of(found, "evaluation"):
-        assert event["metrics"].keys() == {"pair_accuracy", "margin", "length_baseline"}
+        assert event["metrics"].keys() == {"pair_accuracy", "pair_accuracy_stderr", "margin", "length_baseline"}
 
 
 def check_sft(task: SftRecipe, found: list[dict]) -> None:
