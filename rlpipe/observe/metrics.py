@@ -37,7 +37,7 @@ METRICS = {
     "accuracy": Label("held-out accuracy", "accuracy", "", ".1%", NOTHING),
     "reward_shaped": Label("reward after shaping", "shaped reward", "", ".3f", NOTHING),
     "pair_accuracy": Label("held-out pairs ranked right", "pair accuracy", "", ".1%"),
-    "pair_accuracy_stderr": Label("its standard error", "±", "", ".1%"),
+    "pair_accuracy_stderr": Label("standard error of the share of pairs ranked right", "±", "", ".1%"),
     "train_pair_accuracy": Label("training pairs ranked right", "training pairs", "", ".1%"),
     "length_baseline": Label("held-out pairs ranked right by length alone", "by length alone", "", ".1%"),
     "margin": Label("score of the chosen minus the rejected", "margin", "", ".3f"),

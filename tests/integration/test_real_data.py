@@ -1,16 +1,22 @@
 """Real text, a real pretrained model, real problems: where they lie is told by RLPIPE_TEST_DATA."""
 
+import gzip
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoTokenizer
 
+from rlpipe.data.source import load_preferences
 from rlpipe.data.storage import Storage
 from rlpipe.observe.events import read
 from rlpipe.pipelines.run import DONE, run
 from rlpipe.recipe.load import load
+from rlpipe.recipe.shipped import folder
 
 pytestmark = [
     pytest.mark.integration,
@@ -68,6 +74,53 @@ def test_grpo_on_real_problems_with_the_maths_reward(tmp_path):
     lines = real("data/gsm8k/train.jsonl").read_text(encoding="utf-8").splitlines()
     problems = {json.loads(line)["question"] for line in lines}
     assert len(asked) == 12 and all(any(problem in text for problem in problems) for text in asked)
+
+
+def test_a_reward_model_of_what_people_prefer_is_measured_beside_length_and_its_error(tmp_path):
+    """32 dialogues are learned by heart; what the run says of 64 others is what can be counted from their text."""
+    dialogues, directory = real("data/hh-rlhf/harmless-base-1800.jsonl.gz"), tmp_path / "run"
+    with gzip.open(dialogues, "rt", encoding="utf-8") as file:
+        lines = [line for line, _ in zip(file, range(96), strict=False)]
+    (tmp_path / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+    changes = [
+        f"model.path={real('models/stories260K')}", f"data.path={tmp_path / 'pairs.jsonl'}", "data.heldout.count=64",
+        "train.threads=1", "train.max_length=384", "train.per_device_train_batch_size=16", "train.max_steps=40",
+        "train.gradient_accumulation_steps=1", "train.gradient_checkpointing=false",
+        "train.optimizer.learning_rate=2e-3",
+    ]  # fmt: skip
+    assert run(load("hh/reward_model", changes), directory, debug=True) == DONE
+    trained = [e["metrics"]["train_pair_accuracy"] for e in events(directory, "metrics") if "loss" in e["metrics"]]
+    assert trained[-1] > 0.9, "the score head and all below it learn from whole dialogues"
+    assert any("pairs lost their first tokens" in event["message"] for event in events(directory, "warning"))
+    longer, pairs = 0.0, [json.loads(line) for line in lines[:64]]
+    tokenizer = AutoTokenizer.from_pretrained(real("models/stories260K"))
+    for pair in pairs:
+        chosen, rejected = (len(tokenizer(pair[side], verbose=False)["input_ids"]) for side in ("chosen", "rejected"))
+        longer += (chosen > rejected) + 0.5 * (chosen == rejected)
+    for found in events(directory, "evaluation"):
+        accuracy = found["metrics"]["pair_accuracy"]
+        assert found["metrics"]["length_baseline"] == max(longer, 64 - longer) / 64
+        assert found["metrics"]["pair_accuracy_stderr"] == pytest.approx((accuracy * (1 - accuracy) / 64) ** 0.5)
+
+
+def test_labelled_solutions_become_pairs_of_a_right_and_a_wrong_one(tmp_path):
+    """Right is what has the reference's answer, which the labels do not say. No question is on both sides."""
+    source, target = real("data/gsm8k/model_solutions.jsonl"), tmp_path / "solutions.jsonl"
+    subprocess.run([sys.executable, folder() / "gsm8k" / "solutions.py", source, target], check=True)
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    truths = {f"{row['question']}\n": _answer(row["ground_truth"]) for row in rows}
+    records = load_preferences(load("gsm8k/reward_model", [f"data.path={target}"]).data)
+    assert len(records.heldout) == 190 and len(records.train) > 700
+    for record in (*records.heldout, *records.train):
+        truth = truths[record.fields["prompt"]]
+        assert _answer(record.fields["chosen"]) == truth != _answer(record.fields["rejected"])
+    asked, trained_on = ({r.fields["prompt"] for r in part} for part in (records.heldout, records.train))
+    assert not asked & trained_on and len(asked | trained_on) == 353, "those with a right and a wrong solution"
+
+
+def _answer(solution: str) -> str:
+    """The number after the last `A:`, as OpenAI's models were trained to end."""
+    return solution.rpartition("A: ")[2].strip().replace(",", "").removesuffix(".0")
 
 
 def _rollouts(directory: Path) -> list[dict]:

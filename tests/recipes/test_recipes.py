@@ -29,10 +29,10 @@ CHAINS = {
     },
     "guess": {"arithmetic/guess": []},
     "calculator": {"arithmetic/calculator": []},
-    "gsm8k": {"gsm8k/sft": [], "gsm8k/grpo": ["model.path=runs/gsm8k-sft/model"]},
+    "gsm8k": {"gsm8k/sft": [], "gsm8k/grpo": ["model.path=runs/gsm8k-sft/model"], "gsm8k/reward_model": []},
     "hh": {"hh/reward_model": []},
     "rlhf": {"arithmetic/rlhf": []},
-    "stories": {"stories/grpo": []},
+    "stories": {"stories/grpo": [], "stories/rlhf": []},
 }
 """Recipes with changes that their headers name, run in one folder one after the other, in one process with the
 transformers engine. Later ones may start from what earlier ones made."""
