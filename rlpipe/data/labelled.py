@@ -1,6 +1,6 @@
 """Pairs from completions that are labelled good or bad one by one: TRL's unpaired preference format.
 
-    prompt, completion, label      label: true or false (also 1 or 0), as a checker of answers or a reader gives it
+    prompt, completion, label      label: true or false, as a checker of answers or a reader gives it
 
 Only completions of the same prompt are compared.
 """
@@ -10,11 +10,9 @@ import logging
 from itertools import cycle
 from typing import Any
 
-from rlpipe.data.records import DataError, Format, Record, check, shown
+from rlpipe.data.records import Format, Record, check, label
 
 logger = logging.getLogger(__name__)
-
-_LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
 def is_labelled(record: Record) -> bool:
@@ -32,7 +30,7 @@ def paired(records: list[Record], chat: bool) -> list[Record]:
     for record in records:
         check(record, Format.LABELLED, chat)
         sides = prompts.setdefault(json.dumps(record.fields["prompt"]), {True: [], False: []})
-        sides[_label(record)].append(record)
+        sides[label(record)].append(record)
     one_sided = sum(not (sides[True] and sides[False]) for sides in prompts.values())
     if one_sided:
         logger.warning("%d of %d prompts have only good or only bad completions, which compare with nothing; they are "
@@ -51,11 +49,3 @@ def _pair(good: Record, bad: Record) -> Record:
     own = {name: value for name, value in good.fields.items() if name not in ("completion", "label")}
     sides: dict[str, Any] = {"chosen": good.fields["completion"], "rejected": bad.fields["completion"]}
     return Record(own | sides, f"{good.origin} against {bad.origin.rpartition(', ')[2]}")
-
-
-def _label(record: Record) -> bool:
-    label = record.fields["label"]
-    known = _LABELS.get(str(label).lower())
-    if known is None:
-        raise DataError(f"{record.origin}: field `label` is {shown(label)}; expected true or false, or 1 or 0.")
-    return known

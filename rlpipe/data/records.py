@@ -5,7 +5,7 @@
     text                    one text
     chosen and rejected     two texts or lists of messages, after a prompt or as whole conversations; with an optional
                             number in `margin`: by how much the chosen one is better
-    prompt, completion, label   a completion that is good (true) or bad (false); `labelled.paired` compares them
+    prompt, completion and label   a response and whether it is good
 
 Online RL needs a prompt alone; every other column goes to the rewards.
 """
@@ -76,6 +76,15 @@ def preference_format(first: Record, *more: Record) -> Format:
     )
 
 
+def label(record: Record) -> bool:
+    """Whether the response is good: true or false, 1 or 0, also as the text of a CSV file. Raises `DataError`."""
+    value = record.fields["label"]
+    found = {"true": True, "1": True, "false": False, "0": False}.get(str(value).strip().lower())
+    if found is None or not isinstance(value, bool | int | str):
+        raise DataError(f"{record.origin}: field `label` is {_shown(value)}; expected true or false.")
+    return found
+
+
 def margin(record: Record) -> float | None:
     """By how much the chosen response is better, where the record says so. Raises `DataError` if it is no number."""
     value = record.fields.get("margin")
@@ -86,7 +95,7 @@ def margin(record: Record) -> float | None:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f"{record.origin}: field `margin` is {shown(value)}; expected a finite number.")
+        raise DataError(f"{record.origin}: field `margin` is {_shown(value)}; expected a finite number.")
     return number
 
 
@@ -99,7 +108,9 @@ def check(record: Record, expected: Format, chat: bool) -> None:
                 f"{sorted(k for k, v in record.fields.items() if v is not None)}. If the field has another name, add "
                 f"`data.columns: {{{name}: ITS_NAME}}`."
             )
-        if name != "label":
+        if name == "label":
+            label(record)
+        else:
             _check_value(record, name, expected, chat)
     if expected is Format.WHOLE_PREFERENCE and chat and isinstance(record.fields["chosen"], str):
         raise DataError(
@@ -120,7 +131,7 @@ def _check_value(record: Record, name: str, expected: Format, chat: bool) -> Non
         _check_messages(value, where, chat)
     else:
         wanted = {"messages": "a list of messages", "text": "text"}.get(name, "text or a list of messages")
-        raise DataError(f"{where} is {shown(value)}; expected {wanted}.")
+        raise DataError(f"{where} is {_shown(value)}; expected {wanted}.")
     first = _FIELDS[expected][0]
     if type(value) is not type(record.fields[first]):
         raise DataError(f"{where} must be text where `{first}` is text, and messages where `{first}` is messages.")
@@ -137,12 +148,11 @@ def _check_messages(messages: list[Any], where: str, chat: bool) -> None:
 
 def _check_message(message: Any, where: str) -> None:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise DataError(f"{where} is {shown(message)}; expected {{role: ..., content: ...}}.")
+        raise DataError(f"{where} is {_shown(message)}; expected {{role: ..., content: ...}}.")
     if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
-        raise DataError(f"{where} has content {shown(message.get('content'))}; expected text.")
+        raise DataError(f"{where} has content {_shown(message.get('content'))}; expected text.")
 
 
-def shown(value: Any) -> str:
-    """A value as errors tell it: its type, and its beginning."""
+def _shown(value: Any) -> str:
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
