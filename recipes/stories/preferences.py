@@ -1,9 +1,9 @@
 """Preferences over a story model's own stories: pairs for a reward model.
 
-    python recipes/stories/preferences.py MODEL pairs.jsonl
+    python recipes/stories/preferences.py MODEL pairs.jsonl [STORIES]
 
-Continues each opening of openings.jsonl 64 times and prefers, of two stories, the happier one (rewards.py); ties are
-dropped. What a person or a model would say instead goes into `pairs` below.
+Continues each opening of openings.jsonl STORIES times (64), up to 80 tokens, and prefers, of two stories, the one that
+is happier by `happy` of rewards.py; ties are dropped. Another measure would go into `main` in its place.
 """
 
 import json
@@ -22,7 +22,6 @@ from rlpipe.data.seeds import sample_seed
 from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.transformers_engine import TransformersEngine
 
-STORIES = 64
 MAX_NEW_TOKENS = 80
 OPENINGS = Path(__file__).with_name("openings.jsonl")
 
@@ -54,9 +53,9 @@ def pairs(stories: list[str], measure: Callable[[list[str]], list[float]]) -> It
             yield max(one, two)[1], min(one, two)[1]
 
 
-def main(model: str, target: str) -> None:
+def main(model: str, target: str, count: str = "64") -> None:
     openings = [json.loads(line)["prompt"] for line in OPENINGS.read_text(encoding="utf-8").splitlines()]
-    stories = sample(model, openings, STORIES)
+    stories = sample(model, openings, int(count))
     records = [
         {"prompt": opening, "chosen": chosen, "rejected": rejected}
         for opening, own in zip(openings, stories, strict=True)

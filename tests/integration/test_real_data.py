@@ -3,13 +3,16 @@
 import gzip
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlpipe.data.source import load_preferences
 from rlpipe.data.storage import Storage
@@ -74,6 +77,38 @@ def test_grpo_on_real_problems_with_the_maths_reward(tmp_path):
     lines = real("data/gsm8k/train.jsonl").read_text(encoding="utf-8").splitlines()
     problems = {json.loads(line)["question"] for line in lines}
     assert len(asked) == 12 and all(any(problem in text for problem in problems) for text in asked)
+
+
+def test_ppo_on_stories_against_a_reward_model_of_preferences_over_them(tmp_path):
+    """Every number of the first step is counted again from its stories, with plain transformers."""
+    model, pairs, directory = str(real("models/stories260K")), tmp_path / "pairs.jsonl", tmp_path / "run"
+    subprocess.run([sys.executable, folder() / "stories" / "preferences.py", model, pairs, "4"], check=True)
+    happy = runpy.run_path(str(folder() / "stories" / "rewards.py"))["happy"]
+    preferred = [json.loads(line) for line in pairs.read_text(encoding="utf-8").splitlines()]
+    assert len(preferred) > 60
+    assert all(more > less for more, less in (happy([p["chosen"], p["rejected"]]) for p in preferred))
+    changes = [
+        f"stages.reward.model.path={model}", f"stages.ppo.model.path={model}", f"stages.reward.data.path={pairs}",
+        f"stages.ppo.{STORIES_END}", "stages.reward.data.heldout.count=20", "stages.reward.train.max_steps=4",
+        "stages.reward.train.threads=1", "stages.reward.train.per_device_train_batch_size=16",
+        "stages.ppo.train.threads=1", "stages.ppo.rollout.threads=1", "stages.ppo.schedule.steps=2",
+        "stages.ppo.schedule.prompts_per_step=16", "stages.ppo.evaluation.every=2", "stages.ppo.evaluation.prompts=4",
+        "stages.ppo.rollout.max_new_tokens=40",
+    ]  # fmt: skip
+    assert run(load("stories/rlhf", changes), directory, debug=True) == DONE
+    ppo = directory / "stages" / "ppo"
+    first, second = (event["metrics"] for event in events(ppo, "metrics"))
+    stories = [row for row in _rollouts(ppo) if row["step"] == 1]
+    said = np.concatenate([story["behaviour_logprobs"] for story in stories])
+    assert first["reference_logprob"] == pytest.approx(said.mean(), abs=1e-5), "the policy is still the reference"
+    assert abs(first["reference_kl"]) < 1e-5 < abs(second["reference_kl"])
+    assert first["reward/happy"] == pytest.approx(np.mean(happy([story["completion"] for story in stories])))
+    judge = AutoModelForSequenceClassification.from_pretrained(directory / "stages" / "reward" / "model")
+    whole = [torch.tensor([[*story["prompt_tokens"], *story["response_tokens"]]]) for story in stories]
+    with torch.no_grad():
+        scores = [judge(tokens).logits.item() for tokens in whole]
+    assert [story["reward/model"] for story in stories] == pytest.approx(scores, abs=1e-4)
+    assert first["reward"] == pytest.approx(np.mean(scores), abs=1e-4), "what is watched with weight 0 is not in it"
 
 
 def test_a_reward_model_of_what_people_prefer_is_measured_beside_length_and_its_error(tmp_path):
