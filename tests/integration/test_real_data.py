@@ -91,9 +91,9 @@ def test_ppo_on_stories_against_a_reward_model_of_preferences_over_them(tmp_path
         f"stages.reward.model.path={model}", f"stages.ppo.model.path={model}", f"stages.reward.data.path={pairs}",
         f"stages.ppo.{STORIES_END}", "stages.reward.data.heldout.count=20", "stages.reward.train.max_steps=4",
         "stages.reward.train.threads=1", "stages.reward.train.per_device_train_batch_size=16",
-        "stages.ppo.train.threads=1", "stages.ppo.rollout.threads=1", "stages.ppo.schedule.steps=2",
-        "stages.ppo.schedule.prompts_per_step=16", "stages.ppo.evaluation.every=2", "stages.ppo.evaluation.prompts=4",
-        "stages.ppo.rollout.max_new_tokens=40",
+        *(f"stages.ppo.{key}.threads=1" for key in ("train", "rollout", "critic", "rewards.mix.0")),
+        "stages.ppo.schedule.steps=2", "stages.ppo.schedule.prompts_per_step=16", "stages.ppo.evaluation.every=2",
+        "stages.ppo.evaluation.prompts=4", "stages.ppo.rollout.max_new_tokens=40",
     ]  # fmt: skip
     assert run(load("stories/rlhf", changes), directory, debug=True) == DONE
     ppo = directory / "stages" / "ppo"
