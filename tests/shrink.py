@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rlpipe.recipe.data import ArithmeticData, GuessNumberData
 from rlpipe.recipe.model import ScratchModel
@@ -16,8 +17,9 @@ TINY = {"hidden_size": 64, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate
 
 
 def make_local(folder: Path) -> None:
-    """What stands in for the hub: `FOLDER`, a tiny model, `train.jsonl`, a few questions in GSM8K's form, and
-    `pairs.jsonl`, dialogues with a better and a worse answer in HH-RLHF's form."""
+    """What stands in for the hub: `FOLDER`, a tiny model, `train.jsonl`, a few questions in GSM8K's form,
+    `pairs.jsonl`, dialogues with a better and a worse answer in HH-RLHF's form, and answers that are right or wrong, in
+    OpenAI's form (`example_model_solutions.jsonl`) and labelled (`solutions.jsonl`)."""
     from rlpipe.models.scratch import build
 
     build(ScratchModel(scratch="qwen2", **TINY, max_position_embeddings=1024), 0, folder / "FOLDER")
@@ -35,9 +37,20 @@ def make_local(folder: Path) -> None:
     asked = [f"\n\nHuman: What is {row['problem']}?\n\nAssistant:" for row in rows]
     pairs = [{"chosen": f"{a} {r['solution']}", "rejected": f"{a} No."} for a, r in zip(asked, rows, strict=True)]
     _write(folder / "pairs.jsonl", pairs)
+    solved = [{"question": row["problem"], **_solved(row["solution"])} for row in rows]
+    _write(folder / "example_model_solutions.jsonl", solved)
+    labelled = [(s["question"], a) for s in solved for a in s.values() if isinstance(a, dict)]
+    records = [{"prompt": p, "completion": a["solution"], "label": a["is_correct"]} for p, a in labelled]
+    _write(folder / "solutions.jsonl", records)
 
 
-def _write(file: Path, rows: list[dict[str, str]]) -> None:
+def _solved(right: str) -> dict[str, dict[str, Any]]:
+    """What three models say, the first of them rightly, in the form of OpenAI's file."""
+    said = (right, "100", "many")
+    return {f"{i}b": {"is_correct": answer == right, "solution": f"A: {answer}"} for i, answer in enumerate(said)}
+
+
+def _write(file: Path, rows: list[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -66,8 +79,11 @@ def _data(recipe: StageRecipe, local: Path) -> dict[str, object]:
         return {"data.heldout": 2 * HELDOUT}
     changes: dict[str, object] = {"data.heldout.count": HELDOUT}
     if _elsewhere(recipe.data.path):
-        name = "pairs.jsonl" if isinstance(recipe, RewardModelRecipe) else "train.jsonl"
-        changes |= {"data.path": local / name}
+        own, form = (
+            Path(recipe.data.path).name,
+            "pairs.jsonl" if isinstance(recipe, RewardModelRecipe) else "train.jsonl",
+        )
+        changes |= {"data.path": local / (own if (local / own).exists() else form)}
     return changes
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from rlpipe.data.preferences import Pair
+from rlpipe.data.preferences import Pair, prompt_numbers
 from rlpipe.models.classifier import load_classifier
 from rlpipe.pipelines.offline.trl_worker import TrlJob, whole_batches
 from rlpipe.recipe.training import RewardModelTraining
@@ -31,6 +31,8 @@ class PairTable:
     offsets_S1: np.ndarray
     margins_B: np.ndarray | None
     """None where no pair has one."""
+    prompts_B: np.ndarray
+    """Which prompt each pair is about."""
 
     @classmethod
     def of(cls, pairs: list[Pair]) -> "PairTable":
@@ -40,6 +42,7 @@ class PairTable:
             np.fromiter((token for ids in sequences for token in ids), dtype=np.int32),
             np.cumsum([0, *map(len, sequences)]),
             np.array(margins, dtype=np.float32) if any(margins) else None,
+            np.array(prompt_numbers(pairs)),
         )
 
     def dataset(self) -> "Dataset":
@@ -59,6 +62,7 @@ class RewardModelJob(TrlJob):
         "margin": "margin",
         "mean_reward": "mean_score",
         "eval_accuracy": "heldout_pair_accuracy",
+        "eval_accuracy_stderr": "heldout_pair_accuracy_stderr",
         "eval_margin": "heldout_margin",
     }
 
@@ -76,7 +80,7 @@ class RewardModelJob(TrlJob):
             **common,
         )
         pad = self.tokenizer.pad_token_id
-        return _counting_pairs(whole_batches(RewardTrainer))(
+        return _counting_pairs(whole_batches(RewardTrainer), self.heldout.prompts_B)(
             model=load_classifier(self.model, self.model_path, dtype, pad, head_seed=self.seed),
             args=settings,
             train_dataset=self.train.dataset(),
@@ -88,7 +92,19 @@ class RewardModelJob(TrlJob):
         return "pairs"
 
 
-def _counting_pairs(trainer: "type[RewardTrainer]") -> "type[RewardTrainer]":
+def clustered_stderr(values_B: np.ndarray, clusters_B: np.ndarray) -> float:
+    """Standard error of the mean of values of which those of one cluster are not independent:
+
+        sqrt( sum over clusters c of (sum over i in c of (x_i - mean))^2 ) / n
+
+    (Liang and Zeger 1986; Miller 2024, arXiv 2411.00640, eq. 4). With clusters of one it is the usual one with n in
+    place of n - 1. Shapes: both [B].
+    """
+    sums_C = np.bincount(clusters_B, weights=values_B - values_B.mean())
+    return float(np.sqrt(np.square(sums_C).sum()) / len(values_B))
+
+
+def _counting_pairs(trainer: "type[RewardTrainer]", prompts_B: np.ndarray) -> "type[RewardTrainer]":
     """The trainer with accuracy and margin of the held-out data as means over its pairs; TRL averages the means of
     batches, of which the last is smaller. Equal scores count one half, as in the baseline."""
     import torch
@@ -109,9 +125,13 @@ def _counting_pairs(trainer: "type[RewardTrainer]") -> "type[RewardTrainer]":
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             if not self.model.training:
-                differences_B = torch.cat(self._differences)
-                won_B = (differences_B > 0) + 0.5 * (differences_B == 0)
-                self._metrics["eval"] |= {"accuracy": [won_B.mean().item()], "margin": [differences_B.mean().item()]}
+                differences_B = torch.cat(self._differences)  # in the order of the held-out data
+                won_B = ((differences_B > 0) + 0.5 * (differences_B == 0)).numpy()
+                self._metrics["eval"] |= {
+                    "accuracy": [won_B.mean().item()],
+                    "accuracy_stderr": [clustered_stderr(won_B, prompts_B)],
+                    "margin": [differences_B.mean().item()],
+                }
             super().log(logs, start_time)
 
     return CountingPairs
