@@ -1,14 +1,22 @@
 """Small models with pronounced opinions, for tests of engines and weights."""
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlpipe.data.flow import GroupRequest, Sampling
 from rlpipe.models.scratch import build_model, build_tokenizer
 from rlpipe.recipe.model import ScratchModel
+from rlpipe.weights.packing import pack
+from rlpipe.weights.payload import Payload
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 # On models this small a second thread costs more than it gives.
 torch.set_num_threads(1)
@@ -67,3 +75,14 @@ def teacher_forced(
     tokens = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))[None]
     logprobs = (model(tokens).logits[0, len(prompt) - 1 : -1].float() / temperature).log_softmax(-1)
     return logprobs.gather(-1, tokens[0, len(prompt) :, None])[:, 0].numpy()
+
+
+def adapter_payload(adapted: "PeftModel", seed: int, folder: Path) -> Payload:
+    """The adapter with other weights of the same size, which a seed decides, as PEFT writes it."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    adapted.save_pretrained(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    return pack(load_file(folder / "adapter_model.safetensors").items(), adapter_config=config)

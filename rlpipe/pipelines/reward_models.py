@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlpipe.models.load import ModelError, context_length, load_tokenizer
+from rlpipe.pipelines import roles
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.model import PretrainedModel
 from rlpipe.recipe.rewards import CodeReward, ModelReward, RewardMix
@@ -15,7 +16,6 @@ from rlpipe.rewards.model import Scorer
 from rlpipe.rewards.stage import RewardStage, build
 from rlpipe.runtime.handle import Handle
 from rlpipe.runtime.roles import RoleSpec
-from rlpipe.training.distributed import Rank
 from rlpipe.training.reward_model import RewardModel, RewardModelSpec
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def specs(stage: Stage) -> list[RoleSpec]:
     """One role per reward model of the mix."""
-    return [_spec(key, reward, stage.debug) for key, reward in _model_rewards(stage)]
+    return [_spec(stage, key, reward) for key, reward in _model_rewards(stage)]
 
 
 def scoring(stage: Stage, mix: RewardMix, handles: Mapping[str, list[Handle[Any]]]) -> RewardStage:
@@ -44,18 +44,16 @@ def _model_rewards(stage: Stage) -> list[tuple[str, ModelReward]]:
     return [(f"rewards.mix.{i}", reward) for i, reward in rewards if isinstance(reward, ModelReward)]
 
 
-def _spec(key: str, reward: ModelReward, debug: bool) -> RoleSpec:
-    padding = _tokenizer(key, reward).pad_token_id
-    spec = RewardModelSpec(reward.path, padding, reward.dtype, reward.tokens_per_batch)
-    return RoleSpec(
-        name=_role(reward),
-        role=RewardModel,
-        arguments=lambda seat: (spec, Rank(local_rank=seat.local_index)),
-        count=1 if debug else reward.ranks,
-        resources=reward.resources,
-        threads=reward.threads,
-        recipe_key=key,
+def _spec(stage: Stage, key: str, reward: ModelReward) -> RoleSpec:
+    spec = RewardModelSpec(
+        path=reward.path,
+        pad_token_id=_tokenizer(key, reward).pad_token_id,
+        dtype=reward.dtype,
+        tokens_per_batch=reward.tokens_per_batch,
+        sharding=roles.frozen_sharding(reward),
+        timeout_seconds=stage.recipe.deadlines.train,
     )
+    return roles.placed(stage, _role(reward), RewardModel, lambda seat: (spec, roles.rank_of(seat)), reward, key)
 
 
 def _scorer(stage: Stage, key: str, reward: ModelReward, handles: Mapping[str, list[Handle[Any]]]) -> Scorer:
@@ -63,7 +61,9 @@ def _scorer(stage: Stage, key: str, reward: ModelReward, handles: Mapping[str, l
     stage.events.note(says)
     with _naming(key):
         limit = context_length(PretrainedModel(path=reward.path), reward.path)
-    return Scorer(handles[_role(reward)], encode, min(limit, reward.max_length or limit))
+    ranks = handles[_role(reward)]
+    replicas = [ranks] if reward.zero_stage == 3 else [[rank] for rank in ranks]
+    return Scorer(replicas, encode, min(limit, reward.max_length or limit))
 
 
 def _role(reward: ModelReward) -> str:

@@ -1,10 +1,13 @@
 """The roles of a stage, as a runtime starts them."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rlpipe.models.load import ModelError, load_tokenizer, materialise
 from rlpipe.pipelines.stage import Stage
+from rlpipe.recipe.critic import Critic as CriticSettings
 from rlpipe.recipe.model import PretrainedModel
+from rlpipe.recipe.roles import FrozenRole, TrainedRole
 from rlpipe.recipe.tasks import RlRecipe
 from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.worker import RolloutWorker
@@ -13,6 +16,7 @@ from rlpipe.training.critic import Critic, CriticSpec
 from rlpipe.training.distributed import Rank
 from rlpipe.training.policy import Policy, PolicySpec
 from rlpipe.training.reference import Reference, ReferenceSpec
+from rlpipe.training.sharding import Sharding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +26,7 @@ POLICY = "policy"
 
 
 def engines(stage: Stage, model_path: str) -> RoleSpec:
-    """Rollout engines that serve the model at `model_path` as version 0."""
+    """Rollout engines that serve the model at `model_path` as version 0, or wait for an adapter on it."""
     rollout, model = stage.recipe.rollout, stage.recipe.model
     hub = isinstance(model, PretrainedModel) and model_path == model.path
     spec = EngineSpec(
@@ -36,11 +40,20 @@ def engines(stage: Stage, model_path: str) -> RoleSpec:
         kv_cache_gib=rollout.kv_cache_gib,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
         seed=stage.recipe.seed,
+        lora_rank=_served_rank(stage),
         revision=model.revision if hub else None,
         trust_remote_code=model.trust_remote_code if hub else False,
     )
     count = 1 if stage.debug else rollout.engines
     return RoleSpec("engine", RolloutWorker, lambda seat: (spec,), count, rollout.resources, rollout.threads, "rollout")
+
+
+def _served_rank(stage: Stage) -> int | None:
+    """The rank of the adapter that the engines get; None where they get full weights."""
+    recipe = stage.recipe
+    if not isinstance(recipe, RlRecipe) or recipe.adapter is None or recipe.publishing.adapter == "merged":
+        return None
+    return recipe.adapter.r
 
 
 def policy(stage: Stage) -> RoleSpec:
@@ -51,26 +64,35 @@ def policy(stage: Stage) -> RoleSpec:
         model=recipe.model,
         path=stage.model_path,
         algorithm=algorithm_settings(recipe),
-        max_new_tokens=recipe.rollout.max_new_tokens,
+        max_new_tokens=recipe.longest_response,
         temperature=recipe.rollout.temperature,
         total_steps=recipe.schedule.steps * train.minibatches * train.epochs,
+        adapter=recipe.adapter,
+        merge_adapter=recipe.publishing.adapter == "merged",
         optimizer=train.optimizer,
         dtype=recipe.model.dtype,
-        zero_stage=train.zero_stage,
+        sharding=_sharding(train),
         gradient_checkpointing=train.gradient_checkpointing,
         seed=recipe.seed,
         timeout_seconds=recipe.deadlines.train,
     )
     count = 1 if stage.debug else train.ranks
-    return RoleSpec(POLICY, Policy, lambda seat: (spec, _rank(seat)), count, train.resources, train.threads, "train")
+    return RoleSpec(POLICY, Policy, lambda seat: (spec, rank_of(seat)), count, train.resources, train.threads, "train")
 
 
 def reference(stage: Stage) -> RoleSpec:
     """The frozen model the policy is kept close to."""
     recipe = _rl(stage)
-    spec = ReferenceSpec(recipe.model, stage.model_path, recipe.rollout.temperature, recipe.model.dtype)
-    resources, threads = recipe.train.resources, recipe.train.threads
-    return RoleSpec("reference", Reference, lambda seat: (spec, _rank(seat)), 1, resources, threads, "train")
+    settings = recipe.reference
+    spec = ReferenceSpec(
+        model=recipe.model,
+        path=stage.model_path,
+        temperature=recipe.rollout.temperature,
+        dtype=settings.dtype or recipe.model.dtype,
+        sharding=frozen_sharding(settings),
+        timeout_seconds=recipe.deadlines.train,
+    )
+    return placed(stage, "reference", Reference, lambda seat: (spec, rank_of(seat)), settings, "reference")
 
 
 def critic(stage: Stage) -> RoleSpec:
@@ -86,15 +108,36 @@ def critic(stage: Stage) -> RoleSpec:
         path=path,
         total_steps=recipe.schedule.steps * train.minibatches * train.epochs,
         optimizer=settings.optimizer,
-        dtype=model.dtype,
-        zero_stage=settings.zero_stage,
+        dtype=settings.dtype or model.dtype,
+        sharding=_sharding(settings),
         gradient_checkpointing=settings.gradient_checkpointing,
         value_clip=settings.value_clip,
         seed=recipe.seed,
         timeout_seconds=recipe.deadlines.train,
     )
-    count, arguments = 1 if stage.debug else settings.ranks, lambda seat: (spec, _rank(seat))
-    return RoleSpec("critic", Critic, arguments, count, settings.resources, settings.threads, "critic")
+    return placed(stage, "critic", Critic, lambda seat: (spec, rank_of(seat)), settings, "critic")
+
+
+def placed(
+    stage: Stage,
+    name: str,
+    role: type,
+    arguments: Callable[[Seat], tuple[Any, ...]],
+    settings: CriticSettings | FrozenRole,
+    key: str,
+) -> RoleSpec:
+    """A role beside the policy, in processes of its own or in the policy's, as its section `key` says."""
+    where = _rl(stage).train if settings.share else settings
+    count = 1 if stage.debug else where.ranks
+    return RoleSpec(name, role, arguments, count, where.resources, where.threads, key, shares=settings.share)
+
+
+def frozen_sharding(settings: FrozenRole) -> Sharding:
+    return Sharding(settings.zero_stage, offload_param=settings.offload_param)
+
+
+def _sharding(settings: TrainedRole) -> Sharding:
+    return Sharding(settings.zero_stage, settings.offload_optimizer, settings.offload_param)
 
 
 def _check_vocabulary(stage: Stage, own: "PreTrainedTokenizerBase") -> None:
@@ -116,5 +159,6 @@ def _rl(stage: Stage) -> RlRecipe:
     return stage.recipe
 
 
-def _rank(seat: Seat) -> Rank:
+def rank_of(seat: Seat) -> Rank:
+    """Which rank a process of a training role is."""
     return Rank(seat.index, seat.count, seat.local_index, seat.address, seat.port)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 FINAL_MODEL = "model"
 """Folder of a stage's result in its directory: Hugging Face weights, configuration and tokenizer."""
 
+FINAL_ADAPTER = "adapter"
+"""Folder of the adapter that was trained, for PEFT; what it was merged into is the result beside it."""
+
 
 @dataclass(frozen=True)
 class Stage:

@@ -36,7 +36,7 @@ class ArithmeticData(Strict):
 
 
 class GuessNumberData(Strict):
-    """Secret numbers for `environment.kind=guess_number`, with games of a player who guesses at random."""
+    """Secret numbers for `environment.kind=guess_number`, with games of a timid player."""
 
     kind: Literal["guess_number"]
     """Secret numbers made on the spot."""
@@ -50,8 +50,9 @@ class GuessNumberData(Strict):
     """Number of held-out prompts, whose numbers are spread evenly."""
     max_turns: PositiveInt = 6
     """Guesses of a demonstrated game at most."""
-    attention: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of the demonstrated guesses that heed the answers so far; the others may be any number."""
+    creeping: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Share of the demonstrated guesses that only go on by one (4, higher, 5), as a timid player would; the others are
+    any number that is still possible."""
     seed: int = 0
     """Decides the numbers and the games."""
 

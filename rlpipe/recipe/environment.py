@@ -28,14 +28,15 @@ class Calculator(Strict):
 
 
 class GuessNumber(Strict):
-    """Holds the number in the row's column `secret`, and answers a guess with `higher` or `lower`."""
+    """Holds the number in the row's column `answer`, and answers a guess with `higher` or `lower`."""
 
     kind: Literal["guess_number"]
     """A game: find the number that the environment holds."""
     max_turns: PositiveInt = 6
     """Guesses; whoever has not found the number with the last one has lost."""
-    discount: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """The reward is 1 for a first guess that is right, less by this for every further guess, and 0 for a game lost."""
+    discount: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The reward is 1 for a number found, less by this for every guess after the first, and 0 for a game lost. A price
+    for guesses rewards luck: it was learned more slowly with one."""
 
     @model_validator(mode="after")
     def _finding_is_worth_it(self) -> "GuessNumber":
@@ -58,6 +59,9 @@ class PythonEnvironment(Strict):
     """Turns of the policy at most."""
     processes: PositiveInt = 1
     """Processes that take steps side by side."""
+    batch: PositiveInt = 1
+    """Episodes that one call of a process answers at most: `async` methods then wait side by side, and a method
+    `step_batch(states, responses)` gets all of them at once."""
     options: dict[str, float | int | str | bool] = {}
     """Keyword arguments of the class."""
 

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from rlpipe.recipe.base import PathOrHubId, PythonFunction, Strict
 from rlpipe.recipe.model import Dtype
-from rlpipe.recipe.training import Resources, Threads
+from rlpipe.recipe.roles import FrozenRole
 
 Tag = Annotated[str, Field(pattern=r"^[\w-]+$")]
 """The name of a tag, without its brackets."""
@@ -216,7 +216,7 @@ class EnvironmentReward(Strict):
     """Which of the components that the environment names; its reward as a whole if absent."""
 
 
-class ModelReward(Strict):
+class ModelReward(FrozenRole):
     """The score of a reward model, such as `task: reward_model` makes: a sequence classifier with one output."""
 
     kind: Literal["model"]
@@ -233,11 +233,6 @@ class ModelReward(Strict):
     """Longest prompt plus response in tokens; a longer one is a failure. The model's own limit if absent."""
     tokens_per_batch: PositiveInt = 16384
     """Token budget of one forward pass, and about that of one call for groups that wait."""
-    ranks: PositiveInt = 1
-    """Replicas, which share the groups that wait."""
-    threads: Threads = 0
-    resources: Resources = Resources()
-    """What each replica reserves."""
 
 
 Reward = Annotated[
@@ -280,3 +275,13 @@ def check_correct_by(name: str | None, rewards: RewardMix) -> None:
     names = [reward.name for reward in rewards.mix]
     if name not in (None, *names):
         raise ValueError(f"evaluation.correct_by={name} is no reward of the mix; its rewards are {', '.join(names)}")
+
+
+def check_nothing_shared(rewards: RewardMix) -> None:
+    """Raise ValueError where a reward model of an offline task is to live in processes of the policy."""
+    shared = [i for i, reward in enumerate(rewards.mix) if isinstance(reward, ModelReward) and reward.share]
+    if shared:
+        raise ValueError(
+            f"rewards.mix.{shared[0]}.share={rewards.mix[shared[0]].share}: offline tasks have no policy processes to "
+            "share; leave it out"
+        )

@@ -27,8 +27,11 @@ class Deadlines(Strict):
 
 
 class Publishing(Strict):
-    """How weight publishes are proven."""
+    """How weights reach the engines, and how that is proven."""
 
+    adapter: Literal["served", "merged"] = "served"
+    """How an adapter reaches them: `served` on the base model, which they have, or `merged` into full weights: more to
+    send, and faster for vLLM to sample from."""
     tolerance: PositiveFloat | Literal["auto"] = "auto"
     """Largest mean absolute difference between the engine's and the trainer's log-probabilities of the
     probe tokens; auto is 1e-3 in float32 and 0.05 in bfloat16."""

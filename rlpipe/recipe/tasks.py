@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rlpipe.recipe.adapter import Adapter
 from rlpipe.recipe.algorithm import Algorithm, Schedule
 from rlpipe.recipe.algorithm.checks import check
 from rlpipe.recipe.base import FolderName, Strict
@@ -12,10 +13,11 @@ from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, MixtureDat
 from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
 from rlpipe.recipe.model import Model
 from rlpipe.recipe.preference import CpoRecipe, DpoRecipe, KtoRecipe, OrpoRecipe, PreferenceRecipe
-from rlpipe.recipe.rewards import RewardMix, check_correct_by
+from rlpipe.recipe.rewards import RewardMix, check_correct_by, check_nothing_shared
+from rlpipe.recipe.roles import PolicyTraining, Reference
 from rlpipe.recipe.rollout import Evaluation, Rollout
 from rlpipe.recipe.run import Deadlines, Publishing, Tracking
-from rlpipe.recipe.training import PolicyTraining, RewardModelTraining, SftTraining
+from rlpipe.recipe.training import RewardModelTraining, SftTraining
 
 
 class SftRecipe(Strict):
@@ -63,6 +65,7 @@ class SftRecipe(Strict):
     def _rewards_fit_the_environment(self) -> "SftRecipe":
         if self.rewards is not None:
             check_rewards(self.environment, self.rewards)
+            check_nothing_shared(self.rewards)
             check_correct_by(self.evaluation.correct_by, self.rewards)
         return self
 
@@ -98,6 +101,8 @@ class RlRecipe(Strict):
     seed: int = 0
     """Seed of the model from scratch, the order of the data and every sample."""
     model: Model
+    adapter: Adapter | None = None
+    """What is trained in place of the model's own weights; absent for full fine-tuning."""
     data: Data
     """Prompts to sample from."""
     rewards: RewardMix
@@ -110,6 +115,8 @@ class RlRecipe(Strict):
     """How many steps, of how many prompts."""
     train: PolicyTraining = PolicyTraining()
     """Optimizer, batches and processes of the policy's training."""
+    reference: Reference = Reference()
+    """The frozen model that the policy is kept close to, where `algorithm.kl` has a coefficient."""
     critic: Critic = Critic()
     """The value model, where the algorithm has one."""
     rollout: Rollout = Rollout()
@@ -117,11 +124,17 @@ class RlRecipe(Strict):
     evaluation: Evaluation = Evaluation()
     """When and how held-out prompts are asked."""
     publishing: Publishing = Publishing()
-    """How it is proven that weights arrived."""
+    """What travels to the engines, and how it is proven that it arrived."""
     deadlines: Deadlines = Deadlines()
     """How long remote waits may take."""
     tracking: Tracking = Tracking()
     """Where metrics go besides the run directory."""
+
+    @property
+    def longest_response(self) -> int:
+        """Tokens that the policy may write in answer to one prompt, over all of its turns."""
+        turns = 1 if isinstance(self.environment, SingleTurn) else self.environment.max_turns
+        return turns * self.rollout.max_new_tokens
 
     @model_validator(mode="after")
     def _rewards_fit_the_environment(self) -> "RlRecipe":
@@ -149,8 +162,37 @@ class RlRecipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _reference_is_used(self) -> "RlRecipe":
+        if self.reference == Reference():
+            return self
+        if self.algorithm.kl.coefficient == 0:
+            raise ValueError(
+                "reference: algorithm.kl.coefficient=0 runs without one: give it a value, or leave the section out"
+            )
+        if self.adapter is not None:
+            raise ValueError(
+                f"reference: with adapter.kind={self.adapter.kind} the policy is the reference, too, while its adapter "
+                "is off, and no second copy of the model is started; leave the section out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_fits(self) -> "RlRecipe":
+        if self.adapter is None and self.publishing.adapter != "served":
+            raise ValueError(
+                f"publishing.adapter={self.publishing.adapter} says how an adapter reaches the engines, and there is "
+                "none: give one (adapter.kind=lora), or leave the key out"
+            )
+        if self.adapter is not None and self.adapter.lora_dropout:
+            raise ValueError(
+                f"adapter.lora_dropout={self.adapter.lora_dropout} would make the policy that is trained another one "
+                "than the policy that sampled; set it to 0 in RL"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _algorithm_fits(self) -> "RlRecipe":
-        check(self.algorithm, self.train.minibatches, self.train.epochs, self.rollout.max_new_tokens)
+        check(self.algorithm, self.train.minibatches, self.train.epochs, self.longest_response)
         return self
 
 

@@ -170,25 +170,3 @@ class RewardModelTraining(OfflineTraining):
     center_rewards_coefficient: NonNegativeFloat = 0.0
     """Weight of (chosen + rejected)^2 in the loss, which centres the scores on 0 (Eisenstein et al. 2023, arXiv
     2312.09244, eq. 2, recommends 0.01); 0 leaves it out."""
-
-
-class PolicyTraining(Strict):
-    """The policy's training side in online RL."""
-
-    optimizer: Optimizer = Optimizer()
-    """AdamW and its learning-rate schedule."""
-    minibatches: PositiveInt = 1
-    """Optimizer steps the batch of one RL step is split into."""
-    epochs: PositiveInt = 1
-    """Passes over each batch."""
-    tokens_per_micro_batch: PositiveInt = 16384
-    """Token budget (after padding) of one forward and backward; lower it when memory runs out."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: slower, in far less memory."""
-    ranks: PositiveInt = 1
-    """Data-parallel training processes."""
-    zero_stage: ZeroStage = 0
-    """DeepSpeed ZeRO: 0 replicates, 1 shards optimizer states, 2 also gradients, 3 also parameters."""
-    threads: Threads = 0
-    resources: Resources = Resources()
-    """What each rank reserves."""

@@ -1,7 +1,7 @@
 """Runs the program of each response against the row's tests, in sandboxes.
 
 A wrong answer and an exception are 0: the policy can learn from them. What the sandbox had to stop is a `Failure` with
-the kind of the limit. Expected outputs never enter the sandbox; snippets do, and run in the program's own process.
+the kind of the limit. Expected outputs never enter the sandbox; snippets do, and run in a process of their own there.
 """
 
 import logging

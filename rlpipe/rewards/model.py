@@ -1,7 +1,8 @@
-"""A reward model that runs as a role: a frozen sequence classifier on one or several replicas.
+"""A reward model that runs as a role: a frozen sequence classifier in one or several replicas.
 
-The replicas share the groups that wait: each gets as many in one call as one forward pass takes. Groups that get no
-answer within their deadline, and a score that is no number, are failures; a replica that died stops the run.
+A replica is a rank, or all ranks over which the model is split. The replicas share the groups that wait: each gets as
+many in one call as one forward pass takes. Groups that get no answer within their deadline, and a score that is no
+number, are failures; a replica that died stops the run.
 """
 
 import queue
@@ -10,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
+
 from rlpipe.data.flow import Failure, Group, Tokens
 from rlpipe.recipe.rewards import ModelReward
 from rlpipe.rewards.encoding import Encode
 from rlpipe.rewards.reward import Allowance, Component
-from rlpipe.runtime.handle import DeadlineExceeded, Handle, Within
+from rlpipe.runtime.handle import DeadlineExceeded, Handle, Within, results
 from rlpipe.training.reward_model import RewardModel
 
 
@@ -22,7 +25,8 @@ from rlpipe.training.reward_model import RewardModel
 class Scorer:
     """What a `model` reward asks: the replicas, how a group becomes their tokens, and how many they take."""
 
-    replicas: list[Handle[RewardModel]]
+    replicas: list[list[Handle[RewardModel]]]
+    """The ranks of each."""
     encode: Encode
     max_length: int
 
@@ -35,7 +39,7 @@ class Model:
         self.weight = recipe.weight
         self._scorer = scorer
         self._tokens_per_call = recipe.tokens_per_batch
-        self._free: queue.SimpleQueue[Handle[RewardModel]] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[list[Handle[RewardModel]]] = queue.SimpleQueue()
         for replica in scorer.replicas:
             self._free.put(replica)
 
@@ -62,7 +66,9 @@ class Model:
         replica = self._free.get()  # waiting for a busy one is not these groups' time
         begin = time.monotonic()
         try:
-            return list(replica.call(Within("reward", allowance.left), RewardModel.score, sequences).result())
+            within = Within("reward", allowance.left)
+            shares = results([rank.call(within, RewardModel.score, sequences) for rank in replica])
+            return np.sum(shares, axis=0).tolist()
         except DeadlineExceeded as error:
             return [Failure("deadline", str(error).partition("\n")[0])] * len(sequences)
         finally:

@@ -21,6 +21,7 @@ of a program that `code` runs (its wrong output and its exceptions are 0):
     files                  it wrote or opened more files than it may
     processes              it started more processes or threads than it may
     forbidden              it wanted what is kept from it: network, paths outside, other processes, environment
+    unsupported_test       a test of it does what cannot be checked from outside of it, or asks nothing of it
 
 of a reward model:
 

@@ -31,7 +31,7 @@ class EngineSpec:
     """Share of its GPU that a vLLM engine takes."""
     seed: int = 0
     lora_rank: int | None = None
-    """Serve adapters up to this rank on `model`'s weights (vLLM only); the engine then starts without a version."""
+    """Serve adapters up to this rank on `model`'s weights; the engine then starts without a version."""
     revision: str | None = None
     trust_remote_code: bool = False
 

@@ -27,5 +27,5 @@ def _conversation(trajectory: Trajectory, decode: Decode) -> tuple[Said, ...]:
 
 
 def script(turns: Sequence[Said]) -> str:
-    """Several turns as one text: a line for each, with who speaks."""
-    return "\n".join(f"{said.role}: {said.text}" for said in turns)
+    """Several turns as one text, a line for each: the policy's as they are, what others say in brackets."""
+    return "\n".join(t.text if t.role == "assistant" else f"[{t.role}: {t.text}]" for t in turns)

@@ -11,6 +11,7 @@ from rlpipe.data.flow import GroupRequest, Tokens, Trajectory
 from rlpipe.models.load import resolve_dtype
 from rlpipe.rollout.engine import EngineSpec, Health, Receipt
 from rlpipe.rollout.kv_cache import ATTENTION
+from rlpipe.rollout.merged_adapter import MergedAdapter
 from rlpipe.rollout.records import Limits, Pulse
 from rlpipe.rollout.wave import Wave, Work, causal_mask, pad_left
 from rlpipe.weights.packing import digest_of, unpack
@@ -36,6 +37,7 @@ class TransformersEngine:
             trust_remote_code=spec.trust_remote_code,
         ).to(device)
         self._model.requires_grad_(False).eval()
+        self._adapter = MergedAdapter(self._model) if spec.lora_rank else None
         config = self._model.config
         self._limits = Limits(spec.max_model_len or config.max_position_embeddings, config.vocab_size)
         _check_attention(config, self._limits.max_model_len)
@@ -43,7 +45,7 @@ class TransformersEngine:
         self._eos_token_ids = spec.eos_token_ids
         self._waiting: deque[Work] = deque()
         self._waves: list[Wave] = []
-        self._pulse = Pulse(spec.version)
+        self._pulse = Pulse(None if spec.lora_rank else spec.version)
 
     def submit(self, requests: list[GroupRequest]) -> None:
         for request in requests:
@@ -66,10 +68,6 @@ class TransformersEngine:
     @torch.inference_mode()
     def publish(self, version: int, payload: Payload) -> Receipt:
         started = time.monotonic()
-        if payload.kind != "full":
-            raise WeightsRejected(
-                "the transformers engine takes full weights only; use rollout.engine: vllm for adapters"
-            )
         self._load(payload)
         for wave in self._waves:
             wave.renew(version)
@@ -119,6 +117,10 @@ class TransformersEngine:
             self._waves.append(Wave(self._model, works, self._eos_token_ids, self._pulse.version))
 
     def _load(self, payload: Payload) -> None:
+        if self._adapter is not None:
+            return self._adapter.take(payload)
+        if payload.kind == "adapter":
+            raise WeightsRejected("this engine serves full weights; start it with lora_rank to serve an adapter")
         parameters = dict(self._model.named_parameters())
         check_fits(payload, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
         for name, tensor in unpack(payload):

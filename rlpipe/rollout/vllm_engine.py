@@ -1,6 +1,5 @@
 """vLLM in the hosting process, stepped by its host."""
 
-import json
 import tempfile
 import time
 from collections import deque
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from rlpipe.data.flow import FinishReason, GroupRequest, Tokens, Trajectory, VersionSpan
+from rlpipe.models import adapters
 from rlpipe.rollout.engine import EngineSpec, Health, Receipt
 from rlpipe.rollout.records import Pulse, spans_of, trajectory
 from rlpipe.rollout.vllm_compat import VllmCore
@@ -193,7 +193,6 @@ class _AdapterFolder:
 
     def write(self, payload: Payload) -> "LoRARequest":
         """The request that loads this adapter in place of the one before."""
-        from safetensors.torch import save_file
         from vllm.lora.request import LoRARequest
 
         if payload.kind != "adapter" or payload.adapter_config is None:
@@ -201,8 +200,7 @@ class _AdapterFolder:
                 "this engine serves adapters on fixed weights; start it without lora_rank for full ones"
             )
         folder = Path(self._folder.name)
-        save_file(dict(unpack(payload)), folder / "adapter_model.safetensors")
-        (folder / "adapter_config.json").write_text(json.dumps(payload.adapter_config))
+        adapters.write(dict(unpack(payload)), payload.adapter_config, folder)
         self.request = LoRARequest("policy", 1, str(folder))
         return LoRARequest("policy", 1, str(folder), load_inplace=True)
 

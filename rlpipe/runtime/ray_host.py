@@ -1,4 +1,4 @@
-"""The Ray actor that hosts one role."""
+"""The Ray actor that hosts a role, and those that share its process."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from rlpipe.runtime.threads import set_threads
 
 
 class Host:
-    """A process for one role.
+    """A process for a role and its guests.
 
-    The role is built and called by the one thread of the `role` group: torch's thread count and vLLM's state belong to
+    Roles are built and called by the one thread of the `role` group: torch's thread count and vLLM's state belong to
     a thread. `alive` answers from another thread while the role computes.
     """
 
     def __init__(self) -> None:
-        self._role: Any = None
+        self._roles: dict[str, Any] = {}
 
     @ray.method(concurrency_group="alive")
     def meeting_point(self) -> tuple[str, str, int]:
@@ -25,13 +25,13 @@ class Host:
         return context.get_node_id(), ray.util.get_node_ip_address(), free_port()
 
     @ray.method(concurrency_group="role")
-    def build(self, role: type, arguments: tuple[Any, ...], threads: int, sharing: int) -> None:
+    def build(self, name: str, role: type, arguments: tuple[Any, ...], threads: int, sharing: int) -> None:
         set_threads(threads, sharing)
-        self._role = role(*arguments)
+        self._roles[name] = role(*arguments)
 
     @ray.method(concurrency_group="role")
-    def run(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self._role, method)(*args, **kwargs)
+    def run(self, name: str, method: str, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._roles[name], method)(*args, **kwargs)
 
     @ray.method(concurrency_group="alive")
     def stacks(self) -> str:

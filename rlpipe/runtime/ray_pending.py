@@ -66,13 +66,14 @@ def _unwrapped(error: RayTaskError, role_name: str) -> BaseException:
 class RayHandle:
     """A role in a Ray actor."""
 
-    def __init__(self, name: str, host: Any) -> None:
+    def __init__(self, name: str, role: str, host: Any) -> None:
+        """`name` is this process's, as messages show it; `role` is the same for all processes of the role."""
         self.name = name
-        self._host = host
+        self._role, self._host = role, host
 
     def call(self, within: Within, method: Callable[..., T], /, *args: Any, **kwargs: Any) -> RayPending[T]:
         ref = self._host.run.remote(
-            method.__name__, *(_forward(a) for a in args), **{k: _forward(v) for k, v in kwargs.items()}
+            self._role, method.__name__, *(_forward(a) for a in args), **{k: _forward(v) for k, v in kwargs.items()}
         )
         return RayPending(self._host, self.name, method.__qualname__, ref, within)
 

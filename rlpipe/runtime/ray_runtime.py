@@ -46,17 +46,17 @@ class RayStarted:
         """Build one role in its processes."""
         names = [spec.name if len(hosts) == 1 else f"{spec.name}[{i}]" for i in range(len(hosts))]
         for name, host, seat in zip(names, hosts, _seats(names, hosts, within), strict=True):
-            build = host.build.remote(spec.role, spec.arguments(seat), spec.threads, seat.local_count)
+            build = host.build.remote(spec.name, spec.role, spec.arguments(seat), spec.threads, seat.local_count)
             self._builds.append(RayPending(host, name, f"building {spec.role.__name__}", build, within))
-        self.handles[spec.name] = [RayHandle(name, host) for name, host in zip(names, hosts, strict=True)]
+        self.handles[spec.name] = [RayHandle(name, spec.name, host) for name, host in zip(names, hosts, strict=True)]
 
     def ready(self) -> None:
         results(self._builds)
 
 
 class RayRuntime:
-    """On the cluster this process is connected to: one placement group per `start`; each
-    role's processes are Ray actors in its bundles."""
+    """On the cluster this process is connected to: one placement group per `start`, with one bundle for each Ray actor;
+    an actor hosts a role, and those that share its process."""
 
     def __init__(self, deadlines: Deadlines) -> None:
         self._deadlines = deadlines
@@ -64,17 +64,24 @@ class RayRuntime:
         self._groups: list[PlacementGroup] = []
 
     def start(self, roles: list[RoleSpec]) -> RayStarted:
-        seats = [spec for spec in roles for _ in range(spec.count)]
+        owners = [spec for spec in roles if spec.shares is None]
+        hosts = self._placed(owners, roles)
+        within = Within("start", self._deadlines.start)
+        started = RayStarted()
+        for spec in owners + [spec for spec in roles if spec.shares is not None]:
+            started.add(spec, hosts[spec.shares or spec.name], within)
+        return started
+
+    def _placed(self, owners: list[RoleSpec], roles: list[RoleSpec]) -> dict[str, list[Any]]:
+        """The processes of the roles that have their own, each in its bundle, by role name."""
+        seats = [spec for spec in owners for _ in range(spec.count)]
         bundles = fitted([bundle(spec.resources) for spec in seats])
         group = _reserve(bundles, roles, self._deadlines.placement)
         self._groups.append(group)
         hosts = [_host(spec, group, i) for i, spec in enumerate(seats)]
         self._hosts += hosts
-        within = Within("start", self._deadlines.start)
-        started = RayStarted()
-        for spec, own in _by_role(roles, hosts):
-            started.add(spec, own, within)
-        return started
+        rest = iter(hosts)
+        return {spec.name: [next(rest) for _ in range(spec.count)] for spec in owners}
 
     def stop(self) -> None:
         for host in self._hosts:
@@ -83,11 +90,6 @@ class RayRuntime:
         for group in self._groups:
             remove_placement_group(group)
         self._hosts, self._groups = [], []
-
-
-def _by_role(roles: list[RoleSpec], hosts: list[Any]) -> list[tuple[RoleSpec, list[Any]]]:
-    rest = iter(hosts)
-    return [(spec, [next(rest) for _ in range(spec.count)]) for spec in roles]
 
 
 def _seats(names: list[str], hosts: list[Any], within: Within) -> list[Seat]:
@@ -133,10 +135,13 @@ def _placement_message(roles: list[RoleSpec], seconds: float) -> str:
     total, free = ray.cluster_resources(), ray.available_resources()
     return "\n".join([
         f"The cluster did not give the resources of this recipe within {seconds:g} s (deadlines.placement). Asked for:",
-        *(f"  {spec.name}: {spec.count} x {bundle(spec.resources)}   ({_recipe_lines(spec)})" for spec in roles),
+        *(f"  {spec.name}: {_asked(spec)}" for spec in roles),
         f"The cluster has {shown(total)}, of which free: {shown(free)}. Lower those lines, or add nodes.",
     ])  # fmt: skip
 
 
-def _recipe_lines(spec: RoleSpec) -> str:
-    return f"recipe: {spec.recipe_key}.resources and the count in {spec.recipe_key}"
+def _asked(spec: RoleSpec) -> str:
+    if spec.shares is not None:
+        return f"nothing of its own, in the processes of {spec.shares}"
+    where = f"{spec.recipe_key}.resources and the count in {spec.recipe_key}"
+    return f"{spec.count} x {bundle(spec.resources)}   (recipe: {where})"

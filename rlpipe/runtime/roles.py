@@ -47,6 +47,13 @@ class RoleSpec:
     recipe_key: str
     """Recipe section that sizes this role, for error messages."""
     environment: dict[str, str] = field(default_factory=dict)
+    shares: str | None = None
+    """Name of the role in whose processes this one lives, seat by seat; `count` is that role's, nothing is reserved.
+
+    One process for several roles, and not several processes on one GPU: they have one CUDA context, one allocator, in
+    which a role finds the memory that another gave back, and one process group; and they take turns by themselves, as a
+    process answers one call at a time. `--debug` has all roles in one process anyway.
+    """
 
 
 class Started(Protocol):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from rlpipe.training.engine import TrainingEngine
 from rlpipe.training.metrics import Mean, TokenSums
 from rlpipe.training.padding import Padded, flatten, pad
 from rlpipe.training.prepare import prepare
+from rlpipe.training.sharding import Sharding, loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class CriticSpec:
     """Optimizer steps of the whole run, for the learning-rate schedule."""
     optimizer: Optimizer = field(default_factory=Optimizer)
     dtype: Dtype = "auto"
-    zero_stage: int = 0
+    sharding: Sharding = field(default_factory=Sharding)
     gradient_checkpointing: bool = False
     value_clip: float | None = None
     """How far an update may carry a value from `values_N`, in reward units; None leaves it free."""
@@ -54,9 +56,10 @@ class Critic:
         self._device = join(rank, spec.timeout_seconds)
         torch.manual_seed(spec.seed + rank.index)
         dtype = resolve_dtype(spec.dtype)
-        classifier = load_classifier(spec.model, spec.path, dtype, head_seed=spec.seed, head_scale=0.0)
+        load = partial(load_classifier, spec.model, spec.path, dtype, head_seed=spec.seed, head_scale=0.0)
+        classifier = loaded(load, spec.sharding, dtype)
         prepare(classifier, spec.gradient_checkpointing)
-        self._engine = TrainingEngine(ValueModel(classifier), dtype, spec.zero_stage, spec.optimizer, spec.total_steps)
+        self._engine = TrainingEngine(ValueModel(classifier), dtype, spec.sharding, spec.optimizer, spec.total_steps)
 
     @torch.no_grad()
     def values(self, shard: Shard) -> np.ndarray:
@@ -103,10 +106,16 @@ class Critic:
         values_BT = self._engine.module(padded.input_ids_BT)
         return torch.where(padded.mask_BT > 0, values_BT, torch.zeros_like(values_BT))
 
+    def rest(self) -> None:
+        """Make room on the GPU for another role's update, until the next of one's own. It still answers."""
+        self._engine.rest()
+
     def save_state(self, directory: str) -> None:
         """Everything needed to go on exactly from here: weights, optimizer, step count, random state."""
+        self._engine.wake()
         checkpoint.save_state(self._engine.module, Path(directory), self._rank)
 
     def load_state(self, directory: str) -> None:
         """Go on from what `save_state` wrote, with the same number of ranks and ZeRO stage."""
+        self._engine.wake()
         checkpoint.load_state(self._engine.module, Path(directory), self._rank)

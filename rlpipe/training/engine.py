@@ -1,52 +1,21 @@
 """A model under DeepSpeed: ZeRO stages, the optimizer, and optimizer steps over any number of micro-batches."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from rlpipe.recipe.training import Optimizer
+from rlpipe.training.resting import Resting
 from rlpipe.training.schedule import learning_rate
+from rlpipe.training.sharding import Sharding, deepspeed_config, size
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-_LARGEST_BUCKET = 200_000_000
-"""Elements that ZeRO communicates at once; it allocates buffers of this size."""
-
 
 class NonFiniteGradient(ArithmeticError):
     """The gradient of an optimizer step is NaN or infinite; the run must not go on from there."""
-
-
-def deepspeed_config(
-    dtype: torch.dtype, zero_stage: int, max_grad_norm: float, parameters: int, on_gpu: bool
-) -> dict[str, Any]:
-    """DeepSpeed's configuration for `parameters` model parameters.
-
-    In bfloat16, ZeRO stage 0 becomes 1: DeepSpeed adds up the gradients of stage 0 in bfloat16, and stage 1 gives the
-    same result in float32 with less memory.
-    """
-    bfloat16 = dtype == torch.bfloat16
-    bucket = min(parameters, _LARGEST_BUCKET)
-    return {
-        # Batch sizes have no meaning here: losses are scaled by us, and boundaries set by us.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "bf16": {"enabled": bfloat16},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        # In stage 0 DeepSpeed clips without telling the norm, so that is done in `TrainingEngine`.
-        "gradient_clipping": max_grad_norm if bfloat16 or zero_stage else 0.0,
-        "zero_optimization": {
-            "stage": max(zero_stage, 1) if bfloat16 else zero_stage,
-            "overlap_comm": on_gpu,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-        },
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_allow_untested_optimizer": True,
-        "timers": {"throughput": {"enabled": False}},  # it waits for the device in every step
-    }
 
 
 class TrainingEngine:
@@ -57,19 +26,20 @@ class TrainingEngine:
     """
 
     def __init__(
-        self, model: torch.nn.Module, dtype: torch.dtype, zero_stage: int, optimizer: Optimizer, total_steps: int
+        self, model: torch.nn.Module, dtype: torch.dtype, sharding: Sharding, optimizer: Optimizer, total_steps: int
     ) -> None:
         import deepspeed
 
-        on_gpu = torch.cuda.is_available()
-        parameters = sum(p.numel() for p in model.parameters())
-        config = deepspeed_config(dtype, zero_stage, optimizer.max_grad_norm, parameters, on_gpu)
+        self._on_gpu = on_gpu = torch.cuda.is_available()
+        parameters = sum(size(p).numel() for p in model.parameters() if p.requires_grad)
+        config = deepspeed_config(dtype, sharding, optimizer.max_grad_norm, parameters, on_gpu)
         self._settings = optimizer
         self._total_steps = total_steps
         self._adamw = _adamw(model, optimizer)
         self.module: DeepSpeedEngine = deepspeed.initialize(
             model=model, optimizer=self._adamw, config=config, dist_init_required=False
         )[0]
+        self._resting: Resting | None = None
         self._clip_here = config["gradient_clipping"] == 0.0
         # Alone, a rank has nobody to reduce with; stages 1 to 3 need the call, stage 0 would only copy.
         if self.world == 1 and config["zero_optimization"]["stage"] == 0:
@@ -89,8 +59,26 @@ class TrainingEngine:
         """Optimizer steps taken since the beginning of the run."""
         return self.module.global_steps
 
+    def rest(self) -> None:
+        """Until the next step, keep in host memory what only a step needs, for a role on the same GPU to have the room:
+        AdamW's running means, and with ZeRO the float32 weights. On a CPU there is nothing to be gained."""
+        if self._on_gpu and self._resting is None:
+            self._resting = Resting(self._needed_by_steps())
+
+    def wake(self) -> None:
+        """Bring back what `rest` put away. `backward` does it by itself."""
+        if self._resting is not None:
+            self._resting.end()
+            self._resting = None
+
+    def _needed_by_steps(self) -> list[torch.Tensor]:
+        sharded = self.module.zero_optimization()
+        masters = list(self._adamw.state) if sharded else []  # else the model's own weights
+        return masters + [value for state in self._adamw.state.values() for value in state.values()]
+
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         """Add this micro-batch's gradient; `last` says that `step` comes next."""
+        self.wake()
         self.module.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages over ranks; the losses of the ranks are shares of one sum.
         self.module.backward(loss * self.world, scale_wrt_gas=False)
@@ -131,8 +119,8 @@ def _adamw(model: torch.nn.Module, settings: Optimizer) -> torch.optim.AdamW:
     groups = [{"params": parameters}]
     if settings.weight_decay:
         groups = [
-            {"params": [p for p in parameters if p.ndim >= 2]},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in parameters if len(size(p)) >= 2]},
+            {"params": [p for p in parameters if len(size(p)) < 2], "weight_decay": 0.0},
         ]
     return torch.optim.AdamW(
         groups,

@@ -3,9 +3,14 @@
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _GATHERED_BYTES = 256 << 20
 """Parameters that ZeRO-3 puts together at once."""
@@ -21,23 +26,45 @@ def full_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]
 
     Collective under ZeRO-3: every rank must iterate to the end. A tensor is only valid until the next one is asked for.
     """
-    named = list(model.named_parameters())
-    if not any(hasattr(parameter, "ds_id") for _, parameter in named):
+    yield from gathered(list(model.named_parameters()))
+
+
+def gathered(named: list[tuple[str, torch.nn.Parameter]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The whole tensors of some parameters of a model; as `full_parameters`."""
+    if not any(is_split(parameter) for _, parameter in named):
         yield from ((name, parameter.detach()) for name, parameter in named)
         return
-    import deepspeed
-
     for part in _portions(named):
-        with deepspeed.zero.GatheredParameters([parameter for _, parameter in part]):
+        with whole([parameter for _, parameter in part]):
             yield from ((name, parameter.detach()) for name, parameter in part)
 
 
-def save_pretrained(model: torch.nn.Module, source: str, directory: Path, writer: bool) -> None:
+def is_split(parameter: torch.nn.Parameter) -> bool:
+    """Whether ZeRO-3 has spread it over the ranks."""
+    return hasattr(parameter, "ds_id")
+
+
+def whole(parameters: list[torch.nn.Parameter]) -> AbstractContextManager[None]:
+    """The parameters put together for the length of the block. Collective under ZeRO-3."""
+    if not any(map(is_split, parameters)):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters)
+
+
+def save_pretrained(model: "PreTrainedModel", source: str, directory: Path, writer: bool) -> None:
     """Write a plain Hugging Face folder: safetensors, config, and the tokenizer files of the folder `source`.
 
     Collective; only the rank with `writer` writes. The folder appears under its name when it is complete.
     """
-    weights = full_parameters(model)
+    save_weights(model, full_parameters(model), source, directory, writer)
+
+
+def save_weights(
+    model: "PreTrainedModel", weights: Iterator[tuple[str, torch.Tensor]], source: str, directory: Path, writer: bool
+) -> None:
+    """As `save_pretrained`, with other `weights` than the model's own; every rank iterates over them."""
     if not writer:
         for _ in weights:
             pass
@@ -45,10 +72,17 @@ def save_pretrained(model: torch.nn.Module, source: str, directory: Path, writer
     # Copies: under ZeRO-3 a tensor is gone with the next one, and safetensors wants them all.
     state = {name: tensor.to("cpu", copy=True) for name, tensor in weights}
     state |= _persistent_buffers(model)
+    with appearing(directory) as partial:
+        model.save_pretrained(partial, state_dict=state)
+        copy_tokenizer(source, partial)
+
+
+@contextmanager
+def appearing(directory: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `directory` when the block ends well."""
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial, state_dict=state)
-    copy_tokenizer(source, partial)
+    yield partial
     _put_in_place(partial, directory)
 
 

@@ -60,7 +60,7 @@ def pad_tokens(sequences: Sequence[Tokens], device: torch.device, padding: int =
     """Token ids [B, T] of loose sequences, padded on the right."""
     inside_BT = _inside(np.array([len(tokens) for tokens in sequences]))
     ids_BT = np.full(inside_BT.shape, padding, dtype=np.int64)
-    ids_BT[inside_BT] = np.concatenate(sequences)
+    ids_BT[: len(sequences)][inside_BT[: len(sequences)]] = np.concatenate([*sequences, np.zeros(0, np.int64)])
     return torch.from_numpy(ids_BT).to(device)
 
 

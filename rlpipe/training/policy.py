@@ -1,7 +1,8 @@
 """The policy: the model that is trained."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,20 @@ import torch
 from rlpipe.algorithms.aggregate import masked_sum
 from rlpipe.algorithms.online import OnlineAlgorithm
 from rlpipe.data.flow import Shard, Tokens
+from rlpipe.models import adapters
 from rlpipe.models.load import load_causal_lm, resolve_dtype
+from rlpipe.recipe.adapter import Adapter
 from rlpipe.recipe.model import Dtype, Model
 from rlpipe.recipe.training import Optimizer
-from rlpipe.training import checkpoint
+from rlpipe.training import adapter_export, checkpoint
 from rlpipe.training.distributed import Rank, join
 from rlpipe.training.engine import TrainingEngine
-from rlpipe.training.export import full_parameters, save_pretrained
+from rlpipe.training.export import full_parameters, save_weights
 from rlpipe.training.forward import response_logprobs, sequence_logprobs, shard_logprobs
 from rlpipe.training.metrics import Mean, TokenSums
 from rlpipe.training.padding import pad
 from rlpipe.training.prepare import prepare
+from rlpipe.training.sharding import Sharding, loaded, size
 from rlpipe.weights.packing import pack
 from rlpipe.weights.payload import Payload
 
@@ -41,9 +45,13 @@ class PolicySpec:
     """The rollout's: log-probabilities are those of the tempered distribution that was sampled from."""
     total_steps: int
     """Optimizer steps of the whole run, for the learning-rate schedule."""
+    adapter: Adapter | None = None
+    """What is trained in place of the model's own weights."""
+    merge_adapter: bool = False
+    """Whether `export` hands over full weights with the adapter merged into them, and not the adapter."""
     optimizer: Optimizer = field(default_factory=Optimizer)
     dtype: Dtype = "auto"
-    zero_stage: int = 0
+    sharding: Sharding = field(default_factory=Sharding)
     gradient_checkpointing: bool = False
     seed: int = 0
     timeout_seconds: float = 600.0
@@ -61,11 +69,18 @@ class Policy:
         self._device = join(rank, spec.timeout_seconds)
         torch.manual_seed(spec.seed + rank.index)
         dtype = resolve_dtype(spec.dtype)
-        model = load_causal_lm(spec.model, spec.path, dtype)
+        model = loaded(partial(load_causal_lm, spec.model, spec.path, dtype), spec.sharding, dtype)
+        if spec.adapter is not None:
+            model = adapters.adapt(model, spec.adapter, spec.seed)
         prepare(model, spec.gradient_checkpointing)
-        self._engine = TrainingEngine(model, dtype, spec.zero_stage, spec.optimizer, spec.total_steps)
+        self._engine = TrainingEngine(model, dtype, spec.sharding, spec.optimizer, spec.total_steps)
         self._exported_digest = ""
         self._algorithm = OnlineAlgorithm(spec.algorithm, spec.max_new_tokens)
+
+    def sizes(self) -> tuple[int, int]:
+        """How many parameters are trained, and how many there are."""
+        everything = [(size(p).numel(), p.requires_grad) for p in self._engine.model.parameters()]
+        return sum(count for count, trained in everything if trained), sum(count for count, _ in everything)
 
     def update(self, shard: Shard) -> dict[str, Mean]:
         """One optimizer step. The metrics are this rank's; `metrics.merge` puts those of all ranks together."""
@@ -114,16 +129,34 @@ class Policy:
         the shard in the order of its micro-batches, 0 where masked. `microbatch.collect` undoes the sharding."""
         return shard_logprobs(self._engine.module, shard, self._device, self._spec.temperature)
 
+    def reference_logprobs(self, shard: Shard) -> np.ndarray:
+        """As `logprobs`, of the base model: the adapter is off. The answer of a `Reference` without a second model."""
+        with adapters.switched_off(self._engine.model):
+            return self.logprobs(shard)
+
     def export(self) -> Payload | None:
-        """All weights, ready for the engines, on rank 0; None on the others."""
-        parameters = full_parameters(self._engine.model)
+        """What the engines are to serve, on rank 0; None on the others: all weights, or the adapter alone."""
+        if self._spec.adapter is not None and not self._spec.merge_adapter:
+            model = self._engine.model
+            tensors, config = adapter_export.adapter_state(model).items(), adapters.config_of(model)
+        else:
+            tensors, config = self._full_parameters(), None
         if self._rank.index == 0:
-            payload = pack(parameters, self._spec.bucket_bytes)
+            payload = pack(tensors, self._spec.bucket_bytes, config)
             self._exported_digest = payload.digest
             return payload
-        for _ in parameters:
+        for _ in tensors:
             pass
         return None
+
+    def _full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All weights of a plain model, an adapter merged into them."""
+        take = full_parameters if self._spec.adapter is None else adapter_export.merged_parameters
+        return take(self._engine.model)
+
+    def rest(self) -> None:
+        """Make room on the GPU for another role's update, until the next of one's own. It still answers."""
+        self._engine.rest()
 
     def exported_digest(self) -> str:
         """The digest of the last `export` of rank 0: what an engine's receipt must say, told on another way than the
@@ -136,13 +169,21 @@ class Policy:
         return sequence_logprobs(self._engine.module, sequences, self._device)
 
     def save(self, directory: str) -> None:
-        """A plain Hugging Face folder that transformers and vLLM load, written by rank 0."""
-        save_pretrained(self._engine.model, self._spec.path, Path(directory), writer=self._rank.index == 0)
+        """A plain Hugging Face folder that transformers and vLLM load, an adapter merged; written by rank 0."""
+        model = self._engine.model if self._spec.adapter is None else self._engine.model.get_base_model()
+        writer = self._rank.index == 0
+        save_weights(model, self._full_parameters(), self._spec.path, Path(directory), writer)
+
+    def save_adapter(self, directory: str) -> None:
+        """The adapter as a folder that PEFT loads onto the model at `spec.path`; written by rank 0."""
+        adapter_export.save_adapter(self._engine.model, Path(directory), writer=self._rank.index == 0)
 
     def save_state(self, directory: str) -> None:
         """Everything needed to go on exactly from here: weights, optimizer, step count, random state."""
+        self._engine.wake()
         checkpoint.save_state(self._engine.module, Path(directory), self._rank)
 
     def load_state(self, directory: str) -> None:
         """Go on from what `save_state` wrote, with the same number of ranks and ZeRO stage."""
+        self._engine.wake()
         checkpoint.load_state(self._engine.module, Path(directory), self._rank)

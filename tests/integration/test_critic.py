@@ -17,6 +17,7 @@ from rlpipe.training.critic import Critic, CriticSpec
 from rlpipe.training.distributed import Rank
 from rlpipe.training.metrics import merge
 from rlpipe.training.microbatch import collect, make_shards, plan_micro_batches, plan_step
+from rlpipe.training.sharding import Sharding
 
 pytestmark = pytest.mark.integration
 
@@ -37,7 +38,7 @@ def folder(language_model, tmp_path_factory) -> str:
 
 def spec(folder: str, zero_stage: int = 0, **settings) -> CriticSpec:
     model = PretrainedModel(path=folder)
-    return CriticSpec(model, folder, 5, OPTIMIZER, "float32", zero_stage, **settings)
+    return CriticSpec(model, folder, 5, OPTIMIZER, "float32", Sharding(zero_stage), **settings)
 
 
 def batch_with_returns(seed: int):

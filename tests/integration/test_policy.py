@@ -29,6 +29,7 @@ from rlpipe.training.metrics import Mean, merge
 from rlpipe.training.microbatch import collect, make_shards, plan_micro_batches, plan_step
 from rlpipe.training.policy import Policy, PolicySpec
 from rlpipe.training.reference import Reference, ReferenceSpec
+from rlpipe.training.sharding import Sharding
 from rlpipe.weights.packing import unpack
 
 pytestmark = pytest.mark.integration
@@ -77,7 +78,7 @@ def spec(folder: str, zero_stage: int = 0, algorithm: str = "grpo", **settings) 
         total_steps=5,
         optimizer=OPTIMIZER,
         dtype="float32",
-        zero_stage=zero_stage,
+        sharding=Sharding(zero_stage),
         **settings,
     )
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import ray
 
 from rlpipe.recipe.run import Deadlines
 from rlpipe.recipe.training import Resources
@@ -62,6 +63,10 @@ def start(runtime, role: RoleSpec) -> list:
     started = runtime.start([role])
     started.ready()
     return started.handles[role.name]
+
+
+class Other(Counter):
+    """Another role."""
 
 
 @pytest.fixture(params=["ray", "local"])
@@ -160,3 +165,50 @@ def test_first_ready_gives_the_finished_ones(ray_runtime):
     done = fast.call(SOON, Counter.add, 1)
     assert first_ready([waiting, done], 4) == [done]
     assert first_ready([], 1) == []
+
+
+def guest(name: str = "guest", count: int = 2, start: int = 100) -> RoleSpec:
+    # Resources that the cluster does not have: nothing is reserved for it.
+    wants = Resources(cpus=1000.0, gpus=0.0)
+    return RoleSpec(name, Other, lambda seat: (start, seat), count, wants, 1, "reference", shares="counter")
+
+
+def test_a_role_that_shares_lives_in_the_processes_of_the_other(ray_runtime):
+    # The guest stands before its host: who lives where does not depend on the order.
+    started = ray_runtime.start([guest(), spec(count=2), spec(name="engine", cpus=0.2), guest("second", start=200)])
+    started.ready()
+    processes = {
+        name: results([handle.call(SOON, Counter.process) for handle in handles])
+        for name, handles in started.handles.items()
+    }
+    assert processes["guest"] == processes["second"] == processes["counter"]
+    assert len({*processes["counter"], *processes["engine"]}) == 3
+    seats = results([handle.call(SOON, Counter.where) for handle in started.handles["guest"]])
+    assert [(seat.index, seat.count) for seat in seats] == [(0, 2), (1, 2)]
+    assert [handle.name for handle in started.handles["guest"]] == ["guest[0]", "guest[1]"]
+
+
+def test_a_role_that_shares_keeps_its_own_state(ray_runtime):
+    started = ray_runtime.start([spec(count=2), guest()])
+    started.ready()
+    handles = [handle for name in ("counter", "guest") for handle in started.handles[name]]
+    assert results([handle.call(SOON, Counter.add, 1) for handle in handles]) == [1, 1, 101, 101]
+
+
+def test_only_the_owner_s_bundles_are_reserved(ray_runtime):
+    ray_runtime.start([spec(count=2), spec(name="engine", cpus=0.2), guest()]).ready()
+    [group] = ray_runtime._groups
+    table = ray.util.placement_group_table(group)
+    assert [table["bundles"][i] for i in range(len(table["bundles"]))] == [{"CPU": 0.1}, {"CPU": 0.1}, {"CPU": 0.2}]
+
+
+def test_a_guest_whose_constructor_fails_is_the_error_of_start(ray_runtime):
+    with pytest.raises(ValueError, match="start must not be negative, is -1"):
+        ray_runtime.start([spec(count=2), guest(start=-1)]).ready()
+
+
+def test_what_a_cluster_cannot_give_names_owners_and_guests(ray_runtime):
+    with pytest.raises(PlacementError) as caught:
+        ray_runtime.start([spec(count=2, cpus=1000), guest()])
+    assert "counter: 2 x {'CPU': 1000.0}   (recipe: train.resources" in str(caught.value)
+    assert "guest: nothing of its own, in the processes of counter" in str(caught.value)

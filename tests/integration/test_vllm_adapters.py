@@ -1,21 +1,16 @@
 """vLLM engines that serve adapters on fixed weights."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tiny_models
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
-from tiny_models import END, request, teacher_forced
+from peft import LoraConfig, get_peft_model
+from tiny_models import END, adapter_payload, request, teacher_forced
 
 from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.records import NotCurrent
 from rlpipe.rollout.vllm_engine import VllmEngine
 from rlpipe.weights.packing import pack
-from rlpipe.weights.payload import Payload, WeightsRejected
+from rlpipe.weights.payload import WeightsRejected
 from rlpipe.weights.probes import choose_probes
 
 pytestmark = pytest.mark.integration
@@ -39,17 +34,6 @@ def adapted(folder):
     return get_peft_model(tiny_models.load(folder), config)
 
 
-def payload(adapted: PeftModel, seed: int, folder: Path) -> Payload:
-    """Another adapter of the same size."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
-            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
-    adapted.save_pretrained(folder)
-    config = json.loads((folder / "adapter_config.json").read_text())
-    return pack(load_file(folder / "adapter_model.safetensors").items(), adapter_config=config)
-
-
 def test_it_serves_nothing_before_its_first_adapter(engine, folder):
     with pytest.raises(NotCurrent):
         engine.submit([request(0)])
@@ -59,7 +43,7 @@ def test_it_serves_nothing_before_its_first_adapter(engine, folder):
 
 def test_every_adapter_arrives_also_in_running_requests(engine, adapted, tmp_path):
     for version in (1, 2, 3):
-        sent = payload(adapted, version, tmp_path)
+        sent = adapter_payload(adapted, version, tmp_path)
         assert engine.publish(version, sent).digest == sent.digest
         if version == 1:
             engine.submit([request(i, prompt_length=40) for i in range(6)])

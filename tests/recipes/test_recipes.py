@@ -43,6 +43,7 @@ CHAINS = {
         "arithmetic/sft": [],
         "arithmetic/reward_model": [],
         "arithmetic/grpo": [],
+        "arithmetic/grpo_lora": [],
         "arithmetic/ppo": [],
     },
     "guess": {"arithmetic/guess": []},
@@ -119,8 +120,8 @@ def check(run_dir: Path, name: str, changes: list[str], output: str) -> None:
     assert f"run directory  {run_dir}" in output
     assert "Traceback" not in output
     if isinstance(recipe, PipelineRecipe):
-        rows = re.findall(r"│ (base|after \w+) *│", output)
-        assert rows == ["base", *(f"after {stage}" for stage in recipe.stages)]
+        heading = next(line for line in output.splitlines() if re.match(r"┃ +┃", line))
+        assert re.findall(r"base|after \w+", heading) == ["base", *(f"after {stage}" for stage in recipe.stages)]
 
 
 def check_stage(task: StageRecipe, place: Path) -> None:

@@ -77,7 +77,7 @@ def test_the_calculator_answers_as_a_user_where_the_template_has_no_tool():
 
 def test_guess_number_says_higher_lower_and_what_it_was_worth():
     game = GuessNumber(GuessRecipe(kind="guess_number", max_turns=4, discount=0.25))
-    state = game.reset({"secret": 17}, 1)
+    state = game.reset({"answer": "17"}, 1)
     worth = {"reward": 0.0}
     assert game.step(state, said("9")) == Reply("higher", components={"found": 0.0, "guesses": 1.0}, **worth)
     assert game.step(state, said(" 20 ")) == Reply("lower", components={"found": 0.0, "guesses": 2.0}, **worth)
@@ -86,14 +86,14 @@ def test_guess_number_says_higher_lower_and_what_it_was_worth():
 
 def test_guess_number_ends_lost_with_the_last_guess():
     game = GuessNumber(GuessRecipe(kind="guess_number", max_turns=2))
-    state = game.reset({"secret": 17}, 1)
+    state = game.reset({"answer": "17"}, 1)
     assert game.step(state, said("seventeen")).text == "not a number"
     assert game.step(state, said("17", complete=False)) == End(0.0, {"found": 0.0, "guesses": 2.0})
 
 
-def test_guess_number_without_a_secret_says_where_it_comes_from():
-    with pytest.raises(KeyError, match=r"no column `secret` \(it has \['answer'\]\); see data.kind=guess_number"):
-        GuessNumber(GuessRecipe(kind="guess_number")).reset({"answer": 1}, 1)
+def test_guess_number_without_a_number_says_where_it_comes_from():
+    with pytest.raises(KeyError, match=r"no column `answer` \(it has \['reference'\]\); see data.kind=guess_number"):
+        GuessNumber(GuessRecipe(kind="guess_number")).reset({"reference": 1}, 1)
 
 
 class Slow:
@@ -238,3 +238,82 @@ def test_a_class_that_cannot_work_says_why(tmp_path):
 
 def test_a_single_turn_has_no_environment():
     assert build(SingleTurn(kind="single_turn"), Deadlines(), debug=False) is None
+
+
+TOGETHER = """
+import asyncio
+from rlpipe.rollout.environments import End, Reply
+
+class Waits:
+    def __init__(self):
+        self.here, self.most = 0, 0
+
+    async def reset(self, columns, seed):
+        return columns
+
+    async def step(self, state, response):
+        self.here += 1
+        self.most = max(self.most, self.here)
+        await asyncio.sleep(0.05)
+        self.here -= 1
+        if response.text == "raise":
+            raise ValueError("by design")
+        if response.text == "die":
+            import os; os._exit(3)
+        return Reply(f"{response.text} {self.most}")
+
+class Batch(Waits):
+    def step_batch(self, states, responses):
+        if any(response.text == "raise" for response in responses):
+            raise ValueError("by design")
+        for state in states:
+            state["seen"] = len(states)
+        return [Reply(f"{response.text} of {len(states)}") for response in responses]
+
+class Own:
+    def reset(self, columns, seed):
+        return asyncio.run(asyncio.sleep(0, columns))
+
+    def step(self, state, response):
+        return End(asyncio.run(asyncio.sleep(0, 1.0)))
+"""
+
+
+def together(tmp_path, name, texts, debug, batch=8):
+    """What each text is answered with, all of them asked before the first answer is waited for."""
+    file = tmp_path / "mine.py"
+    file.write_text(TOGETHER)
+    recipe = PythonEnvironment(kind="python", implementation=f"{file}:{name}", batch=batch)
+    with build(recipe, Deadlines(environment=5.0), debug) as stage:
+        stage.ready()
+        for text in texts:
+            stage.reset(text, {"word": text}, 1)
+        states = drained(stage, 20.0)
+        for text in texts:
+            stage.step(text, states[text], said(text))
+        return drained(stage, 20.0)
+
+
+def test_async_steps_of_a_batch_wait_side_by_side(tmp_path):
+    answers = together(tmp_path, "Waits", ["a", "b", "c", "d"], debug=True)
+    assert answers == {text: Reply(f"{text} 4") for text in "abcd"}
+    assert together(tmp_path, "Waits", ["a", "b"], debug=True, batch=1) == {text: Reply(f"{text} 1") for text in "ab"}
+
+
+def test_one_of_a_batch_fails_alone(tmp_path):
+    answers = together(tmp_path, "Waits", ["a", "raise", "b"], debug=True)
+    assert answers["a"].text == "a 3" and answers["b"].text == "b 3"
+    assert answers["raise"].kind == "exception" and "ValueError: by design" in answers["raise"].message
+    answers = together(tmp_path, "Waits", ["a", "die", "b"], debug=False)
+    assert answers["die"].kind == "crashed" and isinstance(answers["a"], Reply) and isinstance(answers["b"], Reply)
+
+
+def test_a_class_that_takes_batches_gets_them(tmp_path):
+    answers = together(tmp_path, "Batch", ["a", "b", "c"], debug=True)
+    assert answers == {text: Reply(f"{text} of 3") for text in "abc"}
+    answers = together(tmp_path, "Batch", ["a", "raise"], debug=True)  # each again, by `step`
+    assert answers["a"] == Reply("a 1") and "ValueError: by design" in answers["raise"].message
+
+
+def test_a_class_may_have_an_event_loop_of_its_own(tmp_path):
+    assert together(tmp_path, "Own", ["a", "b"], debug=True) == {"a": End(1.0), "b": End(1.0)}

@@ -43,7 +43,7 @@ def ids(text):
     return TOKENIZER(text)["input_ids"]
 
 
-PROMPT = Prompt("p", np.array([USER, *ids("0-9"), END, ASSISTANT], np.int32), "<|user|>0-9", {"secret": 7})
+PROMPT = Prompt("p", np.array([USER, *ids("0-9"), END, ASSISTANT], np.int32), "<|user|>0-9", {"answer": "7"})
 
 
 def ask(group="g", seeds=(11, 12), stops=(), max_new_tokens=8):
@@ -183,7 +183,7 @@ def test_an_environment_is_told_the_row_and_what_was_said():
     subject = episodes(pool_of(FakeEngine(scripted([*ids("42"), END]), {END})), environment)
     subject.submit("policy", [ask(seeds=(11,))])
     (t,) = drained(subject)["g"]
-    assert environment.began == [({"secret": 7, "prompt": "<|user|>0-9"}, environment_seed(11))]
+    assert environment.began == [({"answer": "7", "prompt": "<|user|>0-9"}, environment_seed(11))]
     (heard,) = environment.heard
     assert (heard.text, heard.tokens, heard.complete) == ("42", (*ids("42"), END), True)
     assert t.episode.outcome is None
@@ -256,7 +256,7 @@ def test_a_faulty_environment_fails_its_own_trajectory_and_the_group_goes_on(fau
     assert len(trajectories[1].episode.starts) == (2 if at == "step 2" else 1)
 
     group = group_of(PROMPT, trajectories, TOKENIZER)
-    right = Exact(ExactReward(kind="exact", answer_column="secret"))
+    right = Exact(ExactReward(kind="exact"))
     (_, outcome, _) = outcomes_of(replace_columns(group), right)
     assert isinstance(outcome, Failure) and outcome.message.startswith("environment: ")
 
@@ -266,7 +266,7 @@ def outcomes_of(group, *rewards):
 
 
 def replace_columns(group):
-    return replace(group, prompt=replace(group.prompt, columns={"secret": "7"}))
+    return replace(group, prompt=replace(group.prompt, columns={"answer": "7"}))
 
 
 def test_rewards_come_from_the_environment_and_mix_with_others():
@@ -280,7 +280,7 @@ def test_rewards_come_from_the_environment_and_mix_with_others():
         group,
         FromEnvironment(EnvironmentReward(kind="environment", name="game", weight=2.0)),
         FromEnvironment(EnvironmentReward(kind="environment", name="guesses", component="guesses", weight=-0.1)),
-        Exact(ExactReward(kind="exact", name="last", answer_column="secret")),
+        Exact(ExactReward(kind="exact", name="last")),
     )
     assert outcome == Score(pytest.approx(1.5 - 0.2 + 1.0), {"game": 0.75, "guesses": 2.0, "last": 1.0})
     unknown = FromEnvironment(EnvironmentReward(kind="environment", component="gess"))

@@ -46,7 +46,7 @@ def stage(request):
     records = load_records(GuessNumberData(kind="guess_number", largest=9, games=6, heldout=10), only_prompts=True)
     return SimpleNamespace(
         recipe=SimpleNamespace(
-            environment=GuessNumber(kind="guess_number", max_turns=4),
+            environment=GuessNumber(kind="guess_number", max_turns=4, discount=0.1),
             rollout=Rollout(max_new_tokens=4),
             deadlines=Deadlines(),
             evaluation=Evaluation(correct_at=0.1, show=10),
@@ -74,8 +74,8 @@ def test_evaluation_plays_whole_games(stage):
     assert found.metrics["turns"] == pytest.approx((1 + 2 * 2 + 4 * 3 + 3 * 4) / 10)
     assert found.metrics["reward"] == pytest.approx((1.0 + 2 * 0.9 + 4 * 0.8 + 3 * 0.7) / 10)
     assert found.metrics["length"] == pytest.approx(2 * found.metrics["turns"])  # of its own tokens
-    shown = {sample["columns"]["secret"]: sample["completion"] for sample in found.samples}
-    assert shown[0] == "assistant: 4\nuser: lower\nassistant: 1\nuser: lower\nassistant: 0"
+    shown = {sample["columns"]["answer"]: sample["completion"] for sample in found.samples}
+    assert shown["0"] == "4\n[user: lower]\n1\n[user: lower]\n0"
 
 
 def test_sampling_fills_the_ledger_and_the_rollouts(stage, tmp_path):
@@ -110,7 +110,7 @@ def test_a_single_turn_is_the_pool_itself(stage):
     assert episodes.longest_episode(stage) == Deadlines().rollout
 
 
-def test_a_row_without_secret_fails_and_is_reported_as_the_environments_fault(stage):
+def test_a_row_without_the_number_fails_and_is_reported_as_the_environments_fault(stage):
     for prompt in stage.prompts[0]:
         prompt.columns.clear()
     ledger = MemoryLedger(PromptCursor(stage.prompts[0], 0), lease_seconds=60.0)

@@ -10,7 +10,7 @@ from rlpipe.data.flow import FinishReason, Group, Prompt, Score, Trajectory, Ver
 from rlpipe.pipelines.online.trainer import Trainer
 from rlpipe.recipe.algorithm import PRESETS
 from rlpipe.recipe.model import PretrainedModel
-from rlpipe.recipe.training import PolicyTraining
+from rlpipe.recipe.roles import PolicyTraining
 from rlpipe.runtime.local import LocalHandle
 from rlpipe.training import policy as policy_module
 from rlpipe.training.distributed import Rank

@@ -12,7 +12,7 @@ from rlpipe.data.flow import Failure, FinishReason, Score
 from rlpipe.pipelines.online.dynamic_sampling import flat, replace_flat
 from rlpipe.pipelines.online.metrics import sample_metrics
 from rlpipe.pipelines.online.trainer import Trainer
-from rlpipe.recipe.training import PolicyTraining
+from rlpipe.recipe.roles import PolicyTraining
 from rlpipe.runtime.local import LocalHandle
 from rlpipe.training.metrics import Mean
 
@@ -39,6 +39,13 @@ class Role:
         self.notes.append(f"{self.name}.values")
         return np.full(len(shard.batch.tokens_N), self.answer, np.float32)
 
+    def rest(self):
+        self.notes.append(f"{self.name}.rest")
+
+    def reference_logprobs(self, shard):
+        self.notes.append(f"{self.name}.reference_logprobs")
+        return np.full(len(shard.batch.tokens_N), -1.5, np.float32) * shard.batch.mask_N
+
     def update(self, shard):
         self.notes.append(f"{self.name}.update")
         self.shards.append(shard)
@@ -56,7 +63,9 @@ class NotingHandle(LocalHandle):
 
 
 class Setup:
-    def __init__(self, name="grpo", minibatches=1, epochs=1, warmup=0, ranks=1, **changes):
+    def __init__(
+        self, name="grpo", minibatches=1, epochs=1, warmup=0, ranks=1, turns=False, own_reference=True, **changes
+    ):
         self.notes = []
         roles = {
             "policy": [Role("policy", self.notes, -1.0, {"loss": 1.0, "reference_kl": 0.5}) for _ in range(ranks)],
@@ -65,9 +74,11 @@ class Setup:
         }
         self.policies, self.critic = roles["policy"], roles["critic"][0]
         self.policy = self.policies[0]
+        if not own_reference:
+            del roles["reference"]
         handles = {name: [NotingHandle(name, role) for role in ranks] for name, ranks in roles.items()}
         training = PolicyTraining(minibatches=minibatches, epochs=epochs)
-        self.trainer = Trainer(handles, algorithm(name, **changes), training, 2, 10.0, warmup)
+        self.trainer = Trainer(handles, algorithm(name, **changes), training, 2, 10.0, warmup, turns)
 
     def step(self, groups, step=1):
         batch, metrics = self.trainer.batch(groups)
@@ -136,6 +147,28 @@ def test_the_critic_learns_alone_during_its_warmup():
     without = Setup("grpo", warmup=1)
     without.step(GROUPS, step=1)
     assert without.notes.count("policy.update") == 1, "there is no critic to wait for"
+
+
+def test_in_the_same_processes_policy_and_critic_take_turns_and_make_room():
+    it = Setup("ppo", minibatches=2, turns=True)
+    batch, _ = it.trainer.batch(GROUPS)
+    it.notes.clear()
+    it.trainer.update(batch, step=1)
+    done = [note for note in it.notes if not note.startswith("wait")]
+    assert done == [
+        "policy.update", "policy.update", "policy.rest", "critic.update", "critic.update", "critic.rest",
+    ]  # fmt: skip
+    beside = Setup("ppo", minibatches=2)
+    beside.step(GROUPS)
+    assert [n for n in beside.notes if n.endswith("update")] == ["policy.update", "critic.update"] * 2
+    assert not any(note.endswith("rest") for note in beside.notes)
+
+
+def test_without_a_reference_of_its_own_the_policy_answers_as_one():
+    it = Setup(kl={"coefficient": 0.1}, own_reference=False)
+    batch, _ = it.step(GROUPS)
+    assert it.notes[0] == "policy.reference_logprobs"
+    np.testing.assert_allclose(batch.reference_logprobs_N[batch.mask_N > 0], -1.5)
 
 
 def test_an_adaptive_coefficient_moves_once_per_step_and_is_in_the_state():

@@ -27,9 +27,13 @@ def in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def algorithm(*overrides, text=RL):
+def recipe(*overrides, text=RL):
     Path("r.yaml").write_text(text)
-    return load("r.yaml", overrides).algorithm
+    return load("r.yaml", overrides)
+
+
+def algorithm(*overrides, text=RL):
+    return recipe(*overrides, text=text).algorithm
 
 
 def message(*overrides, text=RL):
@@ -140,7 +144,7 @@ class TestLaidOverThePreset:
         (["algorithm.kl.controller.kind=adaptive"], "algorithm: kl.coefficient=0.0 stays 0 whatever kl.controller.kind=adaptive makes of it: give it a value to begin with"),
         (["algorithm.kl={coefficient: 0.1, estimator: k1}"], "algorithm: kl.estimator=k1 in the loss has a gradient of mean 0, which pulls nowhere: take k2 or k3, or kl.placement=reward"),
         (["algorithm.name=rloo", "train.epochs=2"], "train.minibatches=1 and train.epochs=2 train several times on a batch, which algorithm.loss.kind=policy_gradient cannot: it has no ratio. Set both to 1, or take ppo_clip"),
-        (["algorithm.shaping=[{kind: overlong, buffer: 17}]"], "algorithm.shaping.0.buffer=17 exceeds rollout.max_new_tokens=16: every response would be punished; lower the one or raise the other"),
+        (["algorithm.shaping=[{kind: overlong, buffer: 17}]"], "algorithm.shaping.0.buffer=17 exceeds the longest response of 16 tokens: every response would be punished; lower it or raise rollout.max_new_tokens"),
         (["algorithm.shaping=[{kind: clip, low: 2, high: 1}]"], "algorithm.shaping.0: low=2.0 is not below high=1.0: every reward would be the same"),
         (["algorithm.correction={kind: icepop, low: 6}"], "algorithm.correction: low=6.0 is not below high=5.0: no token would count"),
     ],
@@ -164,3 +168,10 @@ def test_a_critic_that_nobody_asks_is_an_error():
     with pytest.raises(RecipeError, match=r"critic: algorithm.name=grpo has none.*take algorithm.name=ppo or leave"):
         load("arithmetic/grpo", ["model={scratch: qwen2}", "critic.warmup_steps=3"])
     assert load("arithmetic/grpo", ["algorithm.name=ppo", "critic.warmup_steps=3"]).critic.warmup_steps == 3
+
+
+def test_the_longest_response_is_that_of_all_turns():
+    """What the overlong penalty and Dr.GRPO's constant measure by: else every game of two guesses would be too long."""
+    assert recipe().longest_response == 16
+    game = recipe("environment={kind: guess_number, max_turns: 5}", "rollout.max_new_tokens=4")
+    assert game.longest_response == 20

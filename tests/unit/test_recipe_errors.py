@@ -61,7 +61,7 @@ def test_a_good_recipe_loads():
         (
             "task: rl",
             "task: rl\nthreads: 1",
-            "r.yaml:2: threads: `threads` is not a key of the recipe; did you mean `train.threads` or `critic.threads` or `rollout.threads`?",
+            "r.yaml:2: threads: `threads` is not a key of the recipe; did you mean `train.threads` or `reference.threads` or `critic.threads`?",
         ),
         (
             "task: rl",
@@ -71,7 +71,7 @@ def test_a_good_recipe_loads():
         (
             "task: rl",
             "task: rl\npublishing: {zzz: 1}",
-            "r.yaml:2: publishing.zzz: `zzz` is not a key of `publishing`; its keys are tolerance",
+            "r.yaml:2: publishing.zzz: `zzz` is not a key of `publishing`; its keys are adapter, tolerance",
         ),
         (
             "{kind: arithmetic}",
@@ -320,8 +320,8 @@ def test_all_problems_at_once_in_the_order_of_the_file():
         "r.yaml:3: seed: expected a whole number, found the text `x`",
         "r.yaml:12: schedule.prompts: `prompts` is not a key of `schedule`; did you mean `evaluation.prompts`?",
         "r.yaml:14: foo: this key stands twice; the first is at r.yaml:13",
-        "r.yaml:14: foo: `foo` is not a key of the recipe; its keys are task, name, seed, model, data, rewards, "
-        "environment, algorithm, schedule, train, critic, rollout, evaluation, publishing, deadlines, tracking",
+        "r.yaml:14: foo: `foo` is not a key of the recipe; its keys are task, name, seed, model, adapter, data, rewards, "
+        "environment, algorithm, schedule, train, reference, critic, rollout, evaluation, publishing, deadlines, tracking",
     ]
 
 

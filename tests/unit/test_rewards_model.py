@@ -60,7 +60,7 @@ def test_scores_depend_on_nothing_beside_the_sequence(folder, sequences, budget)
 
 
 def test_nothing_to_score(folder):
-    assert RewardModel(spec(folder), Rank()).score([]) == []
+    assert RewardModel(spec(folder), Rank()).score([]).tolist() == []
 
 
 # Tokens
@@ -159,7 +159,7 @@ class Answering:
 def reward(answer, max_length=256, replicas=1, **settings):
     recipe = ModelReward(kind="model", name="rm", path="folder", **settings)
     handles = [Answering(answer) for _ in range(replicas)]
-    return Model(recipe, Scorer(handles, as_sampled, max_length)), handles[0]
+    return Model(recipe, Scorer([[handle] for handle in handles], as_sampled, max_length)), handles[0]
 
 
 def test_groups_are_one_call_within_its_time():
@@ -200,7 +200,7 @@ def mixed(*answers, group=None):
     """The outcomes of a mix of reward models, `first` with weight 1 and further ones with weight 10."""
     names = ["first", "second"][: len(answers)]
     mix = [ModelReward(kind="model", name=n, path="x", weight=10.0**i) for i, n in enumerate(names)]
-    scorers = {n: Scorer([Answering(a)], as_sampled, 256) for n, a in zip(names, answers, strict=True)}
+    scorers = {n: Scorer([[Answering(a)]], as_sampled, 256) for n, a in zip(names, answers, strict=True)}
     with build(RewardMix(mix=mix), None, Deadlines(), True, scorers) as stage:
         stage.submit(group or conversation(["4"]))
         [scored] = stage.finished(0.1)
@@ -218,7 +218,7 @@ def test_a_score_that_is_no_number_is_a_failure():
 @pytest.mark.parametrize("debug", [True, False])
 def test_a_dead_reward_model_stops_the_run(debug):
     mix = RewardMix(mix=[ModelReward(kind="model", path="x")])
-    scorers = {"model": Scorer([Answering(RoleDied("reward/model died"))], as_sampled, 256)}
+    scorers = {"model": Scorer([[Answering(RoleDied("reward/model died"))]], as_sampled, 256)}
     with build(mix, None, Deadlines(), debug, scorers) as stage, pytest.raises(RoleDied, match="reward/model died"):
         stage.submit(conversation(["4"]))
         stage.finished(5.0)
@@ -227,7 +227,7 @@ def test_a_dead_reward_model_stops_the_run(debug):
 def test_a_real_model_behind_its_handle(folder):
     model = RewardModel(spec(folder), Rank())
     recipe = ModelReward(kind="model", path=str(folder))
-    scored = Model(recipe, Scorer([LocalHandle("reward/model", model)], as_sampled, 256))
+    scored = Model(recipe, Scorer([[LocalHandle("reward/model", model)]], as_sampled, 256))
     groups = [conversation(["4", "five"]), conversation(["12345678"])]
     together = scored.score_all(groups, Allowance(60.0))
     assert together == [pytest.approx(model.score(as_sampled(group)), abs=1e-5) for group in groups]

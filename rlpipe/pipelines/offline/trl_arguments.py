@@ -54,9 +54,9 @@ def _optimizer(settings: OfflineOptimizer) -> dict[str, Any]:
 
 def _deepspeed(training: OfflineTraining, dtype: "torch.dtype", on_gpu: bool) -> dict[str, Any]:
     """The policy's DeepSpeed settings, with what transformers fills in from its own arguments left to it."""
-    from rlpipe.training.engine import deepspeed_config
+    from rlpipe.training.sharding import Sharding, deepspeed_config
 
-    config = deepspeed_config(dtype, training.zero_stage, training.optimizer.max_grad_norm, _BUCKET, on_gpu)
+    config = deepspeed_config(dtype, Sharding(training.zero_stage), training.optimizer.max_grad_norm, _BUCKET, on_gpu)
     auto = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
     config |= dict.fromkeys(auto, "auto")
     if training.zero_stage == 3:

@@ -15,7 +15,7 @@ from rlpipe.pipelines.online.loop import Loop
 from rlpipe.pipelines.online.publisher import Publisher
 from rlpipe.pipelines.online.sampler import Sampler
 from rlpipe.pipelines.online.trainer import Trainer
-from rlpipe.pipelines.stage import Stage
+from rlpipe.pipelines.stage import FINAL_ADAPTER, Stage
 from rlpipe.recipe.tasks import RlRecipe
 from rlpipe.rewards.stage import RewardStage
 from rlpipe.rollout.environments.stage import EnvironmentStage
@@ -35,22 +35,35 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
         stack.callback(stage.runtime.stop)
         with stage.events.phase("start", says=_starting(recipe)):
             environment = stack.enter_context(episodes.environment_of(stage))
-            algorithm = OnlineAlgorithm(roles.algorithm_settings(recipe), recipe.rollout.max_new_tokens)
-            started = stage.runtime.start(_roles(stage, algorithm))
+            algorithm = OnlineAlgorithm(roles.algorithm_settings(recipe), recipe.longest_response)
+            started = stage.runtime.start(_roles(stage, recipe, algorithm))
             scoring = stack.enter_context(reward_models.scoring(stage, recipe.rewards, started.handles))
             loop = _loop(stage, recipe, scoring, environment, algorithm, started.handles)
             started.ready()
             scoring.ready()
+            _note_size(stage, recipe, started.handles[roles.POLICY])
         loop.run()
         with stage.events.phase("save", says="saving the model"):
             _save(stage, recipe, started.handles[roles.POLICY])
 
 
-def _roles(stage: Stage, algorithm: OnlineAlgorithm) -> list[RoleSpec]:
+def _roles(stage: Stage, recipe: RlRecipe, algorithm: OnlineAlgorithm) -> list[RoleSpec]:
     """Those that the algorithm and the rewards need."""
     specs = [*reward_models.specs(stage), roles.policy(stage), roles.engines(stage, stage.model_path)]
-    specs += [roles.reference(stage)] if algorithm.needs_reference else []
+    specs += [roles.reference(stage)] if _has_own_reference(recipe, algorithm) else []
     return specs + ([roles.critic(stage)] if algorithm.needs_critic else [])
+
+
+def _has_own_reference(recipe: RlRecipe, algorithm: OnlineAlgorithm) -> bool:
+    """With an adapter the policy's ranks are the reference, too: the adapter is off while they answer as that."""
+    return algorithm.needs_reference and recipe.adapter is None
+
+
+def _note_size(stage: Stage, recipe: RlRecipe, policy: list[Handle[Policy]]) -> None:
+    if recipe.adapter is not None:
+        trained, everything = policy[0].call(Within("train", recipe.deadlines.train), Policy.sizes).result()
+        share = f"{trained / everything:.1%} of the {everything:,} that there are"
+        stage.events.note(f"{recipe.adapter.kind}: {trained:,} parameters are trained, {share}.")
 
 
 def _starting(recipe: RlRecipe) -> str:
@@ -83,7 +96,13 @@ def _loop(
         sampler=Sampler(roles.POLICY, ledger, rollouts, scoring, stage.tokenizer, sampling, group_size, recipe.seed),
         rewards=scoring,
         trainer=Trainer(
-            handles, algorithm, recipe.train, group_size, recipe.deadlines.train, recipe.critic.warmup_steps
+            handles,
+            algorithm,
+            recipe.train,
+            group_size,
+            recipe.deadlines.train,
+            critic_warmup=recipe.critic.warmup_steps,
+            taking_turns=recipe.critic.share is not None,
         ),
         publisher=_publisher(stage, recipe, handles[roles.POLICY], pool, heldout),
         evaluate=lambda: evaluator.run(rollouts, scoring, roles.POLICY),
@@ -124,3 +143,5 @@ def _save(stage: Stage, recipe: RlRecipe, policy: list[Handle[Policy]]) -> None:
     results([rank.call(within, Policy.save, str(stage.result)) for rank in policy])
     # The policy's ranks copied the base model's tokenizer; this one also has the recipe's chat template.
     stage.tokenizer.save_pretrained(stage.result)
+    if recipe.adapter is not None:
+        results([rank.call(within, Policy.save_adapter, str(stage.directory / FINAL_ADAPTER)) for rank in policy])

@@ -10,7 +10,7 @@ from rlpipe.algorithms.online import OnlineAlgorithm
 from rlpipe.data.flow import Group, Shard, TokenBatch
 from rlpipe.pipelines.online.batch import scored, token_batch, with_signal, with_weights
 from rlpipe.pipelines.online.metrics import signal_metrics
-from rlpipe.recipe.training import PolicyTraining
+from rlpipe.recipe.roles import PolicyTraining
 from rlpipe.runtime.handle import Handle, Pending, Within, results
 from rlpipe.training.critic import Critic
 from rlpipe.training.metrics import Mean, merge
@@ -30,10 +30,14 @@ class Trainer:
         group_size: int,
         seconds: float,
         critic_warmup: int = 0,
+        taking_turns: bool = False,
     ) -> None:
+        """`taking_turns` says that policy and critic share their GPUs: one after the other trains, and then makes
+        room."""
         self._roles, self._algorithm, self._training = roles, algorithm, training
         self._group_size, self._within = group_size, Within("train", seconds)
         self._critic_warmup = critic_warmup if algorithm.needs_critic else 0
+        self._taking_turns = taking_turns
         self._kl = algorithm.kl_controller()
 
     def state(self) -> dict[str, dict[str, float]]:
@@ -57,12 +61,23 @@ class Trainer:
         learners = ["policy"] if step > self._critic_warmup else []
         learners += ["critic"] if self._algorithm.needs_critic else []
         parts: dict[str, list[dict[str, Mean]]] = {name: [] for name in learners}
-        for _ in range(self._training.epochs):
-            for sequences in self._minibatches(batch):
-                for name, stats in self._step(batch, sequences, learners).items():
-                    parts[name] += stats
+        for together in self._turns(learners):
+            for _ in range(self._training.epochs):
+                for sequences in self._minibatches(batch):
+                    for name, stats in self._step(batch, sequences, together).items():
+                        parts[name] += stats
+            self._make_room(together)
         metrics = merge(parts.get("policy", [])) | merge(parts.get("critic", []))
         return metrics | self._controlled(batch, metrics)
+
+    def _turns(self, learners: list[str]) -> list[list[str]]:
+        """Who learns at the same time as whom."""
+        return [[learner] for learner in learners] if self._taking_turns else [learners]
+
+    def _make_room(self, learners: list[str]) -> None:
+        if self._taking_turns:
+            rests = {"policy": Policy.rest, "critic": Critic.rest}
+            results([rank.call(self._within, rests[name]) for name in learners for rank in self._roles[name]])
 
     def _step(self, batch: TokenBatch, sequences: np.ndarray, learners: list[str]) -> dict[str, list[dict[str, Mean]]]:
         """One optimizer step of each learner; all are under way before one is waited for."""
@@ -93,12 +108,19 @@ class Trainer:
         updates = self._training.minibatches * self._training.epochs
         asked = {}
         if self._algorithm.needs_reference:
-            asked["reference_logprobs_N"] = self._ask("reference", Reference.logprobs, batch)
+            asked["reference_logprobs_N"] = self._ask(*self._reference, batch)
         if self._algorithm.needs_old_logprobs(updates):
             asked["old_logprobs_N"] = self._ask("policy", Policy.logprobs, batch)
         if self._algorithm.needs_critic:
             asked["values_N"] = self._ask("critic", Critic.values, batch)
         return replace(batch, **{column: answer() for column, answer in asked.items()})
+
+    @property
+    def _reference(self) -> tuple[str, Callable[..., np.ndarray]]:
+        """Who answers as the reference: a role of its own, or the policy with its adapter off."""
+        if "reference" in self._roles:
+            return "reference", Reference.logprobs
+        return "policy", Policy.reference_logprobs
 
     def _ask(self, role: str, method: Callable[..., np.ndarray], batch: TokenBatch) -> Callable[[], np.ndarray]:
         """One number per token from a role's ranks, under way; the result waits for it."""

@@ -3,7 +3,7 @@
 from rlpipe.recipe.algorithm.preset import Preset
 
 
-def check(algorithm: Preset, minibatches: int, epochs: int, max_new_tokens: int) -> None:
+def check(algorithm: Preset, minibatches: int, epochs: int, longest_response: int) -> None:
     """Raises ValueError where the training or the sampling does not go with the algorithm."""
     if algorithm.loss.kind == "policy_gradient" and minibatches * epochs > 1:
         raise ValueError(
@@ -11,8 +11,8 @@ def check(algorithm: Preset, minibatches: int, epochs: int, max_new_tokens: int)
             "algorithm.loss.kind=policy_gradient cannot: it has no ratio. Set both to 1, or take ppo_clip"
         )
     for i, shaping in enumerate(algorithm.shaping):
-        if shaping.kind == "overlong" and shaping.buffer != "auto" and shaping.buffer > max_new_tokens:
+        if shaping.kind == "overlong" and shaping.buffer != "auto" and shaping.buffer > longest_response:
             raise ValueError(
-                f"algorithm.shaping.{i}.buffer={shaping.buffer} exceeds rollout.max_new_tokens={max_new_tokens}: "
-                "every response would be punished; lower the one or raise the other"
+                f"algorithm.shaping.{i}.buffer={shaping.buffer} exceeds the longest response of {longest_response} "
+                "tokens: every response would be punished; lower it or raise rollout.max_new_tokens"
             )

@@ -11,7 +11,7 @@ class OverlongPenalty(Strict):
     """DAPO's soft punishment of long responses: from 0 to -1 over a buffer (arXiv 2503.14476, eq. 13)."""
 
     kind: Literal["overlong"] = "overlong"
-    """The reward falls by up to 1 as the response nears `rollout.max_new_tokens`."""
+    """The reward falls by up to 1 as the response nears `rollout.max_new_tokens`, that of all turns together."""
     buffer: PositiveInt | Literal["auto"] = "auto"
     """Tokens before the limit in which it falls; auto is a fifth of the limit, as in the paper (4096 of 20480)."""
 

@@ -9,7 +9,8 @@ from rlpipe.rewards.sandbox import interpreter
 
 MIB = 1 << 20
 BOX = "/box"
-INSIDE = str(Path(__file__).with_name("inside.py"))
+INSIDE = str(Path(__file__).with_name("inside"))
+"""The folder of what runs in there."""
 
 
 class Limits(NamedTuple):
@@ -39,7 +40,7 @@ def bwrap(limits: Limits, filter_fd: int) -> list[str]:
         *(f"--unshare-{name}" for name in namespaces),
         *(word for folder in _parents([*read_only, "/dev/shm"]) for word in ("--perms", "0755", "--dir", folder)),
         *(word for path in read_only for word in ("--ro-bind", path, path)),
-        "--ro-bind", INSIDE, "/inside.py",
+        "--ro-bind", INSIDE, "/inside",
         *(word for path in python.hidden for word in ("--perms", "0555", "--tmpfs", path, "--remount-ro", path)),
         *(word for name in ("null", "zero", "urandom") for word in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")),
         *room, BOX, *room, "/dev/shm", "--remount-ro", "/", "--chdir", BOX,

@@ -38,7 +38,7 @@ class Unavailable(RuntimeError):
 
 
 class Job(NamedTuple):
-    """A program, and snippets to run behind it in its namespace."""
+    """A program, and snippets that test it from a process of their own."""
 
     program: str
     tests: tuple[str, ...] = ()
@@ -72,11 +72,12 @@ class Sandbox:
             nonce = secrets.token_hex(16)
             request = marshal.dumps(self._request(job, nonce, seconds))
             job_fd, stdin = (_readable(stack, data) for data in (request, job.stdin.encode()))
+            tests = [_readable(stack, marshal.dumps(list(job.tests)))] if job.tests else []
             status, status_end = os.pipe()
             stack.callback(os.close, status)
-            command, fds = self._command(stack, job_fd, status_end)
+            command, fds = self._command(stack, [job_fd, status_end, *tests], bool(tests))
             try:
-                process = _start(command, stdin, [job_fd, status_end, *fds], self._folder(stack))
+                process = _start(command, stdin, fds, self._folder(stack))
             finally:
                 os.close(status_end)
             with process.stdout, process.stderr:
@@ -88,14 +89,13 @@ class Sandbox:
         isolated = self._isolation == "bubblewrap"
         return {
             "program": job.program,
-            "tests": list(job.tests),
             "nonce": nonce,
-            "limits": self._rlimits(seconds, isolated),
+            "limits": self._rlimits(seconds, isolated, bool(job.tests)),
             "uid": fresh_uid() if isolated and os.geteuid() == 0 else 0,
             "box": BOX if isolated else "",
         }
 
-    def _rlimits(self, seconds: float, isolated: bool) -> dict[str, int]:
+    def _rlimits(self, seconds: float, isolated: bool, checker: bool) -> dict[str, int]:
         limits = {
             "RLIMIT_CPU": math.ceil(seconds),
             "RLIMIT_AS": self._limits.memory * MIB,
@@ -106,14 +106,15 @@ class Sandbox:
         if not isolated:  # where it would count every process of this user
             return limits
         # In a user namespace the sandbox's first process, which is bubblewrap's, counts too.
-        return limits | {"RLIMIT_NPROC": self._limits.processes + (os.geteuid() != 0)}
+        return limits | {"RLIMIT_NPROC": self._limits.processes + checker + (os.geteuid() != 0)}
 
-    def _command(self, stack: contextlib.ExitStack, job: int, status: int) -> tuple[list[str], list[int]]:
-        """The command, and the file descriptors that it needs besides."""
+    def _command(self, stack: contextlib.ExitStack, fds: list[int], checker: bool) -> tuple[list[str], list[int]]:
+        """The command that takes these file descriptors, and all that it needs."""
+        words = ["main.py", *map(str, fds)]
         if self._isolation == "none":
-            return [interpreter.BINARY, "-P", "-s", INSIDE, str(job), str(status)], []
-        filter_fd = _readable(stack, seccomp.build())
-        return [*bwrap(self._limits, filter_fd), "/inside.py", str(job), str(status)], [filter_fd]
+            return [interpreter.BINARY, "-P", "-s", f"{INSIDE}/{words[0]}", *words[1:]], fds
+        filter_fd = _readable(stack, seccomp.build(checker))
+        return [*bwrap(self._limits, filter_fd), f"/inside/{words[0]}", *words[1:]], [*fds, filter_fd]
 
     def _folder(self, stack: contextlib.ExitStack) -> str:
         return (

@@ -11,7 +11,7 @@ import struct
 ALLOW, KILL, NO_SUCH_CALL = 0x7FFF0000, 0x80000000, 0x00050000 | 38
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16
-UNIX, INIT, EVERYBODY = 1, 1, 0xFFFFFFFF
+UNIX, INIT, CHECKER, EVERYBODY = 1, 1, 2, 0xFFFFFFFF
 NEW_NAMESPACES = 0x7E020000
 X32 = 0x40000000
 """A second table of numbers on x86-64."""
@@ -37,14 +37,17 @@ TABLES = {
 }  # fmt: skip
 
 
-def build() -> bytes:
-    """The filter for this machine. Raises `NotImplementedError` where the numbers are not known."""
+def build(checker: bool) -> bytes:
+    """The filter for this machine; with a checker, the sandbox's second process is out of reach, too.
+
+    Raises `NotImplementedError` where the numbers are not known.
+    """
     machine = platform.machine()
     if machine not in TABLES:
         raise NotImplementedError(f"no list of system calls for {machine}; known are {', '.join(TABLES)}")
     architecture, calls = TABLES[machine]
     calls = dict(calls)
-    conditional = _socket(calls.pop("socket")) + _clone(calls.pop("clone")) + _kill(calls.pop("kill"))
+    conditional = _socket(calls.pop("socket")) + _clone(calls.pop("clone")) + _kill(calls.pop("kill"), checker)
     no_clone3 = [
         _jump(EQUAL, calls.pop("clone3"), 0, 1),
         _return(NO_SUCH_CALL),
@@ -74,9 +77,10 @@ def _clone(number: int) -> list[bytes]:
     return _call(number, [_jump(ANY_BIT, NEW_NAMESPACES, 0, 1), _return(KILL)])
 
 
-def _kill(number: int) -> list[bytes]:
-    """Its own children, but neither the sandbox's first process, which is its parent, nor everybody."""
-    return _call(number, [_jump(EQUAL, INIT, 1, 0), _jump(EQUAL, EVERYBODY, 0, 1), _return(KILL)])
+def _kill(number: int, checker: bool) -> list[bytes]:
+    """Its own children, but neither the sandbox's first process, nor the checker, nor everybody."""
+    out_of_reach = [INIT, EVERYBODY, *([CHECKER] if checker else [])]
+    return _call(number, [line for pid in out_of_reach for line in (_jump(EQUAL, pid, 0, 1), _return(KILL))])
 
 
 def _call(number: int, on_first_argument: list[bytes]) -> list[bytes]:

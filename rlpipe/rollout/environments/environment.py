@@ -1,5 +1,6 @@
 """What an environment is: `reset` makes the state of an episode, `step` takes a turn of the policy and answers it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -42,6 +43,8 @@ class End:
 
 
 Turn = Reply | End
+Request = tuple[Literal["reset"], dict[str, Any], int] | tuple[Literal["step"], Any, Response]
+"""A call of an environment, with its arguments."""
 
 
 class Environment(Protocol):
@@ -56,6 +59,9 @@ class Environment(Protocol):
 
     def step(self, state: Any, response: Response) -> Turn | Failure:
         """The answer to a turn; `state` may be changed."""
+
+    def many(self, requests: Sequence[Request]) -> list[Any]:
+        """What each of them gives, a `Failure` for an exception; asked only where calls are made together."""
 
     def start(self) -> None:
         """Begin, in the background, whatever takes long before the first step."""

@@ -20,16 +20,16 @@ class Game:
 
 
 class GuessNumber:
-    """Reward 1 for a first guess that is right, less `discount` for every further one, 0 for a game lost. Components:
+    """Reward 1 for a number found, less `discount` for every guess after the first, 0 for a game lost. Components:
     `found` (1 or 0) and `guesses`."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
 
     def reset(self, columns: dict[str, Any], seed: int) -> Game:
-        if "secret" not in columns:
-            raise KeyError(f"the row has no column `secret` (it has {sorted(columns)}); see data.kind=guess_number")
-        return Game(int(columns["secret"]))
+        if "answer" not in columns:
+            raise KeyError(f"the row has no column `answer` (it has {sorted(columns)}); see data.kind=guess_number")
+        return Game(int(columns["answer"]))
 
     def step(self, state: Game, response: Response) -> Turn:
         state.guesses += 1

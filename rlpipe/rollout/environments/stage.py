@@ -6,16 +6,16 @@
         for key, answer in stage.finished(0.1):    # in the order of completion
             ...
 
-Environments work beside generation: in threads here and, for a class of the user's, in processes behind them. Under
---debug they work inside `finished`, in the thread that calls it and without a deadline, so that a breakpoint stops the
-world.
+Environments work beside generation: in threads here and, for a class of a user, in processes behind them, which take
+one call or one batch of calls at a time. Under --debug they work inside `finished`, in the thread that calls it and
+without a deadline, so that a breakpoint stops the world.
 """
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Hashable
-from functools import partial
+from collections.abc import Hashable
 from typing import Any
 
 from rlpipe.data.flow import Failure
@@ -25,7 +25,7 @@ from rlpipe.rewards import child
 from rlpipe.rewards.killable import InProcess, Pool
 from rlpipe.rollout.environments import user_class
 from rlpipe.rollout.environments.calculator import Calculator
-from rlpipe.rollout.environments.environment import Environment, Response
+from rlpipe.rollout.environments.environment import Environment, Request, Response
 from rlpipe.rollout.environments.guess_number import GuessNumber
 
 Answer = tuple[Hashable, Any]
@@ -39,8 +39,9 @@ class EnvironmentStage:
     the one that hangs. None: the environment keeps the deadline itself.
     """
 
-    def __init__(self, environment: Environment, threads: int, seconds: float | None) -> None:
-        self._environment, self._threads, self._seconds = environment, threads, seconds
+    def __init__(self, environment: Environment, threads: int, seconds: float | None, batch: int = 1) -> None:
+        """With `batch` above 1 up to so many calls that wait are made together, by the environment's `many`."""
+        self._environment, self._threads, self._seconds, self._batch = environment, threads, seconds, batch
         self._waiting: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self._calls: set[_Call] = set()
@@ -59,11 +60,11 @@ class EnvironmentStage:
 
     def reset(self, key: Hashable, columns: dict[str, Any], seed: int) -> None:
         """Ask for the state of a new episode."""
-        self._submit(key, partial(self._environment.reset, columns, seed))
+        self._submit(key, ("reset", columns, seed))
 
     def step(self, key: Hashable, state: Any, response: Response) -> None:
         """Ask for the answer to a turn."""
-        self._submit(key, partial(self._environment.step, state, response))
+        self._submit(key, ("step", state, response))
 
     def finished(self, seconds: float) -> list[Answer]:
         """Answers since the last call; waits up to `seconds` for the first, unless none is outstanding."""
@@ -85,8 +86,8 @@ class EnvironmentStage:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _submit(self, key: Hashable, function: Callable[[], Any]) -> None:
-        call = _Call(key, function)
+    def _submit(self, key: Hashable, request: Request) -> None:
+        call = _Call(key, request)
         self._calls.add(call)
         self._waiting.put(call)
 
@@ -95,14 +96,33 @@ class EnvironmentStage:
 
     def _work(self) -> None:
         while (call := self._waiting.get()) is not None:
-            answer = call.made()
-            if not self._hand_over(call, answer):
+            calls = self._with_more(call)
+            if not all(list(map(self._hand_over, calls, self._made(calls)))):
                 return  # given up meanwhile; another thread has taken this one's place
 
     def _work_here(self) -> None:
         while not self._waiting.empty():
-            call = self._waiting.get()
-            self._hand_over(call, call.made())
+            calls = self._with_more(self._waiting.get())
+            list(map(self._hand_over, calls, self._made(calls)))
+
+    def _with_more(self, call: "_Call") -> "list[_Call]":
+        """The call, and what else waits and goes with it."""
+        calls = [call]
+        with contextlib.suppress(queue.Empty):
+            while len(calls) < self._batch:
+                if (more := self._waiting.get_nowait()) is None:
+                    self._waiting.put(None)  # the end, which a thread is to find
+                    break
+                calls.append(more)
+        return calls
+
+    def _made(self, calls: "list[_Call]") -> list[Any]:
+        """The answers; a `Failure` for an exception."""
+        for call in calls:
+            call.begun = time.monotonic()
+        if len(calls) > 1:
+            return self._environment.many([call.request for call in calls])
+        return [_answer(self._environment, call.request) for call in calls]
 
     def _hand_over(self, call: "_Call", answer: Any) -> bool:
         """False if the call was answered before."""
@@ -135,20 +155,19 @@ class EnvironmentStage:
 class _Call:
     """One call of the environment. Whoever claims it first answers it."""
 
-    def __init__(self, key: Hashable, function: Callable[[], Any]) -> None:
-        self.key = key
+    def __init__(self, key: Hashable, request: Request) -> None:
+        self.key, self.request = key, request
         self.begun: float | None = None
-        self._function = function
         self._claimed = threading.Lock()
-
-    def made(self) -> Any:
-        """The answer; a `Failure` for an exception."""
-        self.begun = time.monotonic()
-        kind, value = child.answer(lambda _: self._function(), None)
-        return Failure("exception", value) if kind == "raised" else value
 
     def claim(self) -> bool:
         return self._claimed.acquire(blocking=False)
+
+
+def _answer(environment: Environment, request: Request) -> Any:
+    method, *arguments = request
+    kind, value = child.answer(lambda _: getattr(environment, method)(*arguments), None)
+    return Failure("exception", value) if kind == "raised" else value
 
 
 def build(recipe: kinds.Environment, deadlines: Deadlines, debug: bool) -> EnvironmentStage | None:
@@ -164,7 +183,7 @@ def build(recipe: kinds.Environment, deadlines: Deadlines, debug: bool) -> Envir
         else Pool(*target, recipe.processes, deadlines.start, what="environment")
     )
     threads = 0 if debug else recipe.processes
-    return EnvironmentStage(user_class.UserClass(caller, deadlines.environment), threads, seconds=None)
+    return EnvironmentStage(user_class.UserClass(caller, deadlines.environment), threads, None, recipe.batch)
 
 
 def _builtin(recipe: kinds.Calculator | kinds.GuessNumber) -> Environment:

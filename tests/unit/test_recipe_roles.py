@@ -1,0 +1,85 @@
+"""Adapters and the settings of each role in a recipe, and what cannot work."""
+
+# ruff: noqa: E501  (messages stand as people see them)
+
+from pathlib import Path
+
+import pytest
+
+from rlpipe.recipe.errors import RecipeError
+from rlpipe.recipe.load import load
+from rlpipe.recipe.resolved import to_yaml
+
+RL = """\
+task: rl
+model: {scratch: qwen2}
+data: {kind: arithmetic}
+rewards: {mix: [{kind: exact}]}
+algorithm: {name: ppo}
+schedule: {steps: 3}
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text(RL)
+
+
+def message(*overrides):
+    with pytest.raises(RecipeError) as caught:
+        load("r.yaml", overrides)
+    return str(caught.value)
+
+
+def test_an_adapter_has_peft_s_names_and_survives_being_written():
+    recipe = load("r.yaml", ["adapter={kind: lora, r: 8}", "adapter.target_modules=[q_proj, v_proj]"])
+    assert recipe.adapter.model_dump() == {
+        "kind": "lora", "r": 8, "lora_alpha": 32, "use_rslora": False, "lora_dropout": 0.0,
+        "target_modules": ["q_proj", "v_proj"],
+    }  # fmt: skip
+    Path("again.yaml").write_text(to_yaml(recipe))
+    assert load("again.yaml") == recipe
+    assert load("r.yaml").adapter is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["adapter.r=8"], "override `adapter.r=8`: adapter.kind: missing; expected `lora` (Low-rank adaptation)"),
+        (["adapter={kind: lora, alpha: 8}"], "override `adapter={kind: lora, alpha: 8}`: adapter.alpha: `alpha` is not a key of `adapter`; its keys are kind, r, lora_alpha, use_rslora, lora_dropout, target_modules"),
+        (["adapter={kind: lora, lora_dropout: 0.1}"], "override `adapter={kind: lora, lora_dropout: 0.1}`: adapter.lora_dropout=0.1 would make the policy that is trained another one than the policy that sampled; set it to 0 in RL"),
+        (["publishing.adapter=merged"], "override `publishing.adapter=merged`: publishing.adapter=merged says how an adapter reaches the engines, and there is none: give one (adapter.kind=lora), or leave the key out"),
+        (["train.offload_optimizer=true"], "override `train.offload_optimizer=true`: train: offload_optimizer=true with zero_stage=0: DeepSpeed offloads what it shards; set zero_stage to 1 or more"),
+        (["critic={zero_stage: 2, offload_param: true}"], "override `critic={zero_stage: 2, offload_param: true}`: critic: offload_param=true with zero_stage=2: DeepSpeed offloads what it shards; set zero_stage to 3"),
+        (["reference.zero_stage=2"], "override `reference.zero_stage=2`: reference.zero_stage: expected one of `0`, `3`, found 2"),
+        (["reference={share: policy, ranks: 2, resources: {gpus: 1}}"], "override `reference={share: policy, ranks: 2, resources: {gpus: 1}}`: reference: share=policy puts this role into the policy's processes, which `train` describes: leave out ranks and resources, or share"),
+        (["reference.share=critic"], "override `reference.share=critic`: reference.share: expected `policy`, or null, found the text `critic`"),
+        (["reference.ranks=2", "algorithm.kl.coefficient=0"], "override `algorithm.kl.coefficient=0`: reference: algorithm.kl.coefficient=0 runs without one: give it a value, or leave the section out"),
+        (["reference.ranks=2", "adapter={kind: lora}"], "override `adapter={kind: lora}`: reference: with adapter.kind=lora the policy is the reference, too, while its adapter is off, and no second copy of the model is started; leave the section out"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_says_so(overrides, expected):
+    assert message(*overrides) == expected
+
+
+SFT = """\
+task: sft
+model: {scratch: qwen2}
+data: {kind: arithmetic}
+rewards: {mix: [{kind: exact}, {kind: model, path: org/model, share: policy}]}
+train: {max_steps: 3}
+"""
+
+
+def test_sft_has_nothing_to_share():
+    Path("r.yaml").write_text(SFT)
+    assert message() == (
+        "r.yaml:4: rewards.mix.1.share=policy: offline tasks have no policy processes to share; leave it out"
+    )
+
+
+def test_each_role_has_its_own_settings():
+    recipe = load("r.yaml", ["reference={ranks: 2, zero_stage: 3, dtype: bfloat16}", "critic.share=policy"])
+    assert (recipe.reference.ranks, recipe.reference.zero_stage, recipe.reference.dtype) == (2, 3, "bfloat16")
+    assert (recipe.train.ranks, recipe.critic.share, recipe.reference.share) == (1, "policy", None)
