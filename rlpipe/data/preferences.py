@@ -7,7 +7,7 @@ that it will be asked to score.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlpipe.data.chat import as_generated, ended, joined, prompt_context, render, with_system
 from rlpipe.data.records import DataError, Format, Record, margin
@@ -16,7 +16,10 @@ from rlpipe.data.source import Records
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
+LONGER = " Raise train.max_length, or use a model with a longer context."
+"""What helps where nothing fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +37,19 @@ class Pair:
 
 def encode_pairs(rows: list[Record], source: Records, tokenizer: "PreTrainedTokenizerBase") -> list[Pair]:
     """All records as pairs, in order. Those whose two sides are the same tokens teach nothing and are left out."""
-    sides = [_sequences(rows, name, source, tokenizer) for name in ("chosen", "rejected")]
+    sides = [sequences(rows, name, source, tokenizer) for name in ("chosen", "rejected")]
     pairs = [
         Pair(c, r, margin(row) or 0.0, row.origin, str(row.fields.get("prompt") or row.origin))
         for c, r, row in zip(*sides, rows, strict=True)
     ]
-    return _without(pairs, [pair for pair in pairs if pair.chosen == pair.rejected], "prefer a response to itself", "")
+    same = [pair for pair in pairs if pair.chosen == pair.rejected]
+    return without(pairs, same, "pairs", "prefer a response to itself")
 
 
 def within(pairs: list[Pair], max_length: int) -> list[Pair]:
     """The pairs of which both sequences fit. A cut one could have lost what makes the difference."""
     too_long = [pair for pair in pairs if _length(pair) > max_length]
-    fix = " Raise train.max_length, use a model with a longer context, or set train.truncation_side=left."
-    return _without(pairs, too_long, f"are longer than {max_length} tokens", fix)
+    return without(pairs, too_long, "pairs", f"are longer than {max_length} tokens", LONGER)
 
 
 def truncated_left(pairs: list[Pair], max_length: int, bos: int | None) -> list[Pair]:
@@ -88,7 +91,9 @@ def prompt_numbers(pairs: Sequence[Pair]) -> list[int]:
     return [numbers[pair.prompt] for pair in pairs]
 
 
-def _sequences(rows: list[Record], name: str, source: Records, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+def sequences(rows: list[Record], name: str, source: Records, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+    """Prompt and response of each record as tokens, as a policy would have written them; the response is the field
+    `name`."""
     contexts = [_context(row, name, source) for row in rows]
     rendered = render(contexts, [row.origin for row in rows], tokenizer, continued=False)
     if source.chat:
@@ -98,16 +103,17 @@ def _sequences(rows: list[Record], name: str, source: Records, tokenizer: "PreTr
 
 def _context(row: Record, name: str, source: Records) -> Any:
     value = row.fields[name]
-    if source.format is Format.PREFERENCE:
+    if source.format in (Format.PREFERENCE, Format.LABELLED):
         return joined(prompt_context(row, source), value)
     return with_system(value, source.system, row.origin) if source.chat else value
 
 
-def _without(pairs: list[Pair], lost: list[Pair], why: str, fix: str) -> list[Pair]:
+def without(found: list[T], lost: list[T], noun: str, why: str, fix: str = "") -> list[T]:
+    """What is left of `found` (things with an `origin`); says what was lost. Raises `DataError` if nothing is left."""
     if not lost:
-        return pairs
-    if len(lost) == len(pairs):
-        raise DataError(f"All {len(pairs)} pairs {why}.{fix}")
-    logger.warning("%d of %d pairs %s; they are left out (first: %s).", len(lost), len(pairs), why, lost[0].origin)
-    origins = {pair.origin for pair in lost}
-    return [pair for pair in pairs if pair.origin not in origins]
+        return found
+    if len(lost) == len(found):
+        raise DataError(f"All {len(found)} {noun} {why}.{fix}")
+    logger.warning("%d of %d %s %s; they are left out (first: %s).", len(lost), len(found), noun, why, lost[0].origin)
+    origins = {one.origin for one in lost}
+    return [one for one in found if one.origin not in origins]

@@ -66,6 +66,8 @@ def sft_format(first: Record, *more: Record) -> Format:
 
 def preference_format(first: Record, *more: Record) -> Format:
     """With a prompt of its own, or with whole conversations, as the given records have it."""
+    if _repeats_its_prompt(first):
+        return Format.WHOLE_PREFERENCE
     for candidate in (Format.PREFERENCE, Format.WHOLE_PREFERENCE):
         if any(record.fields.keys() >= set(_FIELDS[candidate]) for record in (first, *more)):
             return candidate
@@ -73,6 +75,24 @@ def preference_format(first: Record, *more: Record) -> Format:
         f"{first.origin}: a preference has the fields chosen and rejected, and a prompt or none; or prompt, completion "
         f"and label; this record has {sorted(first.fields)}. If the fields have other names, say so, for example "
         "`data.columns: {chosen: better, rejected: worse}`."
+    )
+
+
+def _repeats_its_prompt(record: Record) -> bool:
+    """Whether the prompt, a text, also is the first message of whole conversations."""
+    chosen = record.fields.get("chosen")
+    begins = chosen[0] if isinstance(chosen, list) and chosen else None
+    return isinstance(begins, dict) and begins.get("content") == record.fields.get("prompt")
+
+
+def labelled_format(first: Record, *more: Record) -> Format:
+    """Single responses with a label, or pairs, as the given records have it."""
+    for candidate in (Format.LABELLED, Format.PREFERENCE, Format.WHOLE_PREFERENCE):
+        if any(record.fields.keys() >= set(_FIELDS[candidate]) for record in (first, *more)):
+            return candidate
+    raise DataError(
+        f"{first.origin}: fields {sorted(first.fields)} are neither prompt, completion and label, nor a pair of chosen "
+        "and rejected. If the fields have other names, say so, for example `data.columns: {label: is_good}`."
     )
 
 

@@ -8,8 +8,8 @@ from rlpipe.data.arithmetic import preferences, problems
 from rlpipe.data.files import read
 from rlpipe.data.guess import games
 from rlpipe.data.labelled import is_labelled, paired
-from rlpipe.data.records import DataError, Format, Record, check, preference_format, sft_format
-from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, RecordsData
+from rlpipe.data.records import DataError, Format, Record, check, labelled_format, preference_format, sft_format
+from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, MixtureData, PreferenceData, RecordsData, SftData
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,15 @@ class Records:
     """Whether the end-of-sequence token follows plain text; a chat template ends its turns itself."""
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Records of a mixture, and their share of it in any unit."""
+
+    name: str
+    weight: float
+    records: Records
+
+
 def load_records(data: Data, only_prompts: bool) -> Records:
     """Read and check all records. `only_prompts` is online RL: a prompt suffices, other columns feed the rewards."""
     if isinstance(data, ArithmeticData | GuessNumberData):
@@ -41,7 +50,14 @@ def load_records(data: Data, only_prompts: bool) -> Records:
     return _checked(train, heldout, expected, data)
 
 
-def load_preferences(data: Data) -> Records:
+def load_sources(data: SftData) -> list[Source]:
+    """What SFT learns from; data that is no mixture is the only source."""
+    if not isinstance(data, MixtureData):
+        return [Source("", 1.0, load_records(data, only_prompts=False))]
+    return [Source(name, data.weights[name], load_records(part, False)) for name, part in data.sources.items()]
+
+
+def load_preferences(data: PreferenceData) -> Records:
     """Read and check pairs of responses, of which the first is the better one; labelled ones are paired here.
 
     No prompt is on both sides: a model that has seen which answer is right does not show that it can tell."""
@@ -68,6 +84,17 @@ def _without_prompts_of(heldout: list[Record], train: list[Record]) -> list[Reco
     if not apart:
         raise DataError("data.heldout: every training pair answers a prompt that is held out. Hold out other records.")
     return apart
+
+
+def load_judged(data: PreferenceData) -> Records:
+    """Read and check responses that are good or bad, or pairs of one of each."""
+    if isinstance(data, ArithmeticData):
+        return load_preferences(data)
+    train, heldout = _split(data)
+    records = _checked(train, heldout, labelled_format(train[0], heldout[0]), data)
+    if records.format is Format.WHOLE_PREFERENCE:
+        return records
+    return replace(records, train=_without_prompts_of(heldout, train))
 
 
 def _checked(train: list[Record], heldout: list[Record], expected: Format, data: RecordsData) -> Records:

@@ -5,13 +5,16 @@ The driver reads, renders and tokenises the preferences once; the ranks get toke
 
 from pathlib import Path
 
-from rlpipe.data.preferences import Pair, encode_pairs, length_baseline, truncated_left, within
+import numpy as np
+
+from rlpipe.data.preferences import Pair, encode_pairs, length_baseline, prompt_numbers, truncated_left, within
 from rlpipe.data.records import Record
 from rlpipe.data.source import Records
 from rlpipe.models.load import context_length, load_tokenizer
-from rlpipe.pipelines.offline.launch import launch
+from rlpipe.pipelines.offline.launch import fields, launch
 from rlpipe.pipelines.offline.progress import Report
-from rlpipe.pipelines.offline.reward_model_worker import PairTable, RewardModelJob
+from rlpipe.pipelines.offline.reward_model_worker import RewardModelJob
+from rlpipe.pipelines.offline.table import Table
 from rlpipe.recipe.tasks import RewardModelRecipe
 
 
@@ -54,14 +57,16 @@ def prepare(
 ) -> RewardModelJob:
     """Everything the ranks need."""
     return RewardModelJob(
-        model=recipe.model,
-        model_path=str(Path(model_path).resolve()) if Path(model_path).is_dir() else model_path,
-        tokenizer=load_tokenizer(recipe.model, model_path),
+        **fields(recipe, model_path, load_tokenizer(recipe.model, model_path), output_dir),
         training=recipe.train,
-        seed=recipe.seed,
-        timeout_seconds=recipe.deadlines.train,
-        train=PairTable.of(train),
-        heldout=PairTable.of(heldout),
+        train=_table(train),
+        heldout=_table(heldout),
+        prompts_B=np.array(prompt_numbers(heldout)),
         max_length=recipe.train.max_length,
-        output_dir=str(output_dir.resolve()),
     )
+
+
+def _table(pairs: list[Pair]) -> Table:
+    sequences = {"chosen_ids": [pair.chosen for pair in pairs], "rejected_ids": [pair.rejected for pair in pairs]}
+    margins = np.array([pair.margin for pair in pairs], dtype=np.float32)
+    return Table.of(sequences, {"margin": margins} if margins.any() else {})
