@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, MixtureData
 from rlpipe.recipe.model import ScratchModel
@@ -32,8 +33,9 @@ TINY = {"hidden_size": 64, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate
 
 
 def make_local(folder: Path) -> None:
-    """What stands in for the hub: `FOLDER`, a tiny model, `train.jsonl`, a few questions in GSM8K's form, and the files
-    of `FILES`, each in its data set's form."""
+    """What stands in for the hub: `FOLDER`, a tiny model, `train.jsonl`, a few questions in GSM8K's form, the files of
+    `FILES`, each in its data set's form, and answers that are right or wrong, in OpenAI's form
+    (`example_model_solutions.jsonl`) and labelled (`solutions.jsonl`)."""
     from rlpipe.models.scratch import build
 
     build(ScratchModel(scratch="qwen2", **TINY, max_position_embeddings=1024), 0, folder / "FOLDER")
@@ -60,12 +62,24 @@ def make_local(folder: Path) -> None:
     judged = [(chat[:1], chat[1:], chat in chats) for two in zip(chats, wrong, strict=True) for chat in two]
     _write(folder / "judged.jsonl", [{"prompt": p, "completion": c, "label": good} for p, c, good in judged])
 
+    solved = [{"question": row["problem"], **_solved(row["solution"])} for row in rows]
+    _write(folder / "example_model_solutions.jsonl", solved)
+    labelled = [(s["question"], a) for s in solved for a in s.values() if isinstance(a, dict)]
+    records = [{"prompt": p, "completion": a["solution"], "label": a["is_correct"]} for p, a in labelled]
+    _write(folder / "solutions.jsonl", records)
+
 
 def _chat(question: str, answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def _write(file: Path, rows: list[dict[str, object]]) -> None:
+def _solved(right: str) -> dict[str, dict[str, Any]]:
+    """What three models say, the first of them rightly, in the form of OpenAI's file."""
+    said = (right, "100", "many")
+    return {f"{i}b": {"is_correct": answer == right, "solution": f"A: {answer}"} for i, answer in enumerate(said)}
+
+
+def _write(file: Path, rows: list[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -101,7 +115,8 @@ def _part(key: str, data: Data, local: Path) -> dict[str, object]:
         return {f"{key}.heldout": 2 * HELDOUT}
     changes: dict[str, object] = {f"{key}.heldout.count": HELDOUT}
     if _elsewhere(data.path):
-        path = local / FILES.get(data.path, "train.jsonl")
+        own = Path(data.path).name
+        path = local / (own if (local / own).exists() else FILES.get(data.path, "train.jsonl"))
         changes |= {f"{key}.path": path, f"{key}.split": "train", f"{key}.heldout.split": "null"}
     return changes
 

@@ -37,7 +37,7 @@ def encode(rows: list[Record], source: Records, tokenizer: "PreTrainedTokenizerB
         examples = _prompt_completion(rows, source, tokenizer, loss_on)
     else:
         contexts = [_whole(row, source) for row in rows]
-        rendered = _render_whole(contexts, rows, tokenizer, loss_on)
+        rendered = _render_whole(contexts, rows, source, tokenizer, loss_on)
         examples = [Example(r.ids, _labels(r, 0), row.origin) for r, row in zip(rendered, rows, strict=True)]
     _check_labels(examples, tokenizer)
     return examples
@@ -62,7 +62,7 @@ def _prompt_completion(
     contexts = [prompt_context(row, source) for row in rows]
     prompts = render(contexts, [row.origin for row in rows], tokenizer, continued=True)
     conversations = [joined(c, row.fields["completion"]) for c, row in zip(contexts, rows, strict=True)]
-    wholes = _render_whole(conversations, rows, tokenizer, loss_on)
+    wholes = _render_whole(conversations, rows, source, tokenizer, loss_on)
     starts = [common_prefix(prompt.ids, whole.ids) for prompt, whole in zip(prompts, wholes, strict=True)]
     warn_of_seams([row.origin for row in rows], [prompt.ids for prompt in prompts], starts)
     return [
@@ -78,13 +78,13 @@ def _whole(row: Record, source: Records) -> Any:
 
 
 def _render_whole(
-    contexts: list[Any], rows: list[Record], tokenizer: "PreTrainedTokenizerBase", loss_on: LossOn
+    contexts: list[Any], rows: list[Record], source: Records, tokenizer: "PreTrainedTokenizerBase", loss_on: LossOn
 ) -> list[Rendered]:
     marked = loss_on == "assistant"
     template = _marked_template(tokenizer) if marked else None
     origins = [row.origin for row in rows]
     rendered = render(contexts, origins, tokenizer, continued=False, template=template, assistant_mask=marked)
-    if contexts and isinstance(contexts[0], str):  # a template ends its turns itself
+    if contexts and isinstance(contexts[0], str) and source.add_eos:  # a template ends its turns itself
         return [Rendered(ended(r.ids, tokenizer)) for r in rendered]
     return rendered
 

@@ -6,7 +6,7 @@ that it will be asked to score.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlpipe.data.chat import as_generated, ended, joined, prompt_context, render, with_system
@@ -30,20 +30,52 @@ class Pair:
     rejected: list[int]
     margin: float
     origin: str
+    prompt: str
+    """What both sides answer, or `origin` where that is not told apart: pairs with the same one are no independent
+    evidence."""
 
 
 def encode_pairs(rows: list[Record], source: Records, tokenizer: "PreTrainedTokenizerBase") -> list[Pair]:
     """All records as pairs, in order. Those whose two sides are the same tokens teach nothing and are left out."""
     sides = [sequences(rows, name, source, tokenizer) for name in ("chosen", "rejected")]
-    pairs = [Pair(c, r, margin(row) or 0.0, row.origin) for c, r, row in zip(*sides, rows, strict=True)]
+    pairs = [
+        Pair(c, r, margin(row) or 0.0, row.origin, str(row.fields.get("prompt") or row.origin))
+        for c, r, row in zip(*sides, rows, strict=True)
+    ]
     same = [pair for pair in pairs if pair.chosen == pair.rejected]
     return without(pairs, same, "pairs", "prefer a response to itself")
 
 
 def within(pairs: list[Pair], max_length: int) -> list[Pair]:
     """The pairs of which both sequences fit. A cut one could have lost what makes the difference."""
-    too_long = [pair for pair in pairs if max(len(pair.chosen), len(pair.rejected)) > max_length]
+    too_long = [pair for pair in pairs if _length(pair) > max_length]
     return without(pairs, too_long, "pairs", f"are longer than {max_length} tokens", LONGER)
+
+
+def truncated_left(pairs: list[Pair], max_length: int, bos: int | None) -> list[Pair]:
+    """The pairs, the long ones without the first tokens of what their two sides share: the early turns of a dialogue.
+
+    Both sides lose the same tokens, so that they still differ in the answer alone; a beginning-of-sequence token stays.
+    A pair whose difference would have to be cut is left as it is.
+    """
+    cut = [_cut(pair, max_length, bos) for pair in pairs]
+    count = sum(new is not old for new, old in zip(cut, pairs, strict=True))
+    if count:
+        logger.warning("%d of %d pairs lost their first tokens to fit into %d.", count, len(pairs), max_length)
+    return cut
+
+
+def _cut(pair: Pair, max_length: int, bos: int | None) -> Pair:
+    start = int(pair.chosen[:1] == [bos])
+    end = start + _length(pair) - max_length
+    if end <= start or pair.chosen[:end] != pair.rejected[:end]:
+        return pair
+    chosen, rejected = (ids[:start] + ids[end:] for ids in (pair.chosen, pair.rejected))
+    return replace(pair, chosen=chosen, rejected=rejected)
+
+
+def _length(pair: Pair) -> int:
+    return max(len(pair.chosen), len(pair.rejected))
 
 
 def length_baseline(pairs: Sequence[Pair]) -> float:
@@ -53,13 +85,20 @@ def length_baseline(pairs: Sequence[Pair]) -> float:
     return max(longer, len(pairs) - longer) / len(pairs)
 
 
+def prompt_numbers(pairs: Sequence[Pair]) -> list[int]:
+    """Which prompt each pair is about, counted from 0."""
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(pair.prompt for pair in pairs))}
+    return [numbers[pair.prompt] for pair in pairs]
+
+
 def sequences(rows: list[Record], name: str, source: Records, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
     """Prompt and response of each record as tokens, as a policy would have written them; the response is the field
     `name`."""
     contexts = [_context(row, name, source) for row in rows]
     rendered = render(contexts, [row.origin for row in rows], tokenizer, continued=False)
-    end = as_generated if source.chat else ended
-    return [end(r.ids, tokenizer) for r in rendered]
+    if source.chat:
+        return [as_generated(r.ids, tokenizer) for r in rendered]
+    return [ended(r.ids, tokenizer) if source.add_eos else r.ids for r in rendered]
 
 
 def _context(row: Record, name: str, source: Records) -> Any:

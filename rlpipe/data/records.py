@@ -72,8 +72,8 @@ def preference_format(first: Record, *more: Record) -> Format:
         if any(record.fields.keys() >= set(_FIELDS[candidate]) for record in (first, *more)):
             return candidate
     raise DataError(
-        f"{first.origin}: a preference has the fields chosen and rejected, and a prompt or none; this record has "
-        f"{sorted(first.fields)}. If the fields have other names, say so, for example "
+        f"{first.origin}: a preference has the fields chosen and rejected, and a prompt or none; or prompt, completion "
+        f"and label; this record has {sorted(first.fields)}. If the fields have other names, say so, for example "
         "`data.columns: {chosen: better, rejected: worse}`."
     )
 

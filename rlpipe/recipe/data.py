@@ -93,6 +93,8 @@ class RecordsData(Strict):
     """Render prompts and completions through the tokenizer's chat template; false trains on the plain text."""
     system: str | None = None
     """System message put before every prompt (chat only)."""
+    add_eos: bool = True
+    """Put the end-of-sequence token after plain text (chat=false); false for texts that were cut off at a limit."""
     heldout: HeldOut = HeldOut()
     """Which records are kept for evaluation."""
 

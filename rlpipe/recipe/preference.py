@@ -10,7 +10,7 @@ from rlpipe.recipe.data import PreferenceData
 from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
 from rlpipe.recipe.model import Model
 from rlpipe.recipe.preference_training import CpoTraining, DpoTraining, KtoTraining, OrpoTraining, PreferenceTraining
-from rlpipe.recipe.rewards import RewardMix, check_correct_by
+from rlpipe.recipe.rewards import RewardMix, check_correct_by, check_nothing_shared
 from rlpipe.recipe.rollout import Evaluation, Rollout
 from rlpipe.recipe.run import Deadlines, Tracking
 
@@ -56,6 +56,7 @@ class PreferenceRecipe(Strict):
     def _rewards_fit(self) -> "PreferenceRecipe":
         if self.rewards is not None:
             check_rewards(self.environment, self.rewards)
+            check_nothing_shared(self.rewards)
             check_correct_by(self.evaluation.correct_by, self.rewards)
         return self
 

@@ -13,7 +13,7 @@ from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, MixtureDat
 from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
 from rlpipe.recipe.model import Model
 from rlpipe.recipe.preference import CpoRecipe, DpoRecipe, KtoRecipe, OrpoRecipe, PreferenceRecipe
-from rlpipe.recipe.rewards import ModelReward, RewardMix, check_correct_by
+from rlpipe.recipe.rewards import RewardMix, check_correct_by, check_nothing_shared
 from rlpipe.recipe.roles import PolicyTraining, Reference
 from rlpipe.recipe.rollout import Evaluation, Rollout
 from rlpipe.recipe.run import Deadlines, Publishing, Tracking
@@ -72,7 +72,7 @@ class SftRecipe(Strict):
     def _rewards_fit_the_environment(self) -> "SftRecipe":
         if self.rewards is not None:
             check_rewards(self.environment, self.rewards)
-            _check_nothing_shared(self.rewards)
+            check_nothing_shared(self.rewards)
             check_correct_by(self.evaluation.correct_by, self.rewards)
         return self
 
@@ -205,15 +205,6 @@ class RlRecipe(Strict):
     def _algorithm_fits(self) -> "RlRecipe":
         check(self.algorithm, self.train.minibatches, self.train.epochs, self.longest_response)
         return self
-
-
-def _check_nothing_shared(rewards: RewardMix) -> None:
-    shared = [i for i, reward in enumerate(rewards.mix) if isinstance(reward, ModelReward) and reward.share]
-    if shared:
-        raise ValueError(
-            f"rewards.mix.{shared[0]}.share={rewards.mix[shared[0]].share}: SFT has no policy processes to share; "
-            "leave it out"
-        )
 
 
 OfflineRecipe = SftRecipe | RewardModelRecipe | PreferenceRecipe

@@ -167,6 +167,8 @@ class RewardModelTraining(OfflineTraining):
     """Longest of a pair's two sequences in tokens; longer pairs are left out, and the count is reported."""
     metric_for_best_model: Literal["loss", "pair_accuracy", "margin"] = "loss"
     """Which held-out metric tells the best model."""
+    truncation_side: Literal["left"] | None = None
+    """`left` keeps longer pairs, without the first tokens of what both sides share: the early turns of a dialogue."""
     center_rewards_coefficient: NonNegativeFloat = 0.0
     """Weight of (chosen + rejected)^2 in the loss, which centres the scores on 0 (Eisenstein et al. 2023, arXiv
     2312.09244, eq. 2, recommends 0.01); 0 leaves it out."""

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MADE_BEFORE = {"recipes.md", "rewards.md", "algorithms.md"}
 """Pages that say they start from the model of arithmetic/sft, without making it."""
-SHELL = {"ls", "pytest"}
+SHELL = {"ls", "pytest", "python"}
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -197,6 +197,14 @@ def curves_are_there(reader: Reader) -> Done:
     return Done(0, "", 0.0)
 
 
+def stories_are_sampled(reader: Reader) -> Done:
+    """A model that writes any bytes tells no happy story; that it is asked shows, and other pairs go on from there."""
+    done = reader.shell(["python", "recipes/stories/preferences.py", "FOLDER", "pairs.jsonl", "2"])
+    assert done.code == 0 and "pairs of 192 stories in pairs.jsonl" in done.output, done.output
+    shutil.copy(reader.local / "pairs.jsonl", reader.folder)
+    return done
+
+
 def doctor_knows(reader: Reader) -> Done:
     done = _doctor()
     # Other programs may have taken the memory that it looks for.
@@ -217,6 +225,9 @@ LISTED = {
     "make test": Listed("would run this test again", make("test", "-m pytest")),
     "source .venv/bin/activate": Listed("tests bring their environment along", environment_is_made_there),
     "tensorboard --logdir runs/arithmetic": Listed("serves until it is stopped", curves_are_there),
+    "python recipes/stories/preferences.py FOLDER pairs.jsonl": Listed(
+        "tells 6,144 stories; here 192, and from the stand-in's no pairs come", stories_are_sampled
+    ),
     "rlpipe doctor": Listed("answers for a machine that others load; run once for all pages", doctor_knows),
 }
 
@@ -229,7 +240,7 @@ def shown(text: str) -> re.Pattern:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_reader_gets_through(page, warm_rlpipe, local, tmp_path):
-    for name in ("FOLDER", "train.jsonl"):
+    for name in ("FOLDER", "train.jsonl", "example_model_solutions.jsonl"):
         (tmp_path / name).symlink_to(local / name)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     if page.name in MADE_BEFORE:

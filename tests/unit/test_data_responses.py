@@ -20,16 +20,21 @@ def data(tmp_path, rows, **settings):
     return RecordsData(kind="records", path=str(file), heldout=HeldOut(count=1), **settings)
 
 
+def other(row):
+    """The row about another prompt, to be held out."""
+    return json.loads(json.dumps(row).replace("2+2", "9+9"))
+
+
 def pair(tmp_path, row, **settings):
     """(prompt, chosen, rejected) of the row as text."""
-    records = load_preferences(data(tmp_path, [row, row], **settings))
+    records = load_preferences(data(tmp_path, [other(row), row], **settings))
     [one] = encode_response_pairs(records.train, records, TOKENIZER, 100)
     return tuple(TOKENIZER.decode(ids) for ids in (one.prompt, one.chosen, one.rejected))
 
 
 def judged(tmp_path, rows, **settings):
     """(prompt, completion, good) of each row as text."""
-    records = load_judged(data(tmp_path, [rows[0], *rows], **settings))
+    records = load_judged(data(tmp_path, [other(rows[0]), *rows], **settings))
     found = encode_judged(records.train, records, TOKENIZER, 100)
     return [(TOKENIZER.decode(one.prompt), TOKENIZER.decode(one.completion), one.good) for one in found]
 

@@ -17,7 +17,10 @@ Summary = Callable[["torch.Tensor", "torch.Tensor"], dict[str, float]]
 
 def of_pairs(chosen_B: "torch.Tensor", rejected_B: "torch.Tensor") -> dict[str, float]:
     """The share of pairs whose better response has the higher reward, and by how much in the mean."""
-    return {"pair_accuracy": _won(chosen_B - rejected_B), "pair_margin": (chosen_B - rejected_B).mean().item()}
+    return {
+        "pair_accuracy": won(chosen_B - rejected_B).mean().item(),
+        "pair_margin": (chosen_B - rejected_B).mean().item(),
+    }
 
 
 def of_judged(rewards_B: "torch.Tensor", good_B: "torch.Tensor") -> dict[str, float]:
@@ -25,12 +28,13 @@ def of_judged(rewards_B: "torch.Tensor", good_B: "torch.Tensor") -> dict[str, fl
     good, bad = rewards_B[good_B], rewards_B[~good_B]
     if not len(good) or not len(bad):
         return {}
-    won = sum(_won(part[:, None] - bad) * len(part) for part in good.split(1024)) / len(good)
-    return {"pair_accuracy": won, "pair_margin": (good.mean() - bad.mean()).item()}
+    share = sum(won(part[:, None] - bad).mean().item() * len(part) for part in good.split(1024)) / len(good)
+    return {"pair_accuracy": share, "pair_margin": (good.mean() - bad.mean()).item()}
 
 
-def _won(differences: "torch.Tensor") -> float:
-    return ((differences > 0) + 0.5 * (differences == 0)).mean().item()
+def won(differences: "torch.Tensor") -> "torch.Tensor":
+    """1 where a difference of rewards ranks right, 0 where it does not, one half where there is none."""
+    return (differences > 0) + 0.5 * (differences == 0)
 
 
 def judging(trainer: "type[Trainer]", summary: Summary) -> "type[Trainer]":
