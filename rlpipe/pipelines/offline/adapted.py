@@ -92,8 +92,8 @@ def save(
 
 
 def _of_two_rates(trainer: "Trainer", ratio: float, *_: Any) -> "torch.optim.Optimizer":
-    """LoRA+: B learns `ratio` times as fast as A. Takes the place of the trainer's `create_optimizer`: under DeepSpeed an
-    optimizer that the trainer was given before is dropped, without a word."""
+    """LoRA+: B learns `ratio` times as fast as A. Takes the place of the trainer's `create_optimizer`: under DeepSpeed
+    an optimizer that the trainer was given before is dropped, without a word."""
     from peft.optimizers import create_loraplus_optimizer
 
     kind, settings = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
