@@ -5,7 +5,6 @@ Nothing heavy is imported up here: `--help` and a mistake in a recipe answer at 
 
 import os
 import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -14,12 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlpipe import __version__
+from rlpipe import __version__, cli_models
+from rlpipe.terminal import MISTAKE, stop, styled
 
 if TYPE_CHECKING:
     from rlpipe.recipe.errors import Problem
-
-RECIPE_WRONG = 2
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +28,8 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
+for verb in (cli_models.chat, cli_models.merge, cli_models.export):
+    app.command()(verb)
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe: arithmetic/grpo.")
@@ -62,6 +62,7 @@ def main(
       rlpipe run arithmetic/pipeline   train a small model: SFT, then GRPO
       rlpipe study FILE                compare: a recipe over a grid of changes
       rlpipe recipes copy arithmetic/grpo my.yaml   begin a recipe of your own
+      rlpipe chat runs/NAME            try the result; `export` and `merge` take it elsewhere
 
     \b
     Exit codes:
@@ -171,7 +172,7 @@ def study(
             raise typer.Exit(studies.report(planned, folder, typer.echo))
         raise typer.Exit(studies.run(planned, folder, parallel, typer.echo))
     except FolderTaken as error:
-        _stop(str(error))
+        stop(str(error))
 
 
 @app.command()
@@ -242,7 +243,7 @@ def report(
       rlpipe report runs/arithmetic
     """
     if not run_dir.is_dir():
-        _stop(f"no run directory {run_dir}; `rlpipe run` makes one below runs/")
+        stop(f"no run directory {run_dir}; `rlpipe run` makes one below runs/")
     from rlpipe.observe import report as reports
 
     typer.echo(reports.write(run_dir))
@@ -308,7 +309,7 @@ def _refuse_used(directory: Path, arguments: list[str]) -> None:
 
     others = (directory.with_name(f"{directory.name}-{n}") for n in count(2))
     other = next(path for path in others if not path.exists())
-    _stop(
+    stop(
         f"{directory} holds an earlier run, which stays. To run into another directory:\n"
         f"  {command('rlpipe')} {shlex.join(['run', *arguments, '--run-dir', str(other)])}\n"
         f"Or to remove the earlier run first:\n"
@@ -326,19 +327,9 @@ def _mistakes_told() -> Iterator[None]:
     except RecipeError as error:
         for problem in error.problems:
             _say("error: ", typer.colors.RED, problem)
-        raise typer.Exit(RECIPE_WRONG) from None
-
-
-def _stop(message: str) -> None:
-    typer.echo(_styled("error: ", typer.colors.RED) + message, err=True)
-    raise typer.Exit(RECIPE_WRONG)
+        raise typer.Exit(MISTAKE) from None
 
 
 def _say(severity: str, colour: str, problem: "Problem") -> None:
-    parts = (_styled(str(problem.place), ""), _styled(problem.key, typer.colors.CYAN), problem.message)
-    typer.echo(_styled(severity, colour) + ": ".join(part for part in parts if part), err=True)
-
-
-def _styled(text: str, colour: str) -> str:
-    plain = not text or "NO_COLOR" in os.environ or not sys.stderr.isatty()
-    return text if plain else typer.style(text, fg=colour or None, bold=True)
+    parts = (styled(str(problem.place), ""), styled(problem.key, typer.colors.CYAN), problem.message)
+    typer.echo(styled(severity, colour) + ": ".join(part for part in parts if part), err=True)

@@ -33,7 +33,7 @@ def materialise(spec: Model, seed: int, directory: Path) -> str:
     elif spec.chat_template is not None:
         tokenizer = load_tokenizer(spec, spec.path)
         _override_template(tokenizer, Path(spec.chat_template).expanduser())
-        _beside_links(tokenizer, _folder(spec), directory)
+        _beside_links(tokenizer, local_folder(spec), directory)
     else:
         return spec.path
     return str(directory)
@@ -109,7 +109,8 @@ def _naming_the_line(path: str, what: str, load: Callable[[], T]) -> T:
         ) from error
 
 
-def _folder(spec: PretrainedModel) -> Path:
+def local_folder(spec: PretrainedModel) -> Path:
+    """The model's files on this machine; those of a hub id are downloaded."""
     if Path(spec.path).expanduser().is_dir():
         return Path(spec.path).expanduser().resolve()
     from huggingface_hub import snapshot_download
