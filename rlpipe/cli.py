@@ -28,8 +28,6 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
-for verb in (cli_models.chat, cli_models.merge, cli_models.export):
-    app.command()(verb)
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe: arithmetic/grpo.")
@@ -247,6 +245,10 @@ def report(
     from rlpipe.observe import report as reports
 
     typer.echo(reports.write(run_dir))
+
+
+for verb in (cli_models.chat, cli_models.merge, cli_models.export):
+    app.command()(verb)
 
 
 @recipes_app.callback()

@@ -28,7 +28,8 @@ def merge_adapter(base: Path, adapter: Path, out: Path) -> None:
     kind = adapter_settings(adapter)["peft_type"]
     if kind in PROMPTS:
         raise ModelError(
-            f"{adapter} ({kind}) adds prompts and changes no weights, so that nothing can be merged; use it with transformers and PEFT: `rlpipe chat {base} --adapter {adapter}`"
+            f"{adapter} ({kind}) adds prompts and changes no weights, so that nothing can be merged; use it with "
+            f"transformers and PEFT: `rlpipe chat {base} --adapter {adapter}`"
         )
     model, dtype = _loaded(base)
     adapted = put_on(model, base, [adapter])
@@ -39,13 +40,16 @@ def merge_adapter(base: Path, adapter: Path, out: Path) -> None:
     _write(merged.to(dtype), base, [adapter], out)
 
 
-def merge_adapters(base: Path, adapters: Sequence[Path], weights: Sequence[float], combine: Combine, out: Path) -> None:
+def merge_adapters(
+    base: Path, adapters: Sequence[Path], weights: Sequence[float], combine: Combine, seed: int, out: Path
+) -> None:
     """Writes W + combine(the adapters' changes of W), for LoRA adapters of any ranks; a layer's change is combined from
-    the adapters that have one. Precision and errors as in `merge_adapter`."""
+    the adapters that have one. `seed` decides what DARE drops. Precision and errors as in `merge_adapter`."""
     for adapter in adapters:
         _check_adds_up(adapter)
     model, dtype = _loaded(base)
     adapted = put_on(model, base, adapters)
+    torch.manual_seed(seed)
     add_combined(adapted, weights, combine)
     _write(adapted.unload().to(dtype), base, adapters, out)
 

@@ -72,8 +72,7 @@ def _adapters(folders: list[Path], base: Path, how: How, out: Path) -> None:
     weights, combine = how.combine_adapters(len(folders))
     if len(folders) == 1 and not how.weights and how.method == "linear":
         return merge_adapter(base, folders[0], out)
-    torch.manual_seed(how.seed)  # of what DARE drops
-    merge_adapters(base, folders, weights, combine, out)
+    merge_adapters(base, folders, weights, combine, how.seed, out)
 
 
 def _models(folders: list[Path], base: str | None, how: How, out: Path) -> None:
