@@ -5,7 +5,9 @@ reason and another check. A command that is neither is an error.
 """
 
 import os
+import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from rlpipe.recipe.study_file import read
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MADE_BEFORE = {"recipes.md", "rewards.md", "algorithms.md"}
+MADE_BEFORE = {"recipes.md", "rewards.md", "algorithms.md", "serving.md"}
 """Pages that say they start from the model of arithmetic/sft, without making it."""
 SHELL = {"ls", "pytest"}
 
@@ -197,6 +199,15 @@ def curves_are_there(reader: Reader) -> Done:
     return Done(0, "", 0.0)
 
 
+def adapters_can_be_served(reader: Reader) -> Done:
+    """The command has what `rlpipe export` says of each adapter, with places for both."""
+    for name in ("first", "second"):
+        settings = json.loads((reader.folder / name / "adapter_config.json").read_text())
+        assert settings["r"] <= 16 and settings["base_model_name_or_path"].endswith("model")
+        assert (reader.folder / name / "adapter_model.safetensors").exists()
+    return Done(0, "", 0.0)
+
+
 def doctor_knows(reader: Reader) -> Done:
     done = _doctor()
     # Other programs may have taken the memory that it looks for.
@@ -209,6 +220,15 @@ def _doctor() -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "rlpipe", "doctor"], capture_output=True, text=True, timeout=300)
 
 
+SERVE = (
+    "vllm serve runs/arithmetic-sft/model --enable-lora --max-loras 2 --max-lora-rank 16 "
+    "--lora-modules first=first second=second"
+)
+ASK = shlex.join(
+    ["curl", "localhost:8000/v1/chat/completions", "-H", "Content-Type: application/json", "-d"]
+    + ['{"model": "second", "messages": [{"role": "user", "content": "27+58"}]}']
+)
+
 LISTED = {
     "make demo": Listed(
         "sets up an environment and trains for minutes; its recipe is run shrunk",
@@ -217,6 +237,8 @@ LISTED = {
     "make test": Listed("would run this test again", make("test", "-m pytest")),
     "source .venv/bin/activate": Listed("tests bring their environment along", environment_is_made_there),
     "tensorboard --logdir runs/arithmetic": Listed("serves until it is stopped", curves_are_there),
+    SERVE: Listed("serves until it is stopped; in process in test_vllm_two_adapters.py", adapters_can_be_served),
+    ASK: Listed("asks the server of the command before", adapters_can_be_served),
     "rlpipe doctor": Listed("answers for a machine that others load; run once for all pages", doctor_knows),
 }
 

@@ -23,7 +23,7 @@ def made(tmp_path_factory):
     """A base model, and a run that trained an adapter on it."""
     top = tmp_path_factory.mktemp("made")
     tiny_models.save_model(top / "base")
-    config = LoraConfig(r=9, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(r=9, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
     adapter_payload(get_peft_model(tiny_models.load(top / "base"), config), 1, top / "run/adapter")
     assert call("export", str(top / "run/adapter"), "--out", str(top / "run/model"))[0] == 0
     return top
