@@ -2,22 +2,40 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from rlpipe.recipe.data import ArithmeticData, GuessNumberData
+from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, MixtureData
 from rlpipe.recipe.model import ScratchModel
 from rlpipe.recipe.references import is_reference
-from rlpipe.recipe.tasks import PipelineRecipe, Recipe, RewardModelRecipe, RlRecipe, SftRecipe, StageRecipe
+from rlpipe.recipe.tasks import (
+    OfflineRecipe,
+    PipelineRecipe,
+    Recipe,
+    RewardModelRecipe,
+    RlRecipe,
+    SftRecipe,
+    StageRecipe,
+)
 
 STEPS = 2
 PROMPTS = 2
 GROUP = 4
 HELDOUT = 4
+FILES = {
+    "Anthropic/hh-rlhf": "pairs.jsonl",
+    "HuggingFaceH4/ultrafeedback_binarized": "chosen.jsonl",
+    "HuggingFaceH4/ultrachat_200k": "chats.jsonl",
+    "trl-lib/kto-mix-14k": "judged.jsonl",
+    "roneneldan/TinyStories": "text.jsonl",
+}
+"""What stands in for a data set of the hub; for others `train.jsonl` does."""
 TINY = {"hidden_size": 64, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate_size": 128}
 
 
 def make_local(folder: Path) -> None:
-    """What stands in for the hub: `FOLDER`, a tiny model, `train.jsonl`, a few questions in GSM8K's form, and
-    `pairs.jsonl`, dialogues with a better and a worse answer in HH-RLHF's form."""
+    """What stands in for the hub: `FOLDER`, a tiny model, `train.jsonl`, a few questions in GSM8K's form, the files of
+    `FILES`, each in its data set's form, and answers that are right or wrong, in OpenAI's form
+    (`example_model_solutions.jsonl`) and labelled (`solutions.jsonl`)."""
     from rlpipe.models.scratch import build
 
     build(ScratchModel(scratch="qwen2", **TINY, max_position_embeddings=1024), 0, folder / "FOLDER")
@@ -35,9 +53,33 @@ def make_local(folder: Path) -> None:
     asked = [f"\n\nHuman: What is {row['problem']}?\n\nAssistant:" for row in rows]
     pairs = [{"chosen": f"{a} {r['solution']}", "rejected": f"{a} No."} for a, r in zip(asked, rows, strict=True)]
     _write(folder / "pairs.jsonl", pairs)
+    _write(folder / "text.jsonl", [{"text": row["question"]} for row in rows])
+    chats = [_chat(row["problem"], row["solution"]) for row in rows]
+    wrong = [_chat(row["problem"], "No.") for row in rows]
+    _write(folder / "chats.jsonl", [{"messages": chat + chat} for chat in chats])
+    both = zip(rows, chats, wrong, strict=True)
+    _write(folder / "chosen.jsonl", [{"prompt": r["problem"], "chosen": c, "rejected": w} for r, c, w in both])
+    judged = [(chat[:1], chat[1:], chat in chats) for two in zip(chats, wrong, strict=True) for chat in two]
+    _write(folder / "judged.jsonl", [{"prompt": p, "completion": c, "label": good} for p, c, good in judged])
+
+    solved = [{"question": row["problem"], **_solved(row["solution"])} for row in rows]
+    _write(folder / "example_model_solutions.jsonl", solved)
+    labelled = [(s["question"], a) for s in solved for a in s.values() if isinstance(a, dict)]
+    records = [{"prompt": p, "completion": a["solution"], "label": a["is_correct"]} for p, a in labelled]
+    _write(folder / "solutions.jsonl", records)
 
 
-def _write(file: Path, rows: list[dict[str, str]]) -> None:
+def _chat(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _solved(right: str) -> dict[str, dict[str, Any]]:
+    """What three models say, the first of them rightly, in the form of OpenAI's file."""
+    said = (right, "100", "many")
+    return {f"{i}b": {"is_correct": answer == right, "solution": f"A: {answer}"} for i, answer in enumerate(said)}
+
+
+def _write(file: Path, rows: list[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -48,7 +90,7 @@ def shrunk(recipe: Recipe, local: Path, own_engine: bool = False) -> list[str]:
         return [f"stages.{name}.{o}" for name, task in recipe.stages.items() for o in shrunk(task, local, own_engine)]
     # On models this small a second thread costs more than it gives.
     changes = _model(recipe, local) | _data(recipe, local) | {"train.threads": 1}
-    if isinstance(recipe, RlRecipe | SftRecipe):
+    if not isinstance(recipe, RewardModelRecipe):
         changes |= _evaluation(recipe) | _rollout(recipe, own_engine)
     changes |= _rl(recipe) if isinstance(recipe, RlRecipe) else _offline(recipe)
     return [f"{key}={value}" for key, value in changes.items()]
@@ -62,20 +104,28 @@ def _model(recipe: StageRecipe, local: Path) -> dict[str, object]:
 
 
 def _data(recipe: StageRecipe, local: Path) -> dict[str, object]:
-    if isinstance(recipe.data, ArithmeticData | GuessNumberData):
-        return {"data.heldout": 2 * HELDOUT}
-    changes: dict[str, object] = {"data.heldout.count": HELDOUT}
-    if _elsewhere(recipe.data.path):
-        name = "pairs.jsonl" if isinstance(recipe, RewardModelRecipe) else "train.jsonl"
-        changes |= {"data.path": local / name}
+    if isinstance(recipe.data, MixtureData):
+        parts = recipe.data.sources.items()
+        return {key: value for name, part in parts for key, value in _part(f"data.sources.{name}", part, local).items()}
+    return _part("data", recipe.data, local)
+
+
+def _part(key: str, data: Data, local: Path) -> dict[str, object]:
+    if isinstance(data, ArithmeticData | GuessNumberData):
+        return {f"{key}.heldout": 2 * HELDOUT}
+    changes: dict[str, object] = {f"{key}.heldout.count": HELDOUT}
+    if _elsewhere(data.path):
+        own = Path(data.path).name
+        path = local / (own if (local / own).exists() else FILES.get(data.path, "train.jsonl"))
+        changes |= {f"{key}.path": path, f"{key}.split": "train", f"{key}.heldout.split": "null"}
     return changes
 
 
-def _evaluation(recipe: SftRecipe | RlRecipe) -> dict[str, object]:
+def _evaluation(recipe: StageRecipe) -> dict[str, object]:
     return {"evaluation.prompts": HELDOUT, "evaluation.samples": max(recipe.evaluation.pass_at, default=1)}
 
 
-def _rollout(recipe: SftRecipe | RlRecipe, own_engine: bool) -> dict[str, object]:
+def _rollout(recipe: StageRecipe, own_engine: bool) -> dict[str, object]:
     changes: dict[str, object] = {
         "rollout.max_new_tokens": min(recipe.rollout.max_new_tokens, 16),
         "rollout.kv_cache_gib": 0.05,
@@ -84,12 +134,15 @@ def _rollout(recipe: SftRecipe | RlRecipe, own_engine: bool) -> dict[str, object
     return changes | ({} if own_engine else {"rollout.engine": "transformers"})
 
 
-def _offline(recipe: SftRecipe | RewardModelRecipe) -> dict[str, object]:
+def _offline(recipe: OfflineRecipe) -> dict[str, object]:
+    packed = isinstance(recipe, SftRecipe) and recipe.train.packing
     return {
         "train.max_steps": STEPS,
         "train.per_device_train_batch_size": 4,
         "train.gradient_accumulation_steps": min(2, recipe.train.gradient_accumulation_steps),
         "train.logging_steps": 1,
+        "train.eval_steps": 1 if recipe.train.eval_steps else "null",
+        **({"train.max_length": 64} if packed else {}),  # so that few records make several sequences
     }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rlpipe.data.chat import Rendered, ended, joined, prompt_context, render, require_template, with_system
 from rlpipe.data.records import DataError, Format, Record
+from rlpipe.data.seams import common_prefix, warn_of_seams
 from rlpipe.data.source import Records
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def encode(rows: list[Record], source: Records, tokenizer: "PreTrainedTokenizerB
         examples = _prompt_completion(rows, source, tokenizer, loss_on)
     else:
         contexts = [_whole(row, source) for row in rows]
-        rendered = _render_whole(contexts, rows, tokenizer, loss_on)
+        rendered = _render_whole(contexts, rows, source, tokenizer, loss_on)
         examples = [Example(r.ids, _labels(r, 0), row.origin) for r, row in zip(rendered, rows, strict=True)]
     _check_labels(examples, tokenizer)
     return examples
@@ -61,9 +62,9 @@ def _prompt_completion(
     contexts = [prompt_context(row, source) for row in rows]
     prompts = render(contexts, [row.origin for row in rows], tokenizer, continued=True)
     conversations = [joined(c, row.fields["completion"]) for c, row in zip(contexts, rows, strict=True)]
-    wholes = _render_whole(conversations, rows, tokenizer, loss_on)
-    starts = [_common(prompt.ids, whole.ids) for prompt, whole in zip(prompts, wholes, strict=True)]
-    _warn_of_seams(rows, prompts, starts)
+    wholes = _render_whole(conversations, rows, source, tokenizer, loss_on)
+    starts = [common_prefix(prompt.ids, whole.ids) for prompt, whole in zip(prompts, wholes, strict=True)]
+    warn_of_seams([row.origin for row in rows], [prompt.ids for prompt in prompts], starts)
     return [
         Example(whole.ids, _labels(whole, start if loss_on == "completion" else 0), row.origin)
         for whole, start, row in zip(wholes, starts, rows, strict=True)
@@ -77,13 +78,13 @@ def _whole(row: Record, source: Records) -> Any:
 
 
 def _render_whole(
-    contexts: list[Any], rows: list[Record], tokenizer: "PreTrainedTokenizerBase", loss_on: LossOn
+    contexts: list[Any], rows: list[Record], source: Records, tokenizer: "PreTrainedTokenizerBase", loss_on: LossOn
 ) -> list[Rendered]:
     marked = loss_on == "assistant"
     template = _marked_template(tokenizer) if marked else None
     origins = [row.origin for row in rows]
     rendered = render(contexts, origins, tokenizer, continued=False, template=template, assistant_mask=marked)
-    if contexts and isinstance(contexts[0], str):  # a template ends its turns itself
+    if contexts and isinstance(contexts[0], str) and source.add_eos:  # a template ends its turns itself
         return [Rendered(ended(r.ids, tokenizer)) for r in rendered]
     return rendered
 
@@ -108,24 +109,6 @@ def _marked_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
 def _labels(rendered: Rendered, start: int) -> list[int]:
     wanted = rendered.assistant_mask or [1] * len(rendered.ids)
     return [token if t >= start and wanted[t] else IGNORED for t, token in enumerate(rendered.ids)]
-
-
-def _common(prompt: list[int], whole: list[int]) -> int:
-    pairs = enumerate(zip(prompt, whole, strict=False))
-    return next((t for t, (ours, theirs) in pairs if ours != theirs), min(len(prompt), len(whole)))
-
-
-def _warn_of_seams(rows: list[Record], prompts: list[Rendered], starts: list[int]) -> None:
-    odd = [row.origin for row, p, start in zip(rows, prompts, starts, strict=True) if start < len(p.ids)]
-    if odd:
-        logger.warning(
-            "%d of %d prompts tokenise differently alone than followed by their completion (first: %s): the model "
-            "trains on another context than it sees at generation. End prompts on a token boundary, or use a chat "
-            "template that renders the prompt the same way in both cases.",
-            len(odd),
-            len(rows),
-            odd[0],
-        )
 
 
 def _check_labels(examples: list[Example], tokenizer: "PreTrainedTokenizerBase") -> None:

@@ -5,6 +5,7 @@
     text                    one text
     chosen and rejected     two texts or lists of messages, after a prompt or as whole conversations; with an optional
                             number in `margin`: by how much the chosen one is better
+    prompt, completion and label   a response and whether it is good
 
 Online RL needs a prompt alone; every other column goes to the rewards.
 """
@@ -28,6 +29,7 @@ class Format(StrEnum):
     TEXT = "text"
     PREFERENCE = "prompt, chosen and rejected"
     WHOLE_PREFERENCE = "chosen and rejected"
+    LABELLED = "prompt, completion and label"
 
 
 _FIELDS = {
@@ -37,6 +39,7 @@ _FIELDS = {
     Format.TEXT: ("text",),
     Format.PREFERENCE: ("prompt", "chosen", "rejected"),
     Format.WHOLE_PREFERENCE: ("chosen", "rejected"),
+    Format.LABELLED: ("prompt", "completion", "label"),
 }
 
 
@@ -63,14 +66,43 @@ def sft_format(first: Record, *more: Record) -> Format:
 
 def preference_format(first: Record, *more: Record) -> Format:
     """With a prompt of its own, or with whole conversations, as the given records have it."""
+    if _repeats_its_prompt(first):
+        return Format.WHOLE_PREFERENCE
     for candidate in (Format.PREFERENCE, Format.WHOLE_PREFERENCE):
         if any(record.fields.keys() >= set(_FIELDS[candidate]) for record in (first, *more)):
             return candidate
     raise DataError(
-        f"{first.origin}: a preference has the fields chosen and rejected, and a prompt or none; this record has "
-        f"{sorted(first.fields)}. If the fields have other names, say so, for example "
+        f"{first.origin}: a preference has the fields chosen and rejected, and a prompt or none; or prompt, completion "
+        f"and label; this record has {sorted(first.fields)}. If the fields have other names, say so, for example "
         "`data.columns: {chosen: better, rejected: worse}`."
     )
+
+
+def _repeats_its_prompt(record: Record) -> bool:
+    """Whether the prompt, a text, also is the first message of whole conversations."""
+    chosen = record.fields.get("chosen")
+    begins = chosen[0] if isinstance(chosen, list) and chosen else None
+    return isinstance(begins, dict) and begins.get("content") == record.fields.get("prompt")
+
+
+def labelled_format(first: Record, *more: Record) -> Format:
+    """Single responses with a label, or pairs, as the given records have it."""
+    for candidate in (Format.LABELLED, Format.PREFERENCE, Format.WHOLE_PREFERENCE):
+        if any(record.fields.keys() >= set(_FIELDS[candidate]) for record in (first, *more)):
+            return candidate
+    raise DataError(
+        f"{first.origin}: fields {sorted(first.fields)} are neither prompt, completion and label, nor a pair of chosen "
+        "and rejected. If the fields have other names, say so, for example `data.columns: {label: is_good}`."
+    )
+
+
+def label(record: Record) -> bool:
+    """Whether the response is good: true or false, 1 or 0, also as the text of a CSV file. Raises `DataError`."""
+    value = record.fields["label"]
+    found = {"true": True, "1": True, "false": False, "0": False}.get(str(value).strip().lower())
+    if found is None or not isinstance(value, bool | int | str):
+        raise DataError(f"{record.origin}: field `label` is {_shown(value)}; expected true or false.")
+    return found
 
 
 def margin(record: Record) -> float | None:
@@ -96,7 +128,10 @@ def check(record: Record, expected: Format, chat: bool) -> None:
                 f"{sorted(k for k, v in record.fields.items() if v is not None)}. If the field has another name, add "
                 f"`data.columns: {{{name}: ITS_NAME}}`."
             )
-        _check_value(record, name, expected, chat)
+        if name == "label":
+            label(record)
+        else:
+            _check_value(record, name, expected, chat)
     if expected is Format.WHOLE_PREFERENCE and chat and isinstance(record.fields["chosen"], str):
         raise DataError(
             f"{record.origin}: field `chosen` is text without a prompt, which no chat template renders; set "

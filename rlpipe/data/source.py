@@ -1,15 +1,20 @@
 """Training and held-out records of a recipe's `data` section, checked row by row."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from rlpipe.data.arithmetic import preferences, problems
 from rlpipe.data.files import read
 from rlpipe.data.guess import games
-from rlpipe.data.records import DataError, Format, Record, check, preference_format, sft_format
-from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, RecordsData
+from rlpipe.data.labelled import is_labelled, paired
+from rlpipe.data.records import DataError, Format, Record, check, labelled_format, preference_format, sft_format
+from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, MixtureData, PreferenceData, RecordsData, SftData
 
 logger = logging.getLogger(__name__)
+
+Prepare = Callable[[list[Record], RecordsData], list[Record]]
+"""What is made of records before some are held out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,60 +26,119 @@ class Records:
     format: Format
     chat: bool
     system: str | None
+    add_eos: bool
+    """Whether the end-of-sequence token follows plain text; a chat template ends its turns itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Records of a mixture, and their share of it in any unit."""
+
+    name: str
+    weight: float
+    records: Records
 
 
 def load_records(data: Data, only_prompts: bool) -> Records:
     """Read and check all records. `only_prompts` is online RL: a prompt suffices, other columns feed the rewards."""
     if isinstance(data, ArithmeticData | GuessNumberData):
         train, heldout = problems(data) if isinstance(data, ArithmeticData) else games(data)
-        return Records(train, heldout, Format.PROMPT if only_prompts else Format.PROMPT_COMPLETION, True, None)
+        return Records(train, heldout, Format.PROMPT if only_prompts else Format.PROMPT_COMPLETION, True, None, True)
     train, heldout = _split(data)
     expected = Format.PROMPT if only_prompts else sft_format(train[0], heldout[0])
+    _warn_of_overlap(train, heldout)
     return _checked(train, heldout, expected, data)
 
 
-def load_preferences(data: Data) -> Records:
-    """Read and check pairs of responses, of which the first is the better one."""
+def load_sources(data: SftData) -> list[Source]:
+    """What SFT learns from; data that is no mixture is the only source."""
+    if not isinstance(data, MixtureData):
+        return [Source("", 1.0, load_records(data, only_prompts=False))]
+    return [Source(name, data.weights[name], load_records(part, False)) for name, part in data.sources.items()]
+
+
+def load_preferences(data: PreferenceData) -> Records:
+    """Read and check pairs of responses, of which the first is the better one; labelled ones are paired here.
+
+    No prompt is on both sides: a model that has seen which answer is right does not show that it can tell."""
     if isinstance(data, ArithmeticData):
-        return Records(*preferences(data), Format.PREFERENCE, True, None)
+        return Records(*preferences(data), Format.PREFERENCE, True, None, True)
+    train, heldout = _split(data, _as_pairs)
+    records = _checked(train, heldout, preference_format(train[0], heldout[0]), data)
+    if records.format is Format.PREFERENCE:
+        return replace(records, train=_without_prompts_of(heldout, train))
+    _warn_of_overlap(train, heldout)
+    return records
+
+
+def _as_pairs(records: list[Record], data: RecordsData) -> list[Record]:
+    return paired(records, data.chat) if records and is_labelled(records[0]) else records
+
+
+def _without_prompts_of(heldout: list[Record], train: list[Record]) -> list[Record]:
+    asked = {str(record.fields.get("prompt")) for record in heldout}
+    apart = [record for record in train if str(record.fields.get("prompt")) not in asked]
+    if len(apart) < len(train):
+        count = len(train) - len(apart)
+        logger.warning("%d training pairs answer a prompt that is held out; they are left out.", count)
+    if not apart:
+        raise DataError("data.heldout: every training pair answers a prompt that is held out. Hold out other records.")
+    return apart
+
+
+def load_judged(data: PreferenceData) -> Records:
+    """Read and check responses that are good or bad, or pairs of one of each."""
+    if isinstance(data, ArithmeticData):
+        return load_preferences(data)
     train, heldout = _split(data)
-    return _checked(train, heldout, preference_format(train[0], heldout[0]), data)
+    records = _checked(train, heldout, labelled_format(train[0], heldout[0]), data)
+    if records.format is Format.WHOLE_PREFERENCE:
+        return records
+    return replace(records, train=_without_prompts_of(heldout, train))
 
 
 def _checked(train: list[Record], heldout: list[Record], expected: Format, data: RecordsData) -> Records:
     for record in (*heldout, *train):
         check(record, expected, data.chat)
-    _warn_of_overlap(train, heldout)
-    return Records(train, heldout, expected, data.chat, data.system)
+    return Records(train, heldout, expected, data.chat, data.system, data.add_eos)
 
 
-def _split(data: RecordsData) -> tuple[list[Record], list[Record]]:
+def _as_they_are(records: list[Record], data: RecordsData) -> list[Record]:
+    return records
+
+
+def _split(data: RecordsData, prepare: Prepare = _as_they_are) -> tuple[list[Record], list[Record]]:
     """(training, held-out) records, at least one of each."""
-    train, heldout = _parts(data)
+    train, heldout = _parts(data, prepare)
     if not train or not heldout:
         which = "data.path" if not train else "data.heldout"
         raise DataError(f"{which}: no records found.")
     return train, heldout
 
 
-def _parts(data: RecordsData) -> tuple[list[Record], list[Record]]:
-    train = _renamed(read(data.path, data.config, data.split, "data.path", data.data_dir), data)
+def _parts(data: RecordsData, prepare: Prepare) -> tuple[list[Record], list[Record]]:
+    rows = _renamed(read(data.path, data.config, data.split, "data.path", data.data_dir), data)
     kept = data.heldout
     if kept.path is None and kept.split is None:
-        if kept.count >= len(train):
-            raise DataError(
-                f"data.path: {data.path} has {len(train)} records and data.heldout.count={kept.count} of them are held "
-                "out, which leaves none to train on. Lower data.heldout.count, or give data.heldout.path."
-            )
-        return train[kept.count :], train[: kept.count]
+        return _first_held_out(prepare(rows, data), data)
     split = kept.split or data.split
-    rows = read(kept.path or data.path, data.config, split, "data.heldout.path", data.data_dir)
-    if rows and rows[0].origin == train[0].origin:
+    others = read(kept.path or data.path, data.config, split, "data.heldout.path", data.data_dir)
+    if others and rows and others[0].origin == rows[0].origin:
         raise DataError(
             f"data.heldout: {rows[0].origin} is also the first training record. A single file has no splits: give "
             "data.heldout.path, or leave data.heldout.split out to hold out the first data.heldout.count records."
         )
-    return train, _renamed(rows[: kept.count], data)
+    return prepare(rows, data), prepare(_renamed(others, data), data)[: kept.count]
+
+
+def _first_held_out(records: list[Record], data: RecordsData) -> tuple[list[Record], list[Record]]:
+    count = data.heldout.count
+    if count >= len(records):
+        raise DataError(
+            f"data.path: {data.path} has {len(records)} records and data.heldout.count={count} of them are held "
+            "out, which leaves none to train on. Lower data.heldout.count, or give data.heldout.path."
+        )
+    return records[count:], records[:count]
 
 
 def _renamed(records: list[Record], data: RecordsData) -> list[Record]:

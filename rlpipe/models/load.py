@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlpipe.models.quiet import quiet_libraries
-from rlpipe.recipe.model import Dtype, Model, PretrainedModel, ScratchModel
+from rlpipe.recipe.model import Dtype, Model, PretrainedModel, RopeScaling, ScratchModel
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -23,19 +23,24 @@ class ModelError(ValueError):
 def materialise(spec: Model, seed: int, directory: Path) -> str:
     """The path or hub id of the model a task starts from.
 
-    A scratch model is built into `directory`. A model that gets another chat template is put there too (its tokenizer
-    with that template, its other files as links), so that engines, training and results all have the same one.
+    A scratch model is built into `directory`. A model that gets another chat template or a longer context is put there
+    too (its tokenizer or configuration changed, its other files as links), so that engines, training and results all
+    have the same one.
     """
     if isinstance(spec, ScratchModel):
         from rlpipe.models.scratch import build
 
         build(spec, seed, directory)
-    elif spec.chat_template is not None:
-        tokenizer = load_tokenizer(spec, spec.path)
-        _override_template(tokenizer, Path(spec.chat_template).expanduser())
-        _beside_links(tokenizer, local_folder(spec), directory)
-    else:
+    elif spec.chat_template is None and spec.rope_scaling is None:
         return spec.path
+    else:
+        if spec.chat_template is not None:
+            tokenizer = load_tokenizer(spec, spec.path)
+            _override_template(tokenizer, Path(spec.chat_template).expanduser())
+            tokenizer.save_pretrained(directory)
+        if spec.rope_scaling is not None:
+            _stretched(load_config(spec, spec.path), spec.rope_scaling).save_pretrained(directory)
+        _link_the_rest(local_folder(spec), directory)
     return str(directory)
 
 
@@ -73,11 +78,15 @@ def load_transformer(kind: Any, spec: Model, path: str, dtype: "torch.dtype", **
 
 def context_length(spec: Model, path: str) -> int:
     """The longest sequence in tokens that the model's configuration allows."""
+    return load_config(spec, path).get_text_config().max_position_embeddings
+
+
+def load_config(spec: Model, path: str) -> "PreTrainedConfig":
+    """The configuration of the model at `path`."""
     from transformers import AutoConfig
 
     options = _hub_options(spec)
-    config = _naming_the_line(path, "configuration", lambda: AutoConfig.from_pretrained(path, **options))
-    return config.get_text_config().max_position_embeddings
+    return _naming_the_line(path, "configuration", lambda: AutoConfig.from_pretrained(path, **options))
 
 
 def resolve_dtype(dtype: Dtype) -> "torch.dtype":
@@ -118,8 +127,20 @@ def local_folder(spec: PretrainedModel) -> Path:
     return Path(_naming_the_line(spec.path, "files", lambda: snapshot_download(spec.path, revision=spec.revision)))
 
 
-def _beside_links(tokenizer: "PreTrainedTokenizerBase", source: Path, directory: Path) -> None:
-    tokenizer.save_pretrained(directory)
+def _stretched(config: "PreTrainedConfig", scaling: RopeScaling) -> "PreTrainedConfig":
+    """The configuration with a context `scaling.factor` times as long."""
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None)
+    if rope is None or rope.get("rope_type", "default") != "default":
+        has = "no rotary positions" if rope is None else f"rope_type {rope.get('rope_type')} already"
+        raise ModelError(f"model.rope_scaling: the model has {has}; leave the section out, or take another model.")
+    original = text.max_position_embeddings
+    text.rope_parameters = {**rope, **scaling.model_dump(), "original_max_position_embeddings": original}
+    text.max_position_embeddings = int(original * scaling.factor)
+    return config
+
+
+def _link_the_rest(source: Path, directory: Path) -> None:
     for file in source.iterdir():
         if not (directory / file.name).exists():
             (directory / file.name).symlink_to(file)

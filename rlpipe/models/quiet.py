@@ -13,6 +13,7 @@ def quiet_libraries() -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one and reports that it found none
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # ORPO and CPO live there; TRL is pinned exactly
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # bitsandbytes says at import that an optional kernel package is absent.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

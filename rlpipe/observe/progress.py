@@ -10,6 +10,10 @@ from rlpipe.observe.metrics import label
 SHOWN = {
     "sft": ("loss", "learning_rate", "tokens_per_second"),
     "reward_model": ("loss", "train_pair_accuracy", "margin", "learning_rate"),
+    "dpo": ("loss", "rewards/accuracies", "rewards/margins", "learning_rate"),
+    "kto": ("loss", "rewards/margins", "kl", "learning_rate"),
+    "orpo": ("loss", "rewards/accuracies", "rewards/margins", "learning_rate"),
+    "cpo": ("loss", "rewards/accuracies", "rewards/margins", "learning_rate"),
     "rl": ("reward", "reference_kl", "mismatch/abs", "entropy", "response_length", "tokens_per_second"),
 }
 """Metrics of a step that fit on a line, by task; the first one's curve is drawn."""

@@ -22,7 +22,7 @@ from rlpipe.pipelines.offline.ray_train import TrainingFailed
 from rlpipe.pipelines.stage import FINAL_MODEL, Stage
 from rlpipe.recipe.references import resolve
 from rlpipe.recipe.resolved import to_yaml
-from rlpipe.recipe.tasks import PipelineRecipe, Recipe, RewardModelRecipe, RlRecipe, SftRecipe, StageRecipe
+from rlpipe.recipe.tasks import PipelineRecipe, Recipe, RlRecipe, StageRecipe
 from rlpipe.rewards.reward import RewardUnusable
 from rlpipe.rewards.stage import RewardFailed
 from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
@@ -100,16 +100,11 @@ def _start(stage: Stage) -> None:
             from rlpipe.pipelines.online.rl import run_rl
 
             run_rl(stage, recipe)
-        case SftRecipe() as recipe:
+        case recipe:
             stage.events.run_started(recipe.task, recipe.train.max_steps, runinfo.collect(recipe.model_dump()))
-            from rlpipe.pipelines.offline.stage import run_sft_stage
+            from rlpipe.pipelines.offline.stage import run_offline_stage
 
-            run_sft_stage(stage, recipe)
-        case RewardModelRecipe() as recipe:
-            stage.events.run_started(recipe.task, recipe.train.max_steps, runinfo.collect(recipe.model_dump()))
-            from rlpipe.pipelines.offline.stage import run_reward_model_stage
-
-            run_reward_model_stage(stage, recipe)
+            run_offline_stage(stage, recipe)
 
 
 def _runtime(recipe: StageRecipe, debug: bool) -> Runtime:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from rlpipe.data.chat import render_prompts
 from rlpipe.data.flow import Prompt
-from rlpipe.data.source import Records, load_preferences, load_records
+from rlpipe.data.source import Records, Source, load_judged, load_preferences, load_records, load_sources
 from rlpipe.data.storage import Storage
 from rlpipe.models.load import context_length, load_tokenizer, materialise, resolve_dtype
 from rlpipe.observe.events import EventLog
-from rlpipe.recipe.tasks import RewardModelRecipe, RlRecipe, StageRecipe
+from rlpipe.recipe.preference import KtoRecipe, PreferenceRecipe
+from rlpipe.recipe.tasks import RewardModelRecipe, SftRecipe, StageRecipe
 from rlpipe.runtime.roles import Runtime
 
 if TYPE_CHECKING:
@@ -58,10 +59,20 @@ class Stage:
         return context_length(self.recipe.model, self.model_path)
 
     @cached_property
+    def sources(self) -> list[Source]:
+        """What SFT learns from; the first is what it is asked about."""
+        return load_sources(self.recipe.data)
+
+    @cached_property
     def records(self) -> Records:
-        if isinstance(self.recipe, RewardModelRecipe):
-            return load_preferences(self.recipe.data)
-        return load_records(self.recipe.data, only_prompts=isinstance(self.recipe, RlRecipe))
+        match self.recipe:
+            case SftRecipe():
+                return self.sources[0].records
+            case KtoRecipe():
+                return load_judged(self.recipe.data)
+            case RewardModelRecipe() | PreferenceRecipe():
+                return load_preferences(self.recipe.data)
+        return load_records(self.recipe.data, only_prompts=True)
 
     @cached_property
     def prompts(self) -> tuple[list[Prompt], list[Prompt]]:

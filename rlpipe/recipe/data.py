@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from rlpipe.recipe.base import PathOrHubId, Strict
+from rlpipe.recipe.base import FolderName, PathOrHubId, Strict
 
 
 class ArithmeticData(Strict):
@@ -93,8 +93,39 @@ class RecordsData(Strict):
     """Render prompts and completions through the tokenizer's chat template; false trains on the plain text."""
     system: str | None = None
     """System message put before every prompt (chat only)."""
+    add_eos: bool = True
+    """Put the end-of-sequence token after plain text (chat=false); false for texts that were cut off at a limit."""
     heldout: HeldOut = HeldOut()
     """Which records are kept for evaluation."""
 
 
 Data = Annotated[ArithmeticData | GuessNumberData | RecordsData, Field(discriminator="kind")]
+
+
+class MixtureData(Strict):
+    """Several sources mixed by weights, for example new material with old, so that the old is not forgotten."""
+
+    kind: Literal["mixture"]
+    """Several sources."""
+    sources: Annotated[dict[FolderName, Data], Field(min_length=2)]
+    """Data by name. The first source is what is to be learned: its held-out records give heldout_loss and the prompts
+    of evaluations; source X of the others has heldout_loss/X."""
+    weights: dict[FolderName, PositiveFloat]
+    """Share of each source among the training records, in any unit. The smaller of two sources is repeated until the
+    larger has been seen whole."""
+
+    @model_validator(mode="after")
+    def _each_has_a_weight(self) -> "MixtureData":
+        odd = sorted(self.sources.keys() ^ self.weights.keys())
+        if odd:
+            known = "no source" if odd[0] in self.weights else "no weight"
+            raise ValueError(f"`{odd[0]}` has {known}; sources and weights must hold the same names")
+        return self
+
+
+SftData = Annotated[
+    ArithmeticData | GuessNumberData | RecordsData | MixtureData,
+    Field(discriminator="kind"),
+]
+PreferenceData = Annotated[ArithmeticData | RecordsData, Field(discriminator="kind")]
+"""Data with better and worse responses."""

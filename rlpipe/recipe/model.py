@@ -9,6 +9,16 @@ from rlpipe.recipe.base import FilePath, PathOrHubId, Strict
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
+class RopeScaling(Strict):
+    """A longer context by rotary positions that are spread differently; train on long records afterwards."""
+
+    rope_type: Literal["linear", "yarn"]
+    """As transformers names it: linear divides positions (Chen et al. 2023, arXiv 2306.15595), yarn divides those of
+    slow rotations (Peng et al. 2023, arXiv 2309.00071)."""
+    factor: Annotated[float, Field(gt=1)]
+    """How many times as long the context becomes."""
+
+
 class PretrainedModel(Strict):
     """A model folder or hub id, loaded with `from_pretrained`."""
 
@@ -20,6 +30,8 @@ class PretrainedModel(Strict):
     """Run Python code that ships inside the model repository."""
     chat_template: FilePath | None = None
     """File with a Jinja chat template that replaces the tokenizer's own."""
+    rope_scaling: RopeScaling | None = None
+    """Stretch the model's context: its configuration's rope_parameters and max_position_embeddings are changed."""
     dtype: Dtype = "auto"
     """Computation type of training and rollout alike; auto is float32 on CPU and bfloat16 on GPU."""
 

@@ -4,11 +4,11 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
+from rlpipe.recipe.base import Strict
 from rlpipe.recipe.errors import Problem, choices, dotted
-from rlpipe.recipe.tasks import PipelineRecipe, RewardModelRecipe, RlRecipe, SftRecipe
 from rlpipe.recipe.tree import Node
 
-R = TypeVar("R", SftRecipe, RewardModelRecipe, RlRecipe, PipelineRecipe)
+R = TypeVar("R", bound=Strict)
 _REFERENCE = re.compile(r"\$\{(.*)\}$")
 _STAGE_MODEL = re.compile(r"\$\{stages\.([^.}]+)\.model\}$")
 

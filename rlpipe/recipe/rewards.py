@@ -268,3 +268,20 @@ class RewardMix(Strict):
             weights = ", ".join(f"mix.{i}.weight=0" for i in range(len(self.mix)))
             raise ValueError(f"{weights}: with every weight 0 nothing would be learned")
         return self
+
+
+def check_correct_by(name: str | None, rewards: RewardMix) -> None:
+    """Raise ValueError unless `name`, where there is one, is a reward of the mix."""
+    names = [reward.name for reward in rewards.mix]
+    if name not in (None, *names):
+        raise ValueError(f"evaluation.correct_by={name} is no reward of the mix; its rewards are {', '.join(names)}")
+
+
+def check_nothing_shared(rewards: RewardMix) -> None:
+    """Raise ValueError where a reward model of an offline task is to live in processes of the policy."""
+    shared = [i for i, reward in enumerate(rewards.mix) if isinstance(reward, ModelReward) and reward.share]
+    if shared:
+        raise ValueError(
+            f"rewards.mix.{shared[0]}.share={rewards.mix[shared[0]].share}: offline tasks have no policy processes to "
+            "share; leave it out"
+        )

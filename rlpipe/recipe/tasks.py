@@ -9,10 +9,11 @@ from rlpipe.recipe.algorithm import Algorithm, Schedule
 from rlpipe.recipe.algorithm.checks import check
 from rlpipe.recipe.base import FolderName, Strict
 from rlpipe.recipe.critic import Critic
-from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData
+from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, MixtureData, PreferenceData, SftData
 from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
 from rlpipe.recipe.model import Model
-from rlpipe.recipe.rewards import ModelReward, RewardMix
+from rlpipe.recipe.preference import CpoRecipe, DpoRecipe, KtoRecipe, OrpoRecipe, PreferenceRecipe
+from rlpipe.recipe.rewards import RewardMix, check_correct_by, check_nothing_shared
 from rlpipe.recipe.roles import PolicyTraining, Reference
 from rlpipe.recipe.rollout import Evaluation, Rollout
 from rlpipe.recipe.run import Deadlines, Publishing, Tracking
@@ -29,7 +30,7 @@ class SftRecipe(Strict):
     seed: int = 0
     """Seed of the model from scratch, the order of the data and every sample."""
     model: Model
-    data: Data
+    data: SftData
     """Records to learn from."""
     train: SftTraining
     """Batches, optimizer and processes of the training."""
@@ -48,8 +49,11 @@ class SftRecipe(Strict):
 
     @model_validator(mode="after")
     def _learns_its_own_words(self) -> "SftRecipe":
-        data = self.data
-        talks = isinstance(data, GuessNumberData) or (isinstance(data, ArithmeticData) and data.calls > 0)
+        sources = self.data.sources.values() if isinstance(self.data, MixtureData) else [self.data]
+        talks = any(
+            isinstance(data, GuessNumberData) or (isinstance(data, ArithmeticData) and data.calls > 0)
+            for data in sources
+        )
         if talks and self.train.loss_on != "assistant":
             raise ValueError(
                 f"train.loss_on={self.train.loss_on} would teach the model what the environment says in these "
@@ -61,8 +65,8 @@ class SftRecipe(Strict):
     def _rewards_fit_the_environment(self) -> "SftRecipe":
         if self.rewards is not None:
             check_rewards(self.environment, self.rewards)
-            _check_nothing_shared(self.rewards)
-            _check_judge(self.evaluation, self.rewards)
+            check_nothing_shared(self.rewards)
+            check_correct_by(self.evaluation.correct_by, self.rewards)
         return self
 
 
@@ -77,7 +81,7 @@ class RewardModelRecipe(Strict):
     """Seed of the model from scratch, of the score head and of the order of the data."""
     model: Model
     """A causal language model, whose output head gives way to a new score head; or a reward model, to train on."""
-    data: Data
+    data: PreferenceData
     """Preferences to learn from; with `kind: arithmetic`, pairs of the right sum and a likely wrong one."""
     train: RewardModelTraining
     """Batches, optimizer and processes of the training."""
@@ -135,7 +139,7 @@ class RlRecipe(Strict):
     @model_validator(mode="after")
     def _rewards_fit_the_environment(self) -> "RlRecipe":
         check_rewards(self.environment, self.rewards)
-        _check_judge(self.evaluation, self.rewards)
+        check_correct_by(self.evaluation.correct_by, self.rewards)
         return self
 
     @model_validator(mode="after")
@@ -192,24 +196,9 @@ class RlRecipe(Strict):
         return self
 
 
-def _check_judge(evaluation: Evaluation, rewards: RewardMix) -> None:
-    names = [reward.name for reward in rewards.mix]
-    if evaluation.correct_by not in (None, *names):
-        raise ValueError(
-            f"evaluation.correct_by={evaluation.correct_by} is no reward of the mix; its rewards are {', '.join(names)}"
-        )
-
-
-def _check_nothing_shared(rewards: RewardMix) -> None:
-    shared = [i for i, reward in enumerate(rewards.mix) if isinstance(reward, ModelReward) and reward.share]
-    if shared:
-        raise ValueError(
-            f"rewards.mix.{shared[0]}.share={rewards.mix[shared[0]].share}: SFT has no policy processes to share; "
-            "leave it out"
-        )
-
-
-StageRecipe = SftRecipe | RewardModelRecipe | RlRecipe
+OfflineRecipe = SftRecipe | RewardModelRecipe | PreferenceRecipe
+"""What a trainer of TRL does."""
+StageRecipe = SftRecipe | RewardModelRecipe | DpoRecipe | KtoRecipe | OrpoRecipe | CpoRecipe | RlRecipe
 """One task."""
 Task = Annotated[StageRecipe, Field(discriminator="task")]
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from rlpipe.recipe.base import Strict
 
@@ -33,22 +33,59 @@ class Optimizer(Strict):
     """Optimizer steps over which the rate rises from 0."""
 
 
-class SftOptimizer(Optimizer):
+OfflineSchedule = Literal[
+    "constant", "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "inverse_sqrt",
+    "warmup_stable_decay",
+]  # fmt: skip
+_SCHEDULE_KWARGS: dict[OfflineSchedule, tuple[str, ...]] = {
+    "cosine": ("num_cycles",),
+    "cosine_with_restarts": ("num_cycles",),
+    "cosine_with_min_lr": ("num_cycles", "min_lr", "min_lr_rate"),
+    "polynomial": ("lr_end", "power"),
+    "inverse_sqrt": ("timescale",),
+    "warmup_stable_decay": ("num_decay_steps", "num_stable_steps", "decay_type", "min_lr_ratio", "num_cycles"),
+}
+_NEEDED_KWARGS = {"cosine_with_min_lr": ("min_lr", "min_lr_rate"), "warmup_stable_decay": ("num_decay_steps",)}
+"""Of these, a schedule needs one."""
+
+
+class OfflineOptimizer(Optimizer):
+    """The same with all schedules of transformers."""
+
+    lr_scheduler_type: OfflineSchedule = "constant"
+    """Shape after warm-up, as transformers names it."""
+    lr_scheduler_kwargs: dict[str, float | int | str] = {}
+    """Arguments of the schedule in transformers' names, for example `{min_lr_rate: 0.1}` of cosine_with_min_lr."""
+
+    @model_validator(mode="after")
+    def _kwargs_fit(self) -> "OfflineOptimizer":
+        kind, known = self.lr_scheduler_type, _SCHEDULE_KWARGS.get(self.lr_scheduler_type, ())
+        unknown = [name for name in self.lr_scheduler_kwargs if name not in known]
+        if unknown:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"lr_scheduler_kwargs.{unknown[0]} is no argument of lr_scheduler_type={kind}; {has}")
+        needed = _NEEDED_KWARGS.get(kind, ())
+        if needed and not self.lr_scheduler_kwargs.keys() & set(needed):
+            raise ValueError(f"lr_scheduler_type={kind} needs lr_scheduler_kwargs: {{{needed[0]}: ...}}")
+        return self
+
+
+class SftOptimizer(OfflineOptimizer):
     """The same with the defaults of SFT."""
 
     learning_rate: PositiveFloat = 1e-3
     """Highest learning rate, reached after warm-up."""
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
-    """Shape after warm-up: constant, or down to 0 at the last step."""
+    lr_scheduler_type: OfflineSchedule = "cosine"
+    """Shape after warm-up, as transformers names it."""
     warmup_steps: NonNegativeInt = 20
     """Optimizer steps over which the rate rises from 0."""
 
 
-class RewardModelOptimizer(Optimizer):
+class RewardModelOptimizer(OfflineOptimizer):
     """The same with the defaults of reward modelling."""
 
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
-    """Shape after warm-up: constant, or down to 0 at the last step."""
+    lr_scheduler_type: OfflineSchedule = "cosine"
+    """Shape after warm-up, as transformers names it."""
     warmup_steps: NonNegativeInt = 20
     """Optimizer steps over which the rate rises from 0."""
 
@@ -82,6 +119,28 @@ class OfflineTraining(Strict):
     """What each rank reserves."""
     logging_steps: PositiveInt = 10
     """Optimizer steps between reported metrics."""
+    eval_steps: PositiveInt | None = None
+    """Optimizer steps between evaluations of the held-out records; only before and after training if absent."""
+    metric_for_best_model: Literal["loss"] = "loss"
+    """Which held-out metric tells the best model."""
+    load_best_model_at_end: bool = False
+    """Whether the result is the model of the best evaluation, and not the last one."""
+    early_stopping_patience: PositiveInt | None = None
+    """Stop after so many evaluations without an improvement; never if absent."""
+    early_stopping_threshold: NonNegativeFloat = 0.0
+    """What counts as an improvement for that: more than this."""
+
+    @model_validator(mode="after")
+    def _stopping_is_possible(self) -> "OfflineTraining":
+        for key, value in (
+            ("early_stopping_patience", self.early_stopping_patience),
+            ("load_best_model_at_end", self.load_best_model_at_end),
+        ):
+            if value and (self.eval_steps is None or self.eval_steps >= self.max_steps):
+                raise ValueError(f"{key} needs evaluations during training; set eval_steps below max_steps")
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            raise ValueError("early_stopping_threshold changes nothing without early_stopping_patience; set that, too")
+        return self
 
 
 class SftTraining(OfflineTraining):
@@ -93,6 +152,8 @@ class SftTraining(OfflineTraining):
     """Longest record in tokens; longer ones are truncated, and the count is reported."""
     packing: bool = False
     """Pack several records into each max_length sequence."""
+    metric_for_best_model: Literal["loss", "token_accuracy"] = "loss"
+    """Which held-out metric tells the best model."""
     loss_on: Literal["completion", "assistant", "all"] = "completion"
     """Tokens in the loss: the completion, every assistant turn (the template must mark them), or all."""
 
@@ -104,6 +165,10 @@ class RewardModelTraining(OfflineTraining):
     """AdamW and its learning-rate schedule."""
     max_length: PositiveInt = 1024
     """Longest of a pair's two sequences in tokens; longer pairs are left out, and the count is reported."""
+    metric_for_best_model: Literal["loss", "pair_accuracy", "margin"] = "loss"
+    """Which held-out metric tells the best model."""
+    truncation_side: Literal["left"] | None = None
+    """`left` keeps longer pairs, without the first tokens of what both sides share: the early turns of a dialogue."""
     center_rewards_coefficient: NonNegativeFloat = 0.0
     """Weight of (chosen + rejected)^2 in the loss, which centres the scores on 0 (Eisenstein et al. 2023, arXiv
     2312.09244, eq. 2, recommends 0.01); 0 leaves it out."""

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MADE_BEFORE = {"recipes.md", "rewards.md", "algorithms.md", "serving.md"}
 """Pages that say they start from the model of arithmetic/sft, without making it."""
-SHELL = {"ls", "pytest"}
+SHELL = {"ls", "pytest", "python"}
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -208,6 +208,14 @@ def adapters_can_be_served(reader: Reader) -> Done:
     return Done(0, "", 0.0)
 
 
+def stories_are_sampled(reader: Reader) -> Done:
+    """A model that writes any bytes tells no happy story; that it is asked shows, and other pairs go on from there."""
+    done = reader.shell(["python", "recipes/stories/preferences.py", "FOLDER", "pairs.jsonl", "2"])
+    assert done.code == 0 and "pairs of 192 stories in pairs.jsonl" in done.output, done.output
+    shutil.copy(reader.local / "pairs.jsonl", reader.folder)
+    return done
+
+
 def doctor_knows(reader: Reader) -> Done:
     done = _doctor()
     # Other programs may have taken the memory that it looks for.
@@ -239,6 +247,9 @@ LISTED = {
     "tensorboard --logdir runs/arithmetic": Listed("serves until it is stopped", curves_are_there),
     SERVE: Listed("serves until it is stopped; in process in test_vllm_two_adapters.py", adapters_can_be_served),
     ASK: Listed("asks the server of the command before", adapters_can_be_served),
+    "python recipes/stories/preferences.py FOLDER pairs.jsonl": Listed(
+        "tells 6,144 stories; here 192, and from the stand-in's no pairs come", stories_are_sampled
+    ),
     "rlpipe doctor": Listed("answers for a machine that others load; run once for all pages", doctor_knows),
 }
 
@@ -251,7 +262,7 @@ def shown(text: str) -> re.Pattern:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_reader_gets_through(page, warm_rlpipe, local, tmp_path):
-    for name in ("FOLDER", "train.jsonl"):
+    for name in ("FOLDER", "train.jsonl", "example_model_solutions.jsonl"):
         (tmp_path / name).symlink_to(local / name)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     if page.name in MADE_BEFORE:

@@ -1,16 +1,26 @@
 """Real text, a real pretrained model, real problems: where they lie is told by RLPIPE_TEST_DATA."""
 
+import gzip
 import json
 import os
+import runpy
+import subprocess
+import sys
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rlpipe.data.source import load_preferences
 from rlpipe.data.storage import Storage
 from rlpipe.observe.events import read
 from rlpipe.pipelines.run import DONE, run
 from rlpipe.recipe.load import load
+from rlpipe.recipe.shipped import folder
 
 pytestmark = [
     pytest.mark.integration,
@@ -68,6 +78,82 @@ def test_grpo_on_real_problems_with_the_maths_reward(tmp_path):
     lines = real("data/gsm8k/train.jsonl").read_text(encoding="utf-8").splitlines()
     problems = {json.loads(line)["question"] for line in lines}
     assert len(asked) == 12 and all(any(problem in text for problem in problems) for text in asked)
+
+
+def test_ppo_on_stories_against_a_reward_model_of_preferences_over_them(tmp_path):
+    """Every number of the first step is counted again from its stories, with plain transformers."""
+    model, pairs, directory = str(real("models/stories260K")), tmp_path / "pairs.jsonl", tmp_path / "run"
+    subprocess.run([sys.executable, folder() / "stories" / "preferences.py", model, pairs, "4"], check=True)
+    happy = runpy.run_path(str(folder() / "stories" / "rewards.py"))["happy"]
+    preferred = [json.loads(line) for line in pairs.read_text(encoding="utf-8").splitlines()]
+    assert len(preferred) > 60
+    assert all(more > less for more, less in (happy([p["chosen"], p["rejected"]]) for p in preferred))
+    changes = [
+        f"stages.reward.model.path={model}", f"stages.ppo.model.path={model}", f"stages.reward.data.path={pairs}",
+        f"stages.ppo.{STORIES_END}", "stages.reward.data.heldout.count=20", "stages.reward.train.max_steps=4",
+        "stages.reward.train.threads=1", "stages.reward.train.per_device_train_batch_size=16",
+        *(f"stages.ppo.{key}.threads=1" for key in ("train", "rollout", "critic", "rewards.mix.0")),
+        "stages.ppo.schedule.steps=2", "stages.ppo.schedule.prompts_per_step=16", "stages.ppo.evaluation.every=2",
+        "stages.ppo.evaluation.prompts=4", "stages.ppo.rollout.max_new_tokens=40",
+    ]  # fmt: skip
+    assert run(load("stories/rlhf", changes), directory, debug=True) == DONE
+    ppo = directory / "stages" / "ppo"
+    first, second = (event["metrics"] for event in events(ppo, "metrics"))
+    stories = [row for row in _rollouts(ppo) if row["step"] == 1]
+    said = np.concatenate([story["behaviour_logprobs"] for story in stories])
+    assert first["reference_logprob"] == pytest.approx(said.mean(), abs=1e-5), "the policy is still the reference"
+    assert abs(first["reference_kl"]) < 1e-5 < abs(second["reference_kl"])
+    assert first["reward/happy"] == pytest.approx(np.mean(happy([story["completion"] for story in stories])))
+    judge = AutoModelForSequenceClassification.from_pretrained(directory / "stages" / "reward" / "model")
+    whole = [torch.tensor([[*story["prompt_tokens"], *story["response_tokens"]]]) for story in stories]
+    with torch.no_grad():
+        scores = [judge(tokens).logits.item() for tokens in whole]
+    assert [story["reward/model"] for story in stories] == pytest.approx(scores, abs=1e-4)
+    assert first["reward"] == pytest.approx(np.mean(scores), abs=1e-4), "what is watched with weight 0 is not in it"
+
+
+def test_a_reward_model_of_what_people_prefer_is_measured_beside_length_and_its_error(tmp_path):
+    """16 dialogues are learned by heart; what the run says of 32 others is what can be counted from their text."""
+    tokenizer, directory = AutoTokenizer.from_pretrained(real("models/stories260K")), tmp_path / "run"
+    with gzip.open(real("data/hh-rlhf/harmless-base-1800.jsonl.gz"), "rt", encoding="utf-8") as file:
+        pairs = [json.loads(line) for line in islice(file, 300)]
+    lengths = [[len(tokenizer(pair[side])["input_ids"]) + 1 for side in ("chosen", "rejected")] for pair in pairs]
+    short = [(pair, both) for pair, both in zip(pairs, lengths, strict=True) if max(both) <= 192][:48]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair, _ in short), encoding="utf-8")
+    changes = [
+        f"model.path={real('models/stories260K')}", f"data.path={tmp_path / 'pairs.jsonl'}", "data.heldout.count=32",
+        "train.threads=1", "train.per_device_train_batch_size=16", "train.max_steps=30", "train.max_length=192",
+        "train.gradient_accumulation_steps=1", "train.gradient_checkpointing=false",
+        "train.optimizer.learning_rate=2e-3", "train.optimizer.warmup_steps=2",
+    ]  # fmt: skip
+    assert run(load("hh/reward_model", changes), directory, debug=True) == DONE
+    trained = [e["metrics"]["train_pair_accuracy"] for e in events(directory, "metrics") if "loss" in e["metrics"]]
+    assert trained[-1] > 0.9, "the score head and all below it learn from whole dialogues"
+    longer = sum((chosen > rejected) + 0.5 * (chosen == rejected) for _, (chosen, rejected) in short[:32])
+    for found in events(directory, "evaluation"):
+        accuracy = found["metrics"]["pair_accuracy"]
+        assert found["metrics"]["length_baseline"] == max(longer, 32 - longer) / 32
+        assert found["metrics"]["pair_accuracy_stderr"] == pytest.approx((accuracy * (1 - accuracy) / 32) ** 0.5)
+
+
+def test_labelled_solutions_become_pairs_of_a_right_and_a_wrong_one(tmp_path):
+    """Right is what has the reference's answer, which the labels do not say. No question is on both sides."""
+    source, target = real("data/gsm8k/model_solutions.jsonl"), tmp_path / "solutions.jsonl"
+    subprocess.run([sys.executable, folder() / "gsm8k" / "solutions.py", source, target], check=True)
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    truths = {f"{row['question']}\n": _answer(row["ground_truth"]) for row in rows}
+    records = load_preferences(load("gsm8k/reward_model", [f"data.path={target}"]).data)
+    assert len(records.heldout) == 190 and len(records.train) > 700
+    for record in (*records.heldout, *records.train):
+        truth = truths[record.fields["prompt"]]
+        assert _answer(record.fields["chosen"]) == truth != _answer(record.fields["rejected"])
+    asked, trained_on = ({r.fields["prompt"] for r in part} for part in (records.heldout, records.train))
+    assert not asked & trained_on and len(asked | trained_on) == 353, "those with a right and a wrong solution"
+
+
+def _answer(solution: str) -> str:
+    """The number after the last `A:`, as OpenAI's models were trained to end."""
+    return solution.rpartition("A: ")[2].strip().replace(",", "").removesuffix(".0")
 
 
 def _rollouts(directory: Path) -> list[dict]:

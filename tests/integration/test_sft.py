@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_stages import TINY, Figures, train_settings
 
 from rlpipe.data.records import DataError
-from rlpipe.data.source import load_records
+from rlpipe.data.source import load_sources
 from rlpipe.models.load import materialise
 from rlpipe.pipelines.offline.ray_train import Launch, run_local, run_remote
 from rlpipe.pipelines.offline.sft import prepare, run_sft
@@ -40,7 +40,7 @@ def launch(ranks=2, **deadlines):
 def run(settings, tmp_path, name, debug=True):
     figures = Figures()
     path = materialise(settings.model, settings.seed, tmp_path / "base")
-    run_sft(settings, path, load_records(settings.data, False), tmp_path / name, debug, figures)
+    run_sft(settings, path, load_sources(settings.data), tmp_path / name, debug, figures)
     return figures
 
 
@@ -76,7 +76,7 @@ def test_two_ranks_in_every_zero_stage_learn_as_one_rank_does(alone, ray_cluster
     for stage in stages:
         settings = recipe(zero_stage=stage, ranks=2, per_device_train_batch_size=8)
         path = materialise(settings.model, settings.seed, tmp_path / "base")
-        jobs.append(prepare(settings, path, load_records(settings.data, False), tmp_path / f"zero{stage}"))
+        jobs.append(prepare(settings, path, load_sources(settings.data), tmp_path / f"zero{stage}"))
     figures = Figures()
     run_remote(train_one_after_another, jobs, launch(), figures)
     for stage in stages:
@@ -214,3 +214,41 @@ def test_gsm8k_from_a_real_pretrained_model(tmp_path):
     untrained, trained = run(settings, tmp_path, "out").of("heldout_loss")
     assert 3.3 < untrained < 3.7
     assert trained < 2.7
+
+
+def test_the_best_model_is_the_result_and_patience_ends(tmp_path):
+    """At a rate that wrecks the model after a step or so, under ZeRO-3."""
+    wrecked = {"optimizer": {"learning_rate": 0.5, "warmup_steps": 0, "lr_scheduler_type": "constant"}}
+    best = {"eval_steps": 1, "load_best_model_at_end": True, "early_stopping_patience": 2}
+    figures = run(recipe(max_steps=8, zero_stage=3, **wrecked, **best), tmp_path, "out")
+    losses = figures.of("heldout_loss")
+    found = int(np.argmin(losses))
+    assert figures.of("heldout_best_step") == [found]
+    assert len(losses) == found + 3 < 9  # two that were worse, and no more
+    again = run(recipe(str(tmp_path / "out"), max_steps=1), tmp_path, "again")
+    assert again.of("heldout_loss")[0] == pytest.approx(losses[found], rel=1e-4)
+
+
+def test_the_last_step_is_evaluated_whatever_the_interval(tmp_path):
+    figures = run(recipe(eval_steps=2, load_best_model_at_end=True), tmp_path, "out")
+    assert [step for step, values in figures if "heldout_loss" in values] == [0, 2, 4, 5]
+    assert figures.of("heldout_best_step") == [5.0]
+
+
+def test_a_mixture_is_measured_source_by_source(tmp_path):
+    sums, longer = ({"kind": "arithmetic", "largest": 20, "heldout": 16, "operands": n} for n in (2, 3))
+    rows = tmp_path / "text.jsonl"
+    rows.write_text("".join(f'{{"text": "line {n}"}}\n' for n in range(20)))
+    text = {"kind": "records", "path": str(rows), "chat": False, "heldout": {"count": 4}}
+    data = {
+        "kind": "mixture", "sources": {"sums": sums, "longer": longer, "text": text},
+        "weights": {"sums": 0.5, "longer": 0.25, "text": 0.25},
+    }  # fmt: skip
+    best = {"eval_steps": 2, "load_best_model_at_end": True, "metric_for_best_model": "token_accuracy"}
+    figures = run(recipe(data=data, **best), tmp_path, "out")
+    for name in ("heldout_loss", "heldout_loss/longer", "heldout_loss/text", "heldout_token_accuracy/text"):
+        assert len(figures.of(name)) == 4, name
+    for number, source in enumerate([sums, longer, text]):
+        alone = run(recipe(data=source, max_steps=1, loss_on="all" if number == 2 else "completion"), tmp_path, "alone")
+        name = ["heldout_loss", "heldout_loss/longer", "heldout_loss/text"][number]
+        assert figures.of(name)[0] == pytest.approx(alone.of("heldout_loss")[0], rel=1e-4)

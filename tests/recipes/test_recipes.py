@@ -16,11 +16,29 @@ from rlpipe.observe import events
 from rlpipe.pipelines.run import stages_of
 from rlpipe.recipe.load import load, read
 from rlpipe.recipe.shipped import folder, names
-from rlpipe.recipe.tasks import PipelineRecipe, RewardModelRecipe, RlRecipe, SftRecipe, StageRecipe
+from rlpipe.recipe.tasks import (
+    OfflineRecipe,
+    PipelineRecipe,
+    PreferenceRecipe,
+    RewardModelRecipe,
+    RlRecipe,
+    SftRecipe,
+    StageRecipe,
+)
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 CHAINS = {
+    "preferences": {
+        "arithmetic/sft": [],
+        "arithmetic/dpo": [],
+        "arithmetic/kto": [],
+        "arithmetic/orpo": [],
+        "arithmetic/simpo": [],
+        "arithmetic/mixture": [],
+    },
+    "hub preferences": {"ultrafeedback/dpo": [], "kto_mix/kto": []},
+    "hub sft": {"ultrachat/sft": [], "stories/pretrain": []},
     "arithmetic": {
         "arithmetic/sft": [],
         "arithmetic/reward_model": [],
@@ -30,10 +48,10 @@ CHAINS = {
     },
     "guess": {"arithmetic/guess": []},
     "calculator": {"arithmetic/calculator": []},
-    "gsm8k": {"gsm8k/sft": [], "gsm8k/grpo": ["model.path=runs/gsm8k-sft/model"]},
+    "gsm8k": {"gsm8k/sft": [], "gsm8k/grpo": ["model.path=runs/gsm8k-sft/model"], "gsm8k/reward_model": []},
     "hh": {"hh/reward_model": []},
     "rlhf": {"arithmetic/rlhf": []},
-    "stories": {"stories/grpo": []},
+    "stories": {"stories/grpo": [], "stories/rlhf": []},
 }
 """Recipes with changes that their headers name, run in one folder one after the other, in one process with the
 transformers engine. Later ones may start from what earlier ones made."""
@@ -42,7 +60,7 @@ AS_SHIPPED = ["arithmetic/pipeline"]
 
 
 def test_every_recipe_is_run():
-    assert sorted([name for chain in CHAINS.values() for name in chain] + AS_SHIPPED) == names()
+    assert sorted({name for chain in CHAINS.values() for name in chain} | set(AS_SHIPPED)) == names()
 
 
 @pytest.mark.parametrize("name", [name for chain in CHAINS.values() for name, changes in chain.items() if changes])
@@ -120,6 +138,8 @@ def check_stage(task: StageRecipe, place: Path) -> None:
         case RewardModelRecipe():
             check_reward_model(task, found)
             return scores(place / "model")
+        case PreferenceRecipe():
+            check_preference(task, found)
     generates(place / "model")
 
 
@@ -138,19 +158,35 @@ def check_rl(task: RlRecipe, place: Path, found: list[dict]) -> None:
     check_rollouts(task, place)
 
 
-def check_losses(task: SftRecipe | RewardModelRecipe, found: list[dict]) -> None:
+def check_losses(task: OfflineRecipe, found: list[dict]) -> None:
     losses = {e["step"]: e["metrics"]["loss"] for e in of(found, "metrics") if "loss" in e["metrics"]}
     assert list(losses) == list(range(1, task.train.max_steps + 1))
     assert all(0 < loss < 20 for loss in losses.values())
     heldout = [e["step"] for e in of(found, "metrics") if "heldout_loss" in e["metrics"]]
-    assert heldout == [0, task.train.max_steps]
+    assert heldout == evaluated_steps(task)
+
+
+def evaluated_steps(task: OfflineRecipe) -> list[int]:
+    last, every = task.train.max_steps, task.train.eval_steps or task.train.max_steps
+    return sorted({0, last, *range(every, last, every)})
+
+
+def check_preference(task: PreferenceRecipe, found: list[dict]) -> None:
+    check_losses(task, found)
+    steps = evaluated_steps(task)
+    answered = [e for e in of(found, "evaluation") if e["samples"]]
+    ranked = [e for e in of(found, "evaluation") if not e["samples"]]
+    assert [e["step"] for e in ranked] == steps
+    assert all(event["metrics"].keys() == {"pair_accuracy", "margin"} for event in ranked)
+    assert [e["step"] for e in answered] == ([0, steps[-1]] if task.rewards else [])
+    assert all("accuracy" in event["metrics"] for event in answered)
 
 
 def check_reward_model(task: RewardModelRecipe, found: list[dict]) -> None:
     check_losses(task, found)
     assert [e["step"] for e in of(found, "evaluation")] == [0, task.train.max_steps]
     for event in of(found, "evaluation"):
-        assert event["metrics"].keys() == {"pair_accuracy", "margin", "length_baseline"}
+        assert event["metrics"].keys() == {"pair_accuracy", "pair_accuracy_stderr", "margin", "length_baseline"}
 
 
 def check_sft(task: SftRecipe, found: list[dict]) -> None:

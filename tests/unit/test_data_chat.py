@@ -28,7 +28,7 @@ def tokenizer():
 
 def of(*fields, format=Format.PROMPT_COMPLETION, chat=True, system=None):
     rows = [Record(row, f"d.jsonl, line {number}") for number, row in enumerate(fields, 1)]
-    return Records(rows, [], format, chat, system)
+    return Records(rows, [], format, chat, system, add_eos=True)
 
 
 def ids(text):

@@ -7,7 +7,7 @@ import pytest
 
 from rlpipe.data.arithmetic import mistakes, preferences, problems
 from rlpipe.data.chat import render_prompts
-from rlpipe.data.preferences import Pair, encode_pairs, length_baseline, within
+from rlpipe.data.preferences import Pair, encode_pairs, length_baseline, prompt_numbers, truncated_left, within
 from rlpipe.data.records import DataError, Format
 from rlpipe.data.source import load_preferences, load_records
 from rlpipe.models.scratch import build_tokenizer
@@ -22,10 +22,16 @@ def load(tmp_path, rows, **settings):
     return load_preferences(RecordsData(kind="records", path=str(file), heldout=HeldOut(count=1), **settings))
 
 
+def other(row):
+    """The same about another prompt, to be held out."""
+    prompt = row.get("prompt")
+    return row if prompt is None else row | {"prompt": "1+1" if isinstance(prompt, str) else [ASK | {"content": "1+1"}]}
+
+
 def encoded(tmp_path, row, **settings):
     """The row's two sequences as text."""
     tokenizer = build_tokenizer()
-    records = load(tmp_path, [row, row], **settings)
+    records = load(tmp_path, [other(row), row], **settings)
     [pair] = encode_pairs(records.train, records, tokenizer)
     return [tokenizer.decode(ids) for ids in (pair.chosen, pair.rejected)]
 
@@ -61,8 +67,8 @@ def test_a_pair_is_what_a_policy_would_have_written(tmp_path):
     """The prompt as rollouts render it, the answer, its end; nothing that a template writes after that."""
     tokenizer = build_tokenizer()
     tokenizer.chat_template = tokenizer.chat_template.replace("{% endgeneration %}", "{% endgeneration %}\n")
-    rows = [{"prompt": "2+2", "chosen": "4", "rejected": "5"}] * 2
-    records = load(tmp_path, rows)
+    row = {"prompt": "2+2", "chosen": "4", "rejected": "5"}
+    records = load(tmp_path, [other(row), row])
     [pair] = encode_pairs(records.train, records, tokenizer)
     file = RecordsData(kind="records", path=str(tmp_path / "pairs.jsonl"), heldout=HeldOut(count=1))
     [prompt], _ = render_prompts(load_records(file, only_prompts=True), tokenizer)
@@ -99,7 +105,7 @@ def test_other_records_are_told_what_a_preference_is(tmp_path):
 
 
 def test_margins_are_numbers_also_from_csv(tmp_path):
-    (tmp_path / "d.csv").write_text("prompt,chosen,rejected,margin\nq,a,b,1.5\nq,a,b,2\nq,a,b,0.5\n")
+    (tmp_path / "d.csv").write_text("prompt,chosen,rejected,margin\np,a,b,1.5\nq,a,b,2\nq,a,b,0.5\n")
     data = RecordsData(kind="records", path=str(tmp_path / "d.csv"), heldout=HeldOut(count=1))
     records = load_preferences(data)
     assert [pair.margin for pair in encode_pairs(records.train, records, build_tokenizer())] == [2.0, 0.5]
@@ -107,7 +113,7 @@ def test_margins_are_numbers_also_from_csv(tmp_path):
 
 def test_what_teaches_nothing_or_is_too_long_is_left_out_and_counted(tmp_path, caplog):
     rows = [{"prompt": "q", "chosen": "a", "rejected": b} for b in ("b", "b", "a", "b" * 40)]
-    records = load(tmp_path, rows)
+    records = load(tmp_path, [other(rows[0]), *rows[1:]])
     with caplog.at_level(logging.WARNING, "rlpipe"):
         pairs = within(encode_pairs(records.train, records, build_tokenizer()), 20)
     assert [pair.origin[-6:] for pair in pairs] == ["line 2"]
@@ -117,8 +123,34 @@ def test_what_teaches_nothing_or_is_too_long_is_left_out_and_counted(tmp_path, c
         within(pairs, 2)
 
 
+def test_text_that_was_cut_off_gets_no_end(tmp_path):
+    row = {"prompt": "2+2=", "chosen": "4", "rejected": "5"}
+    assert encoded(tmp_path, row, chat=False, add_eos=False) == ["2+2=4", "2+2=5"]
+
+
+def test_long_pairs_lose_the_beginning_that_both_sides_share(caplog):
+    """Of 12 and 10 tokens, 8 are kept of the longer one: the same 4 go from both, after the beginning of sequence."""
+    shared = [1, *range(20, 27)]
+    long, short = Pair([*shared, 5, 6, 7, 8], [*shared, 9, 9], 0.0, "a", "a"), Pair([1, 2], [1, 3], 0.0, "b", "b")
+    early = Pair([1, 2, *range(30, 40)], [1, 3, *range(30, 40)], 0.0, "c", "c")
+    with caplog.at_level(logging.WARNING, "rlpipe"):
+        cut = truncated_left([long, short, early], 8, bos=1)
+    assert (cut[0].chosen, cut[0].rejected) == ([1, 24, 25, 26, 5, 6, 7, 8], [1, 24, 25, 26, 9, 9])
+    assert cut[1:] == [short, early], "what differs is never cut; `within` leaves such a pair out"
+    assert "1 of 3 pairs lost their first tokens to fit into 8" in caplog.text
+    assert truncated_left([long], 8, bos=None)[0].chosen == [23, 24, 25, 26, 5, 6, 7, 8]
+
+
+def test_pairs_of_one_prompt_are_told(tmp_path):
+    rows = [{"prompt": p, "chosen": "a", "rejected": r} for p, r in [("x", "b"), ("p", "b"), ("q", "b"), ("p", "c")]]
+    records = load(tmp_path, rows)
+    assert prompt_numbers(encode_pairs(records.train, records, build_tokenizer())) == [0, 1, 0]
+    whole = load(tmp_path, [{"chosen": "q a", "rejected": "q b"}] * 3, chat=False)
+    assert prompt_numbers(encode_pairs(whole.train, whole, build_tokenizer())) == [0, 1], "nobody knows their prompts"
+
+
 def pairs(*lengths):
-    return [Pair([0] * chosen, [0] * rejected, 0.0, "") for chosen, rejected in lengths]
+    return [Pair([0] * chosen, [0] * rejected, 0.0, "", "") for chosen, rejected in lengths]
 
 
 def test_the_baseline_takes_the_better_of_its_two_rules_and_halves_ties():

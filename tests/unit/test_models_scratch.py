@@ -124,3 +124,30 @@ def test_weights_that_would_be_random_are_an_error(tmp_path):
 def test_dtype_by_name_and_by_itself():
     assert resolve_dtype("bfloat16") is torch.bfloat16
     assert resolve_dtype("auto") is (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+
+
+def stretched(path, folder, **scaling):
+    spec = PretrainedModel.model_validate({"path": path, "rope_scaling": scaling})
+    return spec, materialise(spec, 0, folder)
+
+
+def test_linear_rope_scaling_divides_positions_and_lengthens_the_context(tmp_path):
+    path = materialise(scratch(), 0, tmp_path / "base")
+    spec, longer = stretched(path, tmp_path / "linear", rope_type="linear", factor=2.0)
+    assert context_length(spec, longer) == 512
+    ids, steps = torch.arange(10, 40)[None], torch.arange(30)[None]
+    with torch.no_grad():
+        original = load_causal_lm(spec, path, torch.float32)(ids, position_ids=steps).logits
+        scaled = load_causal_lm(spec, longer, torch.float32)(ids, position_ids=2 * steps).logits
+    torch.testing.assert_close(scaled, original)
+    assert AutoTokenizer.from_pretrained(longer).chat_template == build_tokenizer().chat_template
+
+
+def test_yarn_knows_the_original_context_and_is_not_stretched_again(tmp_path):
+    path = materialise(scratch(), 0, tmp_path / "base")
+    spec, longer = stretched(path, tmp_path / "yarn", rope_type="yarn", factor=4.0)
+    rope = AutoModelForCausalLM.from_pretrained(longer).config.rope_parameters
+    assert (rope["rope_type"], rope["factor"], rope["original_max_position_embeddings"]) == ("yarn", 4.0, 256)
+    assert context_length(spec, longer) == 1024
+    with pytest.raises(ModelError, match=r"model.rope_scaling: the model has rope_type yarn already; leave"):
+        stretched(longer, tmp_path / "again", rope_type="yarn", factor=2.0)

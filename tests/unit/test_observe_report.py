@@ -307,6 +307,22 @@ def test_a_stage_whose_rewards_all_failed_is_shown_with_their_count(tmp_path):
     assert "failed held-out rewards 512" in page.text
 
 
+def test_two_evaluations_of_one_step_are_one_milestone(tmp_path):
+    """What a trainer says of held-out pairs, and what the model answers, in either order."""
+    log = EventLog(Storage(tmp_path))
+    log.run_started("dpo", 9, INFO)
+    answers, ranked = [sample("2+2=", "4", "4", reward=1.0)], {"pair_accuracy": 0.5, "margin": 0.0}
+    for step, pairs_first in ((0, False), (9, True)):
+        for pairs in (pairs_first, not pairs_first):
+            log.evaluation(step, ranked if pairs else {"accuracy": 0.25}, [] if pairs else answers)
+    log.close()
+    found = milestones(stages(Storage(tmp_path)))
+    assert [(name, event["step"]) for name, event in found] == [("base", 0), ("trained", 9)]
+    for _, event in found:
+        assert event["metrics"] == ranked | {"accuracy": 0.25}
+        assert event["samples"] == answers
+
+
 def test_a_reward_model_shows_pairs_beside_what_length_alone_gives(tmp_path):
     """Between stages that answer prompts: its own columns, no answers, and no part in the accuracy of the others."""
     for name, step, metrics, samples in (

@@ -94,7 +94,7 @@ def test_grpo_asks_nobody_and_updates_once():
     assert it.notes == ["policy.update", "wait policy"]
     assert batch.old_logprobs_N is None and batch.reference_logprobs_N is None and batch.returns_N is None
     assert metrics["loss"] == 1.0 and metrics["reward_shaped"] == pytest.approx(5.5 / 7)
-    assert "kl_coefficient" not in metrics and "value_mean" not in metrics
+    assert not {"kl_coefficient", "value_mean", "reference_logprob"} & metrics.keys()
 
 
 def test_ppo_asks_everybody_at_once_then_trains_policy_and_critic_at_once():
@@ -112,6 +112,7 @@ def test_ppo_asks_everybody_at_once_then_trains_policy_and_critic_at_once():
     assert it.critic.shards[0].batch.returns_N is not None
     assert (metrics["value/loss"], metrics["kl_coefficient"]) == (2.0, 0.02)
     assert metrics["value_mean"] == pytest.approx(0.25)
+    assert metrics["reference_logprob"] == -1.5
 
 
 def _raw_advantages(reward):

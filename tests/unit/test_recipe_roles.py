@@ -74,7 +74,9 @@ train: {max_steps: 3}
 
 def test_sft_has_nothing_to_share():
     Path("r.yaml").write_text(SFT)
-    assert message() == ("r.yaml:4: rewards.mix.1.share=policy: SFT has no policy processes to share; leave it out")
+    assert message() == (
+        "r.yaml:4: rewards.mix.1.share=policy: offline tasks have no policy processes to share; leave it out"
+    )
 
 
 def test_each_role_has_its_own_settings():

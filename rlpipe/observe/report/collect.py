@@ -95,7 +95,7 @@ def _add(stage: Stage, event: Event) -> None:
                 stage.step_phases[event["step"]] = _seconds(phases)
                 stage.open_phases = [phase for phase in stage.open_phases if phase not in phases]
         case "evaluation":
-            stage.evaluations.append(event)
+            _add_evaluation(stage.evaluations, event)
             for name, value in event["metrics"].items():
                 stage.heldout[name][event["step"]] = value
         case "phase" if event["parent"] is None:
@@ -105,6 +105,16 @@ def _add(stage: Stage, event: Event) -> None:
             stage.faults.append(where + event["message"])
         case "warning":
             stage.warnings.append(event["message"])
+
+
+def _add_evaluation(evaluations: list[Event], event: Event) -> None:
+    """Two of one step are one: what a trainer says of held-out records, and what the model answers them."""
+    last = evaluations[-1] if evaluations else None
+    if last is None or last["step"] != event["step"]:
+        evaluations.append(event)
+    else:
+        samples = event["samples"] or last["samples"]
+        evaluations[-1] = event | {"metrics": last["metrics"] | event["metrics"], "samples": samples}
 
 
 def _close(stage: Stage) -> None:

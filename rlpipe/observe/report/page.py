@@ -25,6 +25,10 @@ HEADLINE = {
     "rl": ("reward", "reference_kl", "response_length", "tokens_per_second"),
     "sft": ("loss", "tokens_per_second"),
     "reward_model": ("loss", "margin"),
+    "dpo": ("loss", "rewards/margins"),
+    "kto": ("loss", "rewards/margins"),
+    "orpo": ("loss", "rewards/margins"),
+    "cpo": ("loss", "rewards/margins"),
 }
 FROM_ZERO = {"reference_kl", "policy_kl", "mismatch/abs", "response_length", "entropy", "tokens_per_second"}
 FROM_ZERO |= {"step_seconds", "grad_norm", "learning_rate", "clip_fraction", "truncated", "reward_failures"}

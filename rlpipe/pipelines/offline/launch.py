@@ -1,14 +1,32 @@
 """Running a TRL job where the recipe says, until its result lies on disk."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.ray_train import Launch, run_local, run_remote
 from rlpipe.pipelines.offline.trl_worker import TrlJob, train
-from rlpipe.recipe.tasks import RewardModelRecipe, SftRecipe
+from rlpipe.recipe.tasks import OfflineRecipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-def launch(name: str, recipe: SftRecipe | RewardModelRecipe, job: TrlJob, debug: bool, report: Report) -> None:
+def fields(
+    recipe: OfflineRecipe, model_path: str, tokenizer: "PreTrainedTokenizerBase", output_dir: Path
+) -> dict[str, Any]:
+    """What a job of any task takes from its recipe."""
+    return {
+        "model": recipe.model,
+        "model_path": str(Path(model_path).resolve()) if Path(model_path).is_dir() else model_path,
+        "tokenizer": tokenizer,
+        "seed": recipe.seed,
+        "timeout_seconds": recipe.deadlines.train,
+        "output_dir": str(output_dir.resolve()),
+    }
+
+
+def launch(name: str, recipe: OfflineRecipe, job: TrlJob, debug: bool, report: Report) -> None:
     """Train in this process (`debug`) or as ranks on the cluster. `name` is for people.
 
     Raises `ModelError`, `PlacementError`, `DeadlineExceeded`, `RoleDied`, or `TrainingFailed` for what is not foreseen.

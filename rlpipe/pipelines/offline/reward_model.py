@@ -5,12 +5,16 @@ The driver reads, renders and tokenises the preferences once; the ranks get toke
 
 from pathlib import Path
 
-from rlpipe.data.preferences import Pair, encode_pairs, length_baseline, within
+import numpy as np
+
+from rlpipe.data.preferences import Pair, encode_pairs, length_baseline, prompt_numbers, truncated_left, within
+from rlpipe.data.records import Record
 from rlpipe.data.source import Records
 from rlpipe.models.load import context_length, load_tokenizer
-from rlpipe.pipelines.offline.launch import launch
+from rlpipe.pipelines.offline.launch import fields, launch
 from rlpipe.pipelines.offline.progress import Report
-from rlpipe.pipelines.offline.reward_model_worker import PairTable, RewardModelJob
+from rlpipe.pipelines.offline.reward_model_worker import RewardModelJob
+from rlpipe.pipelines.offline.table import Table
 from rlpipe.recipe.tasks import RewardModelRecipe
 
 
@@ -21,8 +25,9 @@ def run_reward_model(
 
     `model_path` is what `materialise` gave. `report(step, metrics)` is called every train.logging_steps with loss,
     train_pair_accuracy, margin (chosen minus rejected), mean_score, learning_rate, grad_norm, tokens and epoch, and
-    before and after training with heldout_loss, heldout_pair_accuracy, heldout_margin and, for comparison,
-    heldout_length_baseline. `debug` trains in this process; otherwise Ray must be connected. Raises as `run_sft` does.
+    before and after training with heldout_loss, heldout_pair_accuracy, heldout_pair_accuracy_stderr, heldout_margin
+    and, for comparison, heldout_length_baseline. `debug` trains in this process; otherwise Ray must be connected.
+    Raises as `run_sft` does.
     """
     train, heldout = encode(recipe, model_path, records)
     baseline = {"heldout_length_baseline": length_baseline(heldout)}
@@ -34,13 +39,17 @@ def run_reward_model(
 
 
 def encode(recipe: RewardModelRecipe, model_path: str, records: Records) -> tuple[list[Pair], list[Pair]]:
-    """(training, held-out) pairs as tokens, those that are too long left out."""
+    """(training, held-out) pairs as tokens, those that are too long cut or left out."""
     tokenizer = load_tokenizer(recipe.model, model_path)
     longest = min(recipe.train.max_length, context_length(recipe.model, model_path))
-    train, heldout = (
-        within(encode_pairs(rows, records, tokenizer), longest) for rows in (records.train, records.heldout)
-    )
-    return train, heldout
+
+    def fitting(rows: list[Record]) -> list[Pair]:
+        pairs = encode_pairs(rows, records, tokenizer)
+        if recipe.train.truncation_side == "left":
+            pairs = truncated_left(pairs, longest, tokenizer.bos_token_id)
+        return within(pairs, longest)
+
+    return fitting(records.train), fitting(records.heldout)
 
 
 def prepare(
@@ -48,14 +57,16 @@ def prepare(
 ) -> RewardModelJob:
     """Everything the ranks need."""
     return RewardModelJob(
-        model=recipe.model,
-        model_path=str(Path(model_path).resolve()) if Path(model_path).is_dir() else model_path,
-        tokenizer=load_tokenizer(recipe.model, model_path),
+        **fields(recipe, model_path, load_tokenizer(recipe.model, model_path), output_dir),
         training=recipe.train,
-        seed=recipe.seed,
-        timeout_seconds=recipe.deadlines.train,
-        train=PairTable.of(train),
-        heldout=PairTable.of(heldout),
+        train=_table(train),
+        heldout=_table(heldout),
+        prompts_B=np.array(prompt_numbers(heldout)),
         max_length=recipe.train.max_length,
-        output_dir=str(output_dir.resolve()),
     )
+
+
+def _table(pairs: list[Pair]) -> Table:
+    sequences = {"chosen_ids": [pair.chosen for pair in pairs], "rejected_ids": [pair.rejected for pair in pairs]}
+    margins = np.array([pair.margin for pair in pairs], dtype=np.float32)
+    return Table.of(sequences, {"margin": margins} if margins.any() else {})

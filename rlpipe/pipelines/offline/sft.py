@@ -5,47 +5,70 @@ The driver reads, renders and tokenises the records once; the ranks get token id
 
 from pathlib import Path
 
-from rlpipe.data.examples import encode, truncate
-from rlpipe.data.source import Records
+from rlpipe.data.examples import Example, LossOn, encode, truncate
+from rlpipe.data.mixture import mixed
+from rlpipe.data.records import Format, Record
+from rlpipe.data.source import Records, Source
 from rlpipe.models.load import context_length, load_tokenizer
-from rlpipe.pipelines.offline.launch import launch
+from rlpipe.pipelines.offline.launch import fields, launch
 from rlpipe.pipelines.offline.progress import Report
-from rlpipe.pipelines.offline.sft_worker import SftJob, TokenTable
+from rlpipe.pipelines.offline.sft_worker import SftJob
+from rlpipe.pipelines.offline.table import Table
+from rlpipe.recipe.data import MixtureData
 from rlpipe.recipe.tasks import SftRecipe
 
 
 def run_sft(
-    recipe: SftRecipe, model_path: str, records: Records, output_dir: Path, debug: bool, report: Report
+    recipe: SftRecipe, model_path: str, sources: list[Source], output_dir: Path, debug: bool, report: Report
 ) -> None:
     """Train and write a Hugging Face folder (safetensors, configuration, tokenizer) to `output_dir`.
 
     `model_path` is what `materialise` gave. `report(step, metrics)` is called every train.logging_steps with loss,
-    learning_rate, grad_norm, token_accuracy, entropy, tokens and epoch, and before and after training with
-    heldout_loss and heldout_token_accuracy on evaluation.prompts of the held-out records. `debug` trains in this
-    process; otherwise Ray must be connected. Raises `DataError`, `ModelError`, `PlacementError`, `DeadlineExceeded`,
-    `RoleDied`, or `TrainingFailed` for what is not foreseen.
+    learning_rate, grad_norm, token_accuracy, entropy, tokens and epoch, and before and after training (and every
+    train.eval_steps) with heldout_loss and heldout_token_accuracy on evaluation.prompts of the held-out records; those
+    of source X of a mixture, the first aside, are called heldout_loss/X. `debug` trains in this process; otherwise Ray
+    must be connected. Raises `DataError`, `ModelError`, `PlacementError`, `DeadlineExceeded`, `RoleDied`, or
+    `TrainingFailed` for what is not foreseen.
     """
-    launch("SFT", recipe, prepare(recipe, model_path, records, output_dir), debug, report)
+    launch("SFT", recipe, prepare(recipe, model_path, sources, output_dir), debug, report)
 
 
-def prepare(recipe: SftRecipe, model_path: str, records: Records, output_dir: Path) -> SftJob:
+def prepare(recipe: SftRecipe, model_path: str, sources: list[Source], output_dir: Path) -> SftJob:
     """Everything the ranks need, checked."""
     tokenizer = load_tokenizer(recipe.model, model_path)
     max_length = min(recipe.train.max_length, context_length(recipe.model, model_path))
-    heldout = records.heldout[: recipe.evaluation.prompts]
-    train_examples, heldout_examples = (
-        truncate(encode(rows, records, tokenizer, recipe.train.loss_on), max_length)
-        for rows in (records.train, heldout)
-    )
+
+    def encoded(rows: list[Record], records: Records) -> list[Example]:
+        loss_on = _loss_on(recipe, records)
+        return truncate(encode(rows, records, tokenizer, loss_on), max_length)
+
+    parts = [encoded(source.records.train, source.records) for source in sources]
+    heldout = [encoded(s.records.heldout[: recipe.evaluation.prompts], s.records) for s in sources]
+    first, *others = (_table(part) for part in heldout)
     return SftJob(
-        model=recipe.model,
-        model_path=str(Path(model_path).resolve()) if Path(model_path).is_dir() else model_path,
-        tokenizer=tokenizer,
+        **fields(recipe, model_path, tokenizer, output_dir),
         training=recipe.train,
-        seed=recipe.seed,
-        timeout_seconds=recipe.deadlines.train,
-        train=TokenTable.of(train_examples),
-        heldout=TokenTable.of(heldout_examples),
+        train=_table(_together(recipe, sources, parts)),
+        heldout=first,
+        others={source.name: table for source, table in zip(sources[1:], others, strict=True)},
         max_length=max_length,
-        output_dir=str(output_dir.resolve()),
     )
+
+
+def _loss_on(recipe: SftRecipe, records: Records) -> LossOn:
+    """In a mixture plain text counts as a whole, beside records that have completions or turns."""
+    whole = isinstance(recipe.data, MixtureData) and records.format is Format.TEXT
+    return "all" if whole else recipe.train.loss_on
+
+
+def _together(recipe: SftRecipe, sources: list[Source], parts: list[list[Example]]) -> list[Example]:
+    if len(parts) == 1:
+        return parts[0]
+    training = recipe.train
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.ranks
+    most = None if training.packing else training.max_steps * batch
+    return mixed(parts, [source.weight for source in sources], most, recipe.seed)
+
+
+def _table(examples: list[Example]) -> Table:
+    return Table.of({"input_ids": [one.ids for one in examples], "labels": [one.labels for one in examples]})

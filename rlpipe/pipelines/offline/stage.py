@@ -1,55 +1,85 @@
 """Offline stages: measure the model they start from, train, measure the result."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 
+from rlpipe.data.flow import Prompt
 from rlpipe.observe.events import EventLog
 from rlpipe.observe.progress import HELDOUT
 from rlpipe.pipelines import reward_models, roles
 from rlpipe.pipelines.episodes import environment_of, over
 from rlpipe.pipelines.evaluation import Evaluator
+from rlpipe.pipelines.offline.preference import run_preference
 from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.reward_model import run_reward_model
 from rlpipe.pipelines.offline.sft import run_sft
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.rewards import RewardMix
-from rlpipe.recipe.tasks import RewardModelRecipe, SftRecipe
+from rlpipe.recipe.tasks import OfflineRecipe, PreferenceRecipe, RewardModelRecipe, SftRecipe
 from rlpipe.rollout.pool import EnginePool
 
+Answering = SftRecipe | PreferenceRecipe
+"""Recipes whose model can be asked the held-out prompts."""
 
-def run_sft_stage(stage: Stage, recipe: SftRecipe) -> None:
+
+def run_offline_stage(stage: Stage, recipe: OfflineRecipe) -> None:
     """Train `recipe` in `stage`; the result lies in `stage.result`."""
-    steps = recipe.train.max_steps
-    if recipe.rewards is not None:
-        _evaluate(stage, recipe, recipe.rewards, stage.model_path, step=0)
-    with stage.events.phase("train", says=f"supervised fine-tuning: {steps} steps of TRL's SFTTrainer"):
-        run_sft(recipe, stage.model_path, stage.records, stage.result, stage.debug, stage.events.metrics)
-    if recipe.rewards is not None:
-        _evaluate(stage, recipe, recipe.rewards, str(stage.result), step=steps)
+    match recipe:
+        case SftRecipe():
+            _run_sft(stage, recipe)
+        case RewardModelRecipe():
+            _run_reward_model(stage, recipe)
+        case _:
+            _run_preference(stage, recipe)
 
 
-def run_reward_model_stage(stage: Stage, recipe: RewardModelRecipe) -> None:
-    """Train the reward model `recipe` in `stage`; the result lies in `stage.result`."""
+def _run_sft(stage: Stage, recipe: SftRecipe) -> None:
+    says = f"supervised fine-tuning: {recipe.train.max_steps} steps of TRL's SFTTrainer"
+    _between_answers(stage, recipe, says, partial(run_sft, recipe, stage.model_path, stage.sources))
+
+
+def _run_reward_model(stage: Stage, recipe: RewardModelRecipe) -> None:
     says = f"reward modelling: {recipe.train.max_steps} steps of TRL's RewardTrainer"
     with stage.events.phase("train", says=says):
-        run_reward_model(
-            recipe, stage.model_path, stage.records, stage.result, stage.debug, _evaluations_apart(stage.events)
-        )
+        run_reward_model(recipe, stage.model_path, stage.records, stage.result, stage.debug, _Told(stage.events))
 
 
-def _evaluations_apart(events: EventLog) -> Report:
-    """What is measured on held-out pairs is an evaluation: the table at the end and the report show those."""
+def _run_preference(stage: Stage, recipe: PreferenceRecipe) -> None:
+    says = f"preference optimisation: {recipe.train.max_steps} steps of TRL's {recipe.task.upper()}Trainer"
+    _between_answers(stage, recipe, says, partial(run_preference, recipe, stage.model_path, stage.records))
 
-    def report(step: int, values: dict[str, float]) -> None:
+
+def _between_answers(stage: Stage, recipe: Answering, says: str, run: Callable[[Path, bool, Report], None]) -> None:
+    """Train, with held-out prompts answered before and after where there are rewards."""
+    told = _Told(stage.events)
+    if recipe.rewards is not None:
+        _evaluate(stage, recipe, recipe.rewards, stage.model_path, step=0)
+    with stage.events.phase("train", says=says):
+        run(stage.result, stage.debug, told)
+    if recipe.rewards is not None:
+        _evaluate(stage, recipe, recipe.rewards, str(stage.result), told.step)
+
+
+class _Told:
+    """What training reports, as events. What is measured on held-out pairs is an evaluation: the table at the end and
+    the report show those."""
+
+    def __init__(self, events: EventLog) -> None:
+        self.step = 0
+        self._events = events
+
+    def __call__(self, step: int, values: dict[str, float]) -> None:
+        self.step = step
         if "heldout_pair_accuracy" in values:
             found = {name: v for name, v in values.items() if name.startswith(HELDOUT) and name != "heldout_loss"}
-            events.evaluation(step, {name.removeprefix(HELDOUT): v for name, v in found.items()}, samples=[])
+            self._events.evaluation(step, {name.removeprefix(HELDOUT): v for name, v in found.items()}, samples=[])
             values = {"heldout_loss": values["heldout_loss"]}
-        events.metrics(step, values)
-
-    return report
+        self._events.metrics(step, values)
 
 
-def _evaluate(stage: Stage, recipe: SftRecipe, mix: RewardMix, model_path: str, step: int) -> None:
+def _evaluate(stage: Stage, recipe: Answering, mix: RewardMix, model_path: str, step: int) -> None:
     """Held-out prompts to a fresh engine on these weights: nothing can be left of others."""
     with ExitStack() as stack:
         stack.callback(stage.runtime.stop)
@@ -57,7 +87,7 @@ def _evaluate(stage: Stage, recipe: SftRecipe, mix: RewardMix, model_path: str, 
             started = stage.runtime.start([*reward_models.specs(stage), roles.engines(stage, model_path)])
             scoring = stack.enter_context(reward_models.scoring(stage, mix, started.handles))
             environment = stack.enter_context(environment_of(stage))
-            _, heldout = stage.prompts
+            heldout = stage.prompts[1] if isinstance(recipe, SftRecipe) else _distinct(stage.prompts[1])
             started.ready()
             scoring.ready()
         evaluator = Evaluator(stage, heldout)
@@ -65,3 +95,8 @@ def _evaluate(stage: Stage, recipe: SftRecipe, mix: RewardMix, model_path: str, 
         with stage.events.phase("evaluate", says="answering held-out prompts"):
             found = evaluator.run(pool, scoring, roles.POLICY)
     stage.events.evaluation(step, found.metrics, found.samples)
+
+
+def _distinct(prompts: list[Prompt]) -> list[Prompt]:
+    """Each prompt once, however many responses to it the data holds."""
+    return list({prompt.tokens.tobytes(): prompt for prompt in reversed(prompts)}.values())[::-1]

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from rlpipe.recipe.training import OfflineTraining, Optimizer
+from rlpipe.recipe.training import OfflineOptimizer, OfflineTraining
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,8 @@ def arguments(training: OfflineTraining, seed: int, scratch: str, dtype: "torch.
         "dataloader_pin_memory": on_gpu,
         "seed": seed,
         "eval_on_start": True,
+        "eval_strategy": "steps" if training.eval_steps else "no",
+        "eval_steps": training.eval_steps,
         "logging_steps": training.logging_steps,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
@@ -41,7 +43,7 @@ def arguments(training: OfflineTraining, seed: int, scratch: str, dtype: "torch.
     }
 
 
-def _optimizer(settings: Optimizer) -> dict[str, Any]:
+def _optimizer(settings: OfflineOptimizer) -> dict[str, Any]:
     schedule = settings.lr_scheduler_type
     return settings.model_dump() | {
         "optim": "adamw_torch_fused",

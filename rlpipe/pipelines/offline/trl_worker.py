@@ -3,7 +3,9 @@
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,13 +13,16 @@ from rlpipe.data.records import DataError
 from rlpipe.models.load import resolve_dtype
 from rlpipe.models.quiet import quiet_libraries
 from rlpipe.pipelines.offline.progress import Progress
+from rlpipe.pipelines.offline.table import Table
 from rlpipe.pipelines.offline.trl_arguments import arguments
-from rlpipe.pipelines.offline.trl_reporter import reporter
+from rlpipe.pipelines.offline.trl_best import best_model
+from rlpipe.pipelines.offline.trl_reporter import FIRST, reporter
 from rlpipe.recipe.model import Model
 from rlpipe.recipe.training import OfflineTraining
 
 if TYPE_CHECKING:
     import torch
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, Trainer
 
 
@@ -25,22 +30,32 @@ if TYPE_CHECKING:
 class TrlJob(ABC):
     """What every rank gets. A task adds its data, its trainer, and what it calls the trainer's metrics."""
 
-    metric_names: ClassVar[dict[str, str]]
+    metric_names: ClassVar[Mapping[str, str]]
     """Besides those that all trainers share: the trainer's names of metrics, and ours."""
 
     model: Model
     model_path: str
     tokenizer: "PreTrainedTokenizerBase"
     training: OfflineTraining
+    train: Table
+    heldout: Table
+    others: dict[str, Table] = field(default_factory=dict)
+    """Further held-out records, by name: each part is measured apart."""
     seed: int
     timeout_seconds: float
     max_length: int
     output_dir: str
 
     @abstractmethod
-    def trainer(self, common: dict[str, Any], dtype: "torch.dtype") -> "Trainer":
+    def trainer(self, common: dict[str, Any], dtype: "torch.dtype", alive: Callable[[str], None]) -> "Trainer":
         """The trainer with its model and data. The arguments come before the model: under ZeRO-3 they make it split
-        while it is read."""
+        while it is read. What takes long here calls `alive` now and then."""
+
+    def heldout_data(self) -> "Dataset | dict[str, Dataset]":
+        """What the trainer evaluates on."""
+        parts = {FIRST: self.heldout} | self.others
+        found = {name: table.dataset() for name, table in parts.items()}
+        return found if self.others else found[FIRST]
 
     def unit(self) -> str:
         """What a batch counts."""
@@ -64,8 +79,8 @@ def train(job: TrlJob, progress: Progress) -> None:
             trainer = _trainer(job, scratch, progress)
             trainer.train()
             progress.alive("its last step")
-            _save(trainer, job)  # before the evaluation: its forwards leave ZeRO-3 with prefetched parameters in flight
-            trainer.evaluate()
+            if not job.training.load_best_model_at_end:
+                _save(trainer, job)
     finally:
         _forget()
 
@@ -89,11 +104,18 @@ def _trainer(job: TrlJob, scratch: str, progress: Progress) -> "Trainer":
     from transformers import PrinterCallback
 
     dtype = resolve_dtype(job.model.dtype)
-    trainer = job.trainer(arguments(job.training, job.seed, scratch, dtype), dtype)
+    trainer = job.trainer(arguments(job.training, job.seed, scratch, dtype), dtype, progress.alive)
     _check_size(trainer, job)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(reporter(trainer, progress, job.metric_names))
+    trainer.add_callback(reporter(trainer, progress, job.metric_names, job.others))
+    if job.training.load_best_model_at_end or job.training.early_stopping_patience:
+        trainer.add_callback(best_model(job.training, job.metric_names, job.others, _saver(trainer, job), progress))
     return trainer
+
+
+def _saver(trainer: "Trainer", job: TrlJob) -> Callable[[], None]:
+    """Writes the model as it is when called, where the best one is to be the result."""
+    return partial(_save, trainer, job) if job.training.load_best_model_at_end else lambda: None
 
 
 def _check_size(trainer: "Trainer", job: TrlJob) -> None:
@@ -109,6 +131,7 @@ def _check_size(trainer: "Trainer", job: TrlJob) -> None:
 def _save(trainer: "Trainer", job: TrlJob) -> None:
     from rlpipe.training.export import save_pretrained
 
+    trainer.deepspeed.empty_partition_cache()  # an evaluation leaves ZeRO-3 with parameters in flight
     with tempfile.TemporaryDirectory(prefix="rlpipe-tokenizer-") as folder:
         job.tokenizer.save_pretrained(folder)
         model = trainer.accelerator.unwrap_model(trainer.model_wrapped)

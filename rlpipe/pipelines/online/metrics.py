@@ -37,7 +37,8 @@ def sample_metrics(trained: Sequence[Group], dropped: Sequence[Group], seconds: 
 
 def signal_metrics(batch: TokenBatch, shaped: Scored) -> dict[str, float]:
     """What the step learns from: rewards after shaping, over the responses trained on; advantages, values and returns
-    over their tokens; the values are those from before the critic's update."""
+    over their tokens; the values are those from before the critic's update. And how likely the reference finds those
+    tokens: exp(-reference_logprob) is their perplexity under it."""
     kept_N = batch.mask_N > 0
     advantages_N = batch.advantages_N[kept_N]
     metrics = {
@@ -45,6 +46,8 @@ def signal_metrics(batch: TokenBatch, shaped: Scored) -> dict[str, float]:
         "advantage_mean": _mean(advantages_N),
         "advantage_std": float(np.std(advantages_N)) if kept_N.any() else 0.0,
     }
+    if batch.reference_logprobs_N is not None:
+        metrics["reference_logprob"] = _mean(batch.reference_logprobs_N[kept_N])
     if batch.values_N is None:
         return metrics
     return metrics | {"value_mean": _mean(batch.values_N[kept_N]), "return_mean": _mean(batch.returns_N[kept_N])}

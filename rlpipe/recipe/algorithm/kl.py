@@ -31,7 +31,7 @@ class Kl(Strict):
     placement: Literal["loss", "reward"] = "loss"
     """A term of the loss, or a deduction from the reward of each token."""
     coefficient: NonNegativeFloat = 0.0
-    """Weight of the penalty; 0 runs without a reference."""
+    """Weight of the penalty; 0 runs without a reference, 1e-9 measures the KL and changes nothing."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of the KL (Schulman 2020, joschu.net/blog/kl-approx.html); in the loss k2 or k3, as k1 has no pull."""
     controller: Annotated[

@@ -1,0 +1,96 @@
+"""Preference optimisation: TRL's DPO, KTO, ORPO and CPO trainers on Ray Train with DeepSpeed.
+
+The driver reads, renders and tokenises the responses once; the ranks get token ids.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from rlpipe.data.responses import Judged, ResponsePair, encode_judged, encode_response_pairs
+from rlpipe.data.source import Records
+from rlpipe.models.load import context_length, load_tokenizer
+from rlpipe.pipelines.offline.dpo_worker import DpoJob
+from rlpipe.pipelines.offline.kto_worker import KtoJob
+from rlpipe.pipelines.offline.launch import fields, launch
+from rlpipe.pipelines.offline.progress import Report
+from rlpipe.pipelines.offline.reference_free_worker import CpoJob, OrpoJob
+from rlpipe.pipelines.offline.table import Table
+from rlpipe.pipelines.offline.trl_worker import TrlJob
+from rlpipe.recipe.preference import CpoRecipe, DpoRecipe, KtoRecipe, OrpoRecipe, PreferenceRecipe
+from rlpipe.recipe.preference_training import KtoTraining
+
+logger = logging.getLogger(__name__)
+
+_JOBS = {DpoRecipe: DpoJob, KtoRecipe: KtoJob, OrpoRecipe: OrpoJob, CpoRecipe: CpoJob}
+
+
+def run_preference(
+    recipe: PreferenceRecipe, model_path: str, records: Records, output_dir: Path, debug: bool, report: Report
+) -> None:
+    """Train and write a Hugging Face folder (safetensors, configuration, tokenizer) to `output_dir`.
+
+    `model_path` is what `materialise` gave. `report(step, metrics)` is called every train.logging_steps with TRL's
+    metrics (loss, rewards/chosen, rewards/rejected, rewards/margins, rewards/accuracies, logps/...), and before and
+    after training with heldout_loss, heldout_pair_accuracy and heldout_margin. `debug` trains in this process;
+    otherwise Ray must be connected. Raises as `run_sft` does.
+    """
+    launch(recipe.task.upper(), recipe, prepare(recipe, model_path, records, output_dir), debug, report)
+
+
+def prepare(recipe: PreferenceRecipe, model_path: str, records: Records, output_dir: Path) -> TrlJob:
+    """Everything the ranks need, checked."""
+    tokenizer = load_tokenizer(recipe.model, model_path)
+    max_length = min(recipe.train.max_length, context_length(recipe.model, model_path))
+    parts = (records.train, records.heldout)
+    if isinstance(recipe, KtoRecipe):
+        judged = [encode_judged(rows, records, tokenizer, max_length) for rows in parts]
+        _warn_of_balance(judged[0], recipe.train)
+        train, heldout = (judged_table(part, recipe.train, recipe.seed) for part in judged)
+    else:
+        train, heldout = (_pair_table(encode_response_pairs(rows, records, tokenizer, max_length)) for rows in parts)
+    return _JOBS[type(recipe)](
+        **fields(recipe, model_path, tokenizer, output_dir),
+        training=recipe.train,
+        train=train,
+        heldout=heldout,
+        max_length=max_length,
+    )
+
+
+def _pair_table(pairs: list[ResponsePair]) -> Table:
+    columns = {"prompt_ids": "prompt", "chosen_ids": "chosen", "rejected_ids": "rejected"}
+    return Table.of({name: [getattr(pair, field) for pair in pairs] for name, field in columns.items()})
+
+
+def judged_table(judged: list[Judged], training: KtoTraining, seed: int) -> Table:
+    """The responses in an order of their own: KTO takes them as they stand, since those that lie in one batch estimate
+    its KL. Each prompt gets the response of its neighbour in the batch of all ranks for that, as in TRL on one rank."""
+    order = np.random.default_rng(seed).permutation(len(judged))
+    shuffled = [judged[i] for i in order]
+    sequences = {
+        "prompt_ids": [one.prompt for one in shuffled],
+        "completion_ids": [one.completion for one in shuffled],
+    }
+    if training.loss_type == "kto":
+        batch = training.per_device_train_batch_size * training.ranks
+        sequences["KL_completion_ids"] = _rotated(sequences["completion_ids"], batch)
+    return Table.of(sequences, {"label": np.array([one.good for one in shuffled])})
+
+
+def _rotated(completions: list[list[int]], batch: int) -> list[list[int]]:
+    parts = (completions[start : start + batch] for start in range(0, len(completions), batch))
+    return [ids for part in parts for ids in (part[-1], *part[:-1])]
+
+
+def _warn_of_balance(judged: list[Judged], training: KtoTraining) -> None:
+    good = sum(one.good for one in judged) * training.desirable_weight
+    bad = sum(not one.good for one in judged) * training.undesirable_weight
+    if not bad <= good <= 4 / 3 * bad:
+        logger.warning(
+            "Good and bad responses weigh %.0f to %.0f (count times weight). KTO's authors want 1 to 4/3; set "
+            "train.desirable_weight or train.undesirable_weight.",
+            good,
+            bad,
+        )
