@@ -51,6 +51,11 @@ class Record:
     origin: str
     """For people: `train.jsonl, line 7`."""
 
+    @property
+    def file(self) -> str:
+        """`train.jsonl`."""
+        return self.origin.rpartition(", ")[0]
+
 
 def sft_format(first: Record, *more: Record) -> Format:
     """The first of TRL's formats whose fields one of the given records has."""
@@ -101,7 +106,7 @@ def label(record: Record) -> bool:
     value = record.fields["label"]
     found = {"true": True, "1": True, "false": False, "0": False}.get(str(value).strip().lower())
     if found is None or not isinstance(value, bool | int | str):
-        raise DataError(f"{record.origin}: field `label` is {_shown(value)}; expected true or false.")
+        raise DataError(f"{record.origin}: field `label` is {shown(value)}; expected true or false.")
     return found
 
 
@@ -115,7 +120,7 @@ def margin(record: Record) -> float | None:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f"{record.origin}: field `margin` is {_shown(value)}; expected a finite number.")
+        raise DataError(f"{record.origin}: field `margin` is {shown(value)}; expected a finite number.")
     return number
 
 
@@ -151,7 +156,7 @@ def _check_value(record: Record, name: str, expected: Format, chat: bool) -> Non
         _check_messages(value, where, chat)
     else:
         wanted = {"messages": "a list of messages", "text": "text"}.get(name, "text or a list of messages")
-        raise DataError(f"{where} is {_shown(value)}; expected {wanted}.")
+        raise DataError(f"{where} is {shown(value)}; expected {wanted}.")
     first = _FIELDS[expected][0]
     if type(value) is not type(record.fields[first]):
         raise DataError(f"{where} must be text where `{first}` is text, and messages where `{first}` is messages.")
@@ -168,11 +173,12 @@ def _check_messages(messages: list[Any], where: str, chat: bool) -> None:
 
 def _check_message(message: Any, where: str) -> None:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise DataError(f"{where} is {_shown(message)}; expected {{role: ..., content: ...}}.")
+        raise DataError(f"{where} is {shown(message)}; expected {{role: ..., content: ...}}.")
     if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
-        raise DataError(f"{where} has content {_shown(message.get('content'))}; expected text.")
+        raise DataError(f"{where} has content {shown(message.get('content'))}; expected text.")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value in a message: its type, and what fits of it."""
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
