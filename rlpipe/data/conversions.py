@@ -1,8 +1,8 @@
 """Records that are written in other projects' ways, made into TRL's formats; own fields stay beside the new ones.
 
-    alpaca     instruction, input, output                    -> prompt, completion
-    sharegpt   conversations: [{from, value}, ...], system   -> messages
-    hh         chosen and rejected: "\\n\\nHuman: ...\\n\\nAssistant: ..." -> prompt, chosen, rejected
+alpaca     instruction, input, output                    -> prompt, completion
+sharegpt   conversations: [{from, value}, ...], system   -> messages
+hh         chosen and rejected: "\\n\\nHuman: ...\\n\\nAssistant: ..." -> prompt, chosen, rejected
 """
 
 import re
@@ -100,7 +100,9 @@ def _hh(record: Record, chat: bool) -> dict[str, Any]:
     shared = [turn for turn, _ in takewhile(lambda two: two[0] == two[1], zip(*sides, strict=False))]
     shared = shared[: min(map(len, sides)) - 1]  # two dialogues that are the same still have an answer each
     if not shared:
-        raise DataError(f"{record.origin}: fields `chosen` and `rejected` begin with different turns; remove the record.")
+        raise DataError(
+            f"{record.origin}: fields `chosen` and `rejected` begin with different turns; remove the record."
+        )
     chosen, rejected = (side[len(shared) :] for side in sides)
     if chat:
         return {"prompt": _turns(shared), "chosen": _turns(chosen), "rejected": _turns(rejected)}
@@ -108,7 +110,7 @@ def _hh(record: Record, chat: bool) -> dict[str, Any]:
 
 
 def _plain_sides(shared: list[tuple[str, str]], *answers: list[tuple[str, str]]) -> dict[str, str]:
-    """As text, in which the first mark of an answer (`\\n\\nAssistant:`) belongs to the prompt if both have the same."""
+    """As text, in which the mark before the answers (`\\n\\nAssistant:`) belongs to the prompt if both have one."""
     texts = ["".join(f"\n\n{who}:{said}" for who, said in side) for side in (shared, *answers)]
     mark = f"\n\n{answers[0][0][0]}:"
     if answers[0][0][0] == answers[1][0][0]:
@@ -139,6 +141,6 @@ def _unlike(record: Record, name: str, style: str, expected: str) -> DataError:
     value = record.fields.get(name)
     found = f"is {shown(value)}" if value is not None else f"is missing (it has {sorted(record.fields)})"
     return DataError(
-        f"{record.origin}: field `{name}` {found}; data.format={style} expects {expected}. Mend the record, or give the "
-        "format that it has as data.format."
+        f"{record.origin}: field `{name}` {found}; data.format={style} expects {expected}. Mend the record, or "
+        "give the format that it has as data.format."
     )

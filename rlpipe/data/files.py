@@ -121,7 +121,9 @@ def _csv(path: Path) -> Iterator[Row]:
 
 def _csv_row(row: dict[Any, Any], origin: str) -> Row:
     if None in row:
-        return DataError(f"{origin}: {len(row[None])} more values than the header has columns; quote values with commas.")
+        return DataError(
+            f"{origin}: {len(row[None])} more values than the header has columns; quote values with commas."
+        )
     return Record(row, origin)
 
 

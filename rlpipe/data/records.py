@@ -32,7 +32,7 @@ class Format(StrEnum):
     LABELLED = "prompt, completion and label"
 
 
-_FIELDS = {
+FIELDS = {
     Format.PROMPT: ("prompt",),
     Format.PROMPT_COMPLETION: ("prompt", "completion"),
     Format.MESSAGES: ("messages",),
@@ -60,7 +60,7 @@ class Record:
 def sft_format(first: Record, *more: Record) -> Format:
     """The first of TRL's formats whose fields one of the given records has."""
     for candidate in (Format.PROMPT_COMPLETION, Format.MESSAGES, Format.TEXT):
-        if any(record.fields.keys() >= set(_FIELDS[candidate]) for record in (first, *more)):
+        if any(record.fields.keys() >= set(FIELDS[candidate]) for record in (first, *more)):
             return candidate
     raise DataError(
         f"{first.origin}: fields {sorted(first.fields)} are none of TRL's formats: prompt and completion, messages, or "
@@ -74,7 +74,7 @@ def preference_format(first: Record, *more: Record) -> Format:
     if _repeats_its_prompt(first):
         return Format.WHOLE_PREFERENCE
     for candidate in (Format.PREFERENCE, Format.WHOLE_PREFERENCE):
-        if any(record.fields.keys() >= set(_FIELDS[candidate]) for record in (first, *more)):
+        if any(record.fields.keys() >= set(FIELDS[candidate]) for record in (first, *more)):
             return candidate
     raise DataError(
         f"{first.origin}: a preference has the fields chosen and rejected, and a prompt or none; or prompt, completion "
@@ -126,7 +126,7 @@ def margin(record: Record) -> float | None:
 
 def check(record: Record, expected: Format, chat: bool) -> None:
     """Raise `DataError` unless every field of the format is there, has content, and suits `data.chat`."""
-    for name in _FIELDS[expected]:
+    for name in FIELDS[expected]:
         if record.fields.get(name) is None:
             raise DataError(
                 f"{record.origin}: field `{name}` is missing; every record needs {expected}. It has "
@@ -157,7 +157,7 @@ def _check_value(record: Record, name: str, expected: Format, chat: bool) -> Non
     else:
         wanted = {"messages": "a list of messages", "text": "text"}.get(name, "text or a list of messages")
         raise DataError(f"{where} is {shown(value)}; expected {wanted}.")
-    first = _FIELDS[expected][0]
+    first = FIELDS[expected][0]
     if type(value) is not type(record.fields[first]):
         raise DataError(f"{where} must be text where `{first}` is text, and messages where `{first}` is messages.")
 

@@ -160,9 +160,7 @@ def renamed(records: list[Record], columns: dict[str, str]) -> list[Record]:
         raise DataError(
             f"data.columns: no record of {records[0].file} has `{missing[0]}`; it has {sorted(records[0].fields)}."
         )
-    return [
-        Record(r.fields | {name: r.fields.get(own) for name, own in columns.items()}, r.origin) for r in records
-    ]
+    return [Record(r.fields | {name: r.fields.get(own) for name, own in columns.items()}, r.origin) for r in records]
 
 
 def _warn_of_overlap(train: list[Record], heldout: list[Record]) -> None:
