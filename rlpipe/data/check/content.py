@@ -73,9 +73,10 @@ def contradictions(records: Sequence[Record], expected: Format) -> list[Finding]
     first: dict[str, str] = {}
     places = []
     for record in records:
-        if opposite := first.get(key(_reversed(record, expected), expected)):
-            places.append(f"{record.origin}: the opposite of {opposite}")
-        first.setdefault(key(record, expected), record.origin)
+        own, opposite = key(record, expected), key(_reversed(record, expected), expected)
+        if own != opposite and opposite in first:
+            places.append(f"{record.origin}: the opposite of {first[opposite]}")
+        first.setdefault(own, record.origin)
     return finding("warning", "records that contradict an earlier one", places, "Keep one of the two.")
 
 
