@@ -71,7 +71,7 @@ def sft_format(first: Record, *more: Record) -> Format:
 
 def preference_format(first: Record, *more: Record) -> Format:
     """With a prompt of its own, or with whole conversations, as the given records have it."""
-    if _repeats_its_prompt(first):
+    if repeats_its_prompt(first):
         return Format.WHOLE_PREFERENCE
     for candidate in (Format.PREFERENCE, Format.WHOLE_PREFERENCE):
         if any(record.fields.keys() >= set(FIELDS[candidate]) for record in (first, *more)):
@@ -83,7 +83,7 @@ def preference_format(first: Record, *more: Record) -> Format:
     )
 
 
-def _repeats_its_prompt(record: Record) -> bool:
+def repeats_its_prompt(record: Record) -> bool:
     """Whether the prompt, a text, also is the first message of whole conversations."""
     chosen = record.fields.get("chosen")
     begins = chosen[0] if isinstance(chosen, list) and chosen else None
@@ -93,7 +93,7 @@ def _repeats_its_prompt(record: Record) -> bool:
 def labelled_format(first: Record, *more: Record) -> Format:
     """Single responses with a label, or pairs, as the given records have it."""
     for candidate in (Format.LABELLED, Format.PREFERENCE, Format.WHOLE_PREFERENCE):
-        if any(record.fields.keys() >= set(_FIELDS[candidate]) for record in (first, *more)):
+        if any(record.fields.keys() >= set(FIELDS[candidate]) for record in (first, *more)):
             return candidate
     raise DataError(
         f"{first.origin}: fields {sorted(first.fields)} are neither prompt, completion and label, nor a pair of chosen "

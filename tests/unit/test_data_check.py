@@ -183,6 +183,17 @@ def test_pairs():
         "rejected": [user("q"), said("c"), user("r"), said("b")],
     }
     assert found(early) == [("warning", "pairs that differ before the last answer", ["d.jsonl, line 1"])]
+    strange = {"chosen": [user("q"), said("a")], "rejected": [user("r"), said("b")]}
+    assert found(strange) == [("error", "pairs without a common prompt", ["d.jsonl, line 1"])]
+    assert found({"chosen": "q a", "rejected": "x"}) == [
+        ("error", "pairs without a common prompt", ["d.jsonl, line 1"])
+    ]
+
+
+def test_a_prompt_that_whole_conversations_repeat_is_no_part_of_them():
+    write("d.jsonl", {"prompt": "q", "chosen": [user("q"), said("a")], "rejected": [user("q"), said("b")]})
+    report = inspect("d.jsonl", None, Reading(tokenizer=build_tokenizer()))
+    assert (report.train.part.format, report.findings) == (Format.WHOLE_PREFERENCE, [])
 
 
 def test_labels():

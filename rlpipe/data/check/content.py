@@ -29,10 +29,12 @@ def of_pairs(records: Sequence[Record], expected: Format) -> list[Finding]:
     if expected not in PAIRS:
         return []
     same = [r.origin for r in records if r.fields["chosen"] == r.fields["rejected"]]
-    apart = [r.origin for r in records if r.fields["chosen"] != r.fields["rejected"] and _part_early(r, expected)]
+    strange = [r.origin for r in records if _share_nothing(r, expected)]
+    apart = [r.origin for r in records if _part_early(r) and not _share_nothing(r, expected)]
     nothing = "error" if len(same) == len(records) else "warning"
     return [
         *finding(nothing, "pairs whose chosen and rejected are the same", same, "They teach nothing and are left out."),
+        *finding("error", "pairs without a common prompt", strange, "They compare answers to nothing; remove them."),
         *finding(
             "warning", "pairs that differ before the last answer", apart,
             "Chosen and rejected then answer different questions; remove them if that is not meant.",
@@ -40,11 +42,15 @@ def of_pairs(records: Sequence[Record], expected: Format) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _part_early(record: Record, expected: Format) -> bool:
+def _share_nothing(record: Record, expected: Format) -> bool:
+    """Whether whole texts or conversations differ from their beginning on."""
     chosen, rejected = record.fields["chosen"], record.fields["rejected"]
-    if isinstance(chosen, list):
-        return chosen[:-1] != rejected[:-1]
-    return expected is Format.WHOLE_PREFERENCE and chosen.strip()[:1] != rejected.strip()[:1]
+    return expected is Format.WHOLE_PREFERENCE and chosen[:1] != rejected[:1]
+
+
+def _part_early(record: Record) -> bool:
+    chosen, rejected = record.fields["chosen"], record.fields["rejected"]
+    return isinstance(chosen, list) and chosen[:-1] != rejected[:-1]
 
 
 def of_labels(records: Sequence[Record], expected: Format) -> list[Finding]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from rlpipe.data.conversions import Style, converted, recognised
 from rlpipe.data.files import rows
-from rlpipe.data.records import FIELDS, DataError, Format, Record
+from rlpipe.data.records import FIELDS, DataError, Format, Record, repeats_its_prompt
 from rlpipe.data.source import renamed
 from rlpipe.recipe.data import RecordFormat
 
@@ -65,8 +65,14 @@ def load(path: str, key: str, wanted: RecordFormat, columns: dict[str, str], cha
 
 
 def _format(records: list[Record]) -> Format | None:
-    own = Counter(next((f for f in BY_NEED if record.fields.keys() >= set(FIELDS[f])), None) for record in records)
+    own = Counter(map(_format_of, records))
     return own.most_common(1)[0][0] if own else None
+
+
+def _format_of(record: Record) -> Format | None:
+    if repeats_its_prompt(record):
+        return Format.WHOLE_PREFERENCE
+    return next((f for f in BY_NEED if record.fields.keys() >= set(FIELDS[f])), None)
 
 
 def is_plain(part: Part) -> bool:
