@@ -87,7 +87,7 @@ def _json_row(line: bytes, origin: str) -> Row:
     try:
         value = json.loads(line.strip())
     except json.JSONDecodeError as error:
-        reason = f"{error.msg} at column {error.colno}"
+        reason = f"{error.msg}, column {error.colno}"
         return DataError(f"{origin}: not valid JSON ({reason}); each line must hold one JSON object.")
     except UnicodeDecodeError as error:
         return DataError(f"{origin}: not valid JSON ({error}); each line must hold one JSON object.")

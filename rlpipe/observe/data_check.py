@@ -48,7 +48,7 @@ def _lengths(checked: Checked) -> Table:
     table.add_column("")
     units = ["characters", *(["tokens"] if checked.tokens else [])]
     for unit in units:
-        for heading in (f"{unit}\nmedian", "\n95 %", "\nlongest"):
+        for heading in ("\nmedian", "\n95 %", f"{unit}\nlongest"):
             table.add_column(heading, justify="right")
     for name in dict.fromkeys([*checked.characters, *checked.tokens]):
         found = [(checked.tokens if unit == "tokens" else checked.characters).get(name) for unit in units]

@@ -108,7 +108,7 @@ def test_every_row_that_cannot_be_read_or_used_is_named():
     assert found(good, '{"prompt": ', "[1]", bad | {"completion": " "}, {"prompt": "s"}) == [
         (
             "error", "rows that cannot be read",
-            ["d.jsonl, line 2: not valid JSON (Expecting value at column 11); each line must hold one JSON object.",
+            ["d.jsonl, line 2: not valid JSON (Expecting value, column 11); each line must hold one JSON object.",
              "d.jsonl, line 3: expected a JSON object with fields, got list."],
         ),
         (
@@ -329,12 +329,12 @@ def test_what_is_printed():
     lines = printed()
     assert lines == [
         "d.jsonl  6 rows: prompt and completion",
-        "              characters",
-        "                  median  95 %  longest",
-        "  prompt               1     1        1",
-        "  completion           1     1        1",
+        "                            characters",
+        "              median  95 %     longest",
+        "  prompt           1     1           1",
+        "  completion       1     1           1",
         "error: rows that cannot be read (1)",
-        "  d.jsonl, line 6: not valid JSON (Expecting property name enclosed in double quotes at column 2); each line "
+        "  d.jsonl, line 6: not valid JSON (Expecting property name enclosed in double quotes, column 2); each line "
         "must hold one JSON object.",
         "warning: records that repeat an earlier one (4)",
         "  d.jsonl, line 2: as line 1",
@@ -344,10 +344,10 @@ def test_what_is_printed():
         "  They count twice in training.",
         "",
         "h.jsonl  1 rows: prompt and completion",
-        "              characters",
-        "                  median  95 %  longest",
-        "  prompt               4     4        4",
-        "  completion           1     1        1",
+        "                            characters",
+        "              median  95 %     longest",
+        "  prompt           4     4           4",
+        "  completion       1     1           1",
         "",
         "1 error, 1 warning",
     ]
