@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe: arithmetic/grpo.")
@@ -61,11 +63,12 @@ def main(
       rlpipe study FILE                compare: a recipe over a grid of changes
       rlpipe recipes copy arithmetic/grpo my.yaml   begin a recipe of your own
       rlpipe chat runs/NAME            try the result; `export` and `merge` take it elsewhere
+      rlpipe data check train.jsonl    look at data of your own before a run does
 
     \b
     Exit codes:
       0    done
-      1    the run failed, or `doctor` found that the main path cannot run
+      1    the run failed, or `doctor` or `data check` found what would stop one
       2    a mistake in the recipe or on the command line; nothing was trained
       130  stopped with Ctrl-C
     """
@@ -301,6 +304,56 @@ def copy_recipe(
         typer.echo(f"kept   {path} (was there already)")
     for path in copied.written:
         typer.echo(f"wrote  {path}")
+
+
+@data_app.callback()
+def data() -> None:
+    """Look at data before a run does."""
+
+
+@data_app.command("check")
+def check_data(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="JSON lines, JSON, CSV or Parquet (also .gz), a folder, or a hub id.")
+    ],
+    heldout: Annotated[str | None, typer.Option("--heldout", help="The held-out file, to be compared with it.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Folder or hub id: count tokens, and try the chat template.")
+    ] = None,
+    format: Annotated[
+        str, typer.Option("--format", help="As data.format in a recipe: auto, trl, alpaca, sharegpt or hh.")
+    ] = "auto",
+    columns: Annotated[
+        str, typer.Option("--columns", help="As data.columns in a recipe: prompt=question,completion=answer.")
+    ] = "",
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", min=1, help="Tell of sequences with more tokens; needs --model.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Name every row, not the first three of a kind.")] = False,
+) -> None:
+    """Check data: format, lengths, duplicates, leaks into the held-out records, pairs, labels, roles, chat template.
+
+    What is wrong is told with file, row and field. Errors would stop a run or spoil it, and end with exit code 1;
+    warnings alone end with 0.
+
+    \b
+    Examples:
+      rlpipe data check train.jsonl
+      rlpipe data check train.jsonl --heldout test.jsonl
+      rlpipe data check train.jsonl --model Qwen/Qwen2.5-0.5B-Instruct --max-length 1024
+      rlpipe data check gsm8k.jsonl --columns prompt=question,completion=answer
+      rlpipe data check dialogues.jsonl.gz --format hh
+    """
+    from rlpipe.data.records import DataError
+
+    if max_length and not model:
+        stop("--max-length counts tokens, which needs a tokenizer: --model FOLDER")
+    try:
+        from rlpipe.pipelines.data_check import check
+
+        raise typer.Exit(check(file, heldout, model, format, columns, max_length, every))
+    except DataError as error:
+        stop(str(error))
 
 
 def _refuse_used(directory: Path, arguments: list[str]) -> None:
