@@ -5,7 +5,6 @@ Nothing heavy is imported up here: `--help` and a mistake in a recipe answer at 
 
 import os
 import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -14,12 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlpipe import __version__
+from rlpipe import __version__, cli_models
+from rlpipe.terminal import MISTAKE, stop, styled
 
 if TYPE_CHECKING:
     from rlpipe.recipe.errors import Problem
-
-RECIPE_WRONG = 2
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +28,8 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe: arithmetic/grpo.")
@@ -62,11 +62,13 @@ def main(
       rlpipe run arithmetic/pipeline   train a small model: SFT, then GRPO
       rlpipe study FILE                compare: a recipe over a grid of changes
       rlpipe recipes copy arithmetic/grpo my.yaml   begin a recipe of your own
+      rlpipe chat runs/NAME            try the result; `export` and `merge` take it elsewhere
+      rlpipe data check train.jsonl    look at data of your own before a run does
 
     \b
     Exit codes:
       0    done
-      1    the run failed, or `doctor` found that the main path cannot run
+      1    the run failed, or `doctor` or `data check` found what would stop one
       2    a mistake in the recipe or on the command line; nothing was trained
       130  stopped with Ctrl-C
     """
@@ -171,7 +173,7 @@ def study(
             raise typer.Exit(studies.report(planned, folder, typer.echo))
         raise typer.Exit(studies.run(planned, folder, parallel, typer.echo))
     except FolderTaken as error:
-        _stop(str(error))
+        stop(str(error))
 
 
 @app.command()
@@ -242,10 +244,14 @@ def report(
       rlpipe report runs/arithmetic
     """
     if not run_dir.is_dir():
-        _stop(f"no run directory {run_dir}; `rlpipe run` makes one below runs/")
+        stop(f"no run directory {run_dir}; `rlpipe run` makes one below runs/")
     from rlpipe.observe import report as reports
 
     typer.echo(reports.write(run_dir))
+
+
+for verb in (cli_models.chat, cli_models.merge, cli_models.export):
+    app.command()(verb)
 
 
 @recipes_app.callback()
@@ -300,6 +306,56 @@ def copy_recipe(
         typer.echo(f"wrote  {path}")
 
 
+@data_app.callback()
+def data() -> None:
+    """Look at data before a run does."""
+
+
+@data_app.command("check")
+def check_data(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="JSON lines, JSON, CSV or Parquet (also .gz), a folder, or a hub id.")
+    ],
+    heldout: Annotated[str | None, typer.Option("--heldout", help="The held-out file, to be compared with it.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Folder or hub id: count tokens, and try the chat template.")
+    ] = None,
+    format: Annotated[
+        str, typer.Option("--format", help="As data.format in a recipe: auto, trl, alpaca, sharegpt or hh.")
+    ] = "auto",
+    columns: Annotated[
+        str, typer.Option("--columns", help="As data.columns in a recipe: prompt=question,completion=answer.")
+    ] = "",
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", min=1, help="Tell of sequences with more tokens; needs --model.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Name every row, not the first three of a kind.")] = False,
+) -> None:
+    """Check data: format, lengths, duplicates, leaks into the held-out records, pairs, labels, roles, chat template.
+
+    What is wrong is told with file, row and field. Errors would stop a run or spoil it, and end with exit code 1;
+    warnings alone end with 0.
+
+    \b
+    Examples:
+      rlpipe data check train.jsonl
+      rlpipe data check train.jsonl --heldout test.jsonl
+      rlpipe data check train.jsonl --model Qwen/Qwen2.5-0.5B-Instruct --max-length 1024
+      rlpipe data check gsm8k.jsonl --columns prompt=question,completion=answer
+      rlpipe data check dialogues.jsonl.gz --format hh
+    """
+    from rlpipe.data.records import DataError
+
+    if max_length and not model:
+        stop("--max-length counts tokens, which needs a tokenizer: --model FOLDER")
+    try:
+        from rlpipe.pipelines.data_check import check
+
+        raise typer.Exit(check(file, heldout, model, format, columns, max_length, every))
+    except DataError as error:
+        stop(str(error))
+
+
 def _refuse_used(directory: Path, arguments: list[str]) -> None:
     """No run writes into the directory of another; the same `arguments` of `run` do for a directory beside it."""
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
@@ -308,7 +364,7 @@ def _refuse_used(directory: Path, arguments: list[str]) -> None:
 
     others = (directory.with_name(f"{directory.name}-{n}") for n in count(2))
     other = next(path for path in others if not path.exists())
-    _stop(
+    stop(
         f"{directory} holds an earlier run, which stays. To run into another directory:\n"
         f"  {command('rlpipe')} {shlex.join(['run', *arguments, '--run-dir', str(other)])}\n"
         f"Or to remove the earlier run first:\n"
@@ -326,19 +382,9 @@ def _mistakes_told() -> Iterator[None]:
     except RecipeError as error:
         for problem in error.problems:
             _say("error: ", typer.colors.RED, problem)
-        raise typer.Exit(RECIPE_WRONG) from None
-
-
-def _stop(message: str) -> None:
-    typer.echo(_styled("error: ", typer.colors.RED) + message, err=True)
-    raise typer.Exit(RECIPE_WRONG)
+        raise typer.Exit(MISTAKE) from None
 
 
 def _say(severity: str, colour: str, problem: "Problem") -> None:
-    parts = (_styled(str(problem.place), ""), _styled(problem.key, typer.colors.CYAN), problem.message)
-    typer.echo(_styled(severity, colour) + ": ".join(part for part in parts if part), err=True)
-
-
-def _styled(text: str, colour: str) -> str:
-    plain = not text or "NO_COLOR" in os.environ or not sys.stderr.isatty()
-    return text if plain else typer.style(text, fg=colour or None, bold=True)
+    parts = (styled(str(problem.place), ""), styled(problem.key, typer.colors.CYAN), problem.message)
+    typer.echo(styled(severity, colour) + ": ".join(part for part in parts if part), err=True)

@@ -81,7 +81,7 @@ def _render_whole(
     contexts: list[Any], rows: list[Record], source: Records, tokenizer: "PreTrainedTokenizerBase", loss_on: LossOn
 ) -> list[Rendered]:
     marked = loss_on == "assistant"
-    template = _marked_template(tokenizer) if marked else None
+    template = marked_template(tokenizer) if marked else None
     origins = [row.origin for row in rows]
     rendered = render(contexts, origins, tokenizer, continued=False, template=template, assistant_mask=marked)
     if contexts and isinstance(contexts[0], str) and source.add_eos:  # a template ends its turns itself
@@ -89,7 +89,7 @@ def _render_whole(
     return rendered
 
 
-def _marked_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+def marked_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """A template with `{% generation %}` marks: None if the tokenizer's own has them, else TRL's for its family."""
     require_template(tokenizer)
     if "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template:

@@ -7,7 +7,7 @@ the text it is (`007` is not 7).
 import csv
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,12 +16,28 @@ from rlpipe.data.records import DataError, Record
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 
 
+Row = Record | DataError
+"""A row that could be read, or what is wrong with it."""
+
+
 def read(path: str, config: str | None, split: str, key: str, data_dir: str | None = None) -> list[Record]:
     """All records of a file, or of `split` of a folder or hub data set, there in `data_dir`. `key` names the recipe
     line."""
+    return list(_good(rows(path, config, split, key, data_dir)))
+
+
+def _good(found: Iterable[Row]) -> Iterator[Record]:
+    for row in found:
+        if isinstance(row, DataError):
+            raise row
+        yield row
+
+
+def rows(path: str, config: str | None, split: str, key: str, data_dir: str | None = None) -> Iterable[Row]:
+    """The same, but a row that cannot be read does not end it. Raises `DataError` where there is no file at all."""
     local = Path(path).expanduser()
     if local.is_file():
-        return list(_file(local))
+        return _file(local)
     if local.is_dir():
         return _folder(local / (data_dir or "."), split, key)
     if path.startswith((".", "/", "~")) or _suffix(local):
@@ -34,17 +50,17 @@ def _suffix(path: Path) -> str:
     return next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), "")
 
 
-def _folder(folder: Path, split: str, key: str) -> list[Record]:
+def _folder(folder: Path, split: str, key: str) -> Iterable[Row]:
     if not folder.is_dir():
         raise DataError(f"data.data_dir: there is no folder {folder}.")
     names = (f"{split}.", f"{split}-", f"{split}_")
     files = [path for path in sorted(folder.iterdir()) if _suffix(path) and path.name.startswith(names)]
     if files:
-        return [record for file in files for record in _file(file)]
+        return [row for file in files for row in _file(file)]
     return _hub(str(folder), None, split, key)
 
 
-def _file(path: Path) -> Iterator[Record]:
+def _file(path: Path) -> Iterator[Row]:
     suffix = _suffix(path)
     if not suffix:
         raise DataError(f"{path}: unknown kind of file; expected one of {', '.join(_SUFFIXES)} (also with .gz).")
@@ -57,7 +73,7 @@ def _open(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
 
 
-def _json(path: Path) -> Iterator[Record]:
+def _json(path: Path) -> Iterator[Row]:
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             if number == 1 and line.lstrip().startswith(b"["):
@@ -67,53 +83,63 @@ def _json(path: Path) -> Iterator[Record]:
                 yield _json_row(line, f"{path}, line {number}")
 
 
-def _json_row(line: bytes, origin: str) -> Record:
+def _json_row(line: bytes, origin: str) -> Row:
     try:
-        value = json.loads(line)
-    except ValueError as error:  # also undecodable bytes
-        raise DataError(f"{origin}: not valid JSON ({error}); each line must hold one JSON object.") from None
+        value = json.loads(line.strip())
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg}, column {error.colno}"
+        return DataError(f"{origin}: not valid JSON ({reason}); each line must hold one JSON object.")
+    except UnicodeDecodeError as error:
+        return DataError(f"{origin}: not valid JSON ({error}); each line must hold one JSON object.")
     return _row(value, origin)
 
 
-def _json_array(path: Path) -> Iterator[Record]:
+def _json_array(path: Path) -> Iterator[Row]:
     try:
         with _open(path) as file:
-            rows = json.load(file)
+            values = json.load(file)
     except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}).") from None
-    for number, value in enumerate(rows, 1):
+        yield DataError(f"{path}: not valid JSON ({error}).")
+        return
+    for number, value in enumerate(values, 1):
         yield _row(value, f"{path}, record {number}")
 
 
-def _row(value: Any, origin: str) -> Record:
+def _row(value: Any, origin: str) -> Row:
     if not isinstance(value, dict):
-        raise DataError(f"{origin}: expected a JSON object with fields, got {type(value).__name__}.")
+        return DataError(f"{origin}: expected a JSON object with fields, got {type(value).__name__}.")
     return Record(value, origin)
 
 
-def _csv(path: Path) -> Iterator[Record]:
+def _csv(path: Path) -> Iterator[Row]:
     with _open(path) as raw:
         text = (line.decode("utf-8-sig" if number == 0 else "utf-8") for number, line in enumerate(raw))
-        rows = csv.DictReader(text, strict=True)
+        table = csv.DictReader(text, strict=True)
         try:
-            for row in rows:
-                origin = f"{path}, line {rows.line_num}"
-                if None in row:
-                    raise DataError(f"{origin}: {len(row[None])} more values than the header has columns.")
-                yield Record(row, origin)
+            for row in table:
+                yield _csv_row(row, f"{path}, line {table.line_num}")
         except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{path}, line {rows.line_num + 1}: not valid CSV ({error}).") from None
+            yield DataError(f"{path}, line {table.line_num + 1}: not valid CSV ({error}).")
 
 
-def _parquet(path: Path) -> Iterator[Record]:
+def _csv_row(row: dict[Any, Any], origin: str) -> Row:
+    if None in row:
+        return DataError(
+            f"{origin}: {len(row[None])} more values than the header has columns; quote values with commas."
+        )
+    return Record(row, origin)
+
+
+def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
         batches = pyarrow.parquet.ParquetFile(path).iter_batches()
     except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path}: not a Parquet file ({error}).") from None
-    rows = (row for batch in batches for row in batch.to_pylist())
-    for number, row in enumerate(rows, 1):
+        yield DataError(f"{path}: not a Parquet file ({error}).")
+        return
+    values = (row for batch in batches for row in batch.to_pylist())
+    for number, row in enumerate(values, 1):
         yield Record(row, f"{path}, row {number}")
 
 
@@ -122,7 +148,7 @@ def _hub(path: str, config: str | None, split: str, key: str, data_dir: str | No
 
     datasets.disable_progress_bars()
     try:
-        rows = datasets.load_dataset(path, config, data_dir=data_dir, split=split)
+        table = datasets.load_dataset(path, config, data_dir=data_dir, split=split)
     except Exception as error:  # whatever `datasets`, the hub client or the network raises, the fix is the same
         raise DataError(
             f"{key}: cannot load split `{split}` of {path}"
@@ -131,4 +157,4 @@ def _hub(path: str, config: str | None, split: str, key: str, data_dir: str | No
             f"If this is a hub id, check the name and the network; for local data give a file or folder: {key}=PATH. "
             "The split and configuration are data.split, data.heldout.split and data.config."
         ) from error
-    return [Record(row, f"{path} {split}, row {number}") for number, row in enumerate(rows, 1)]
+    return [Record(row, f"{path} {split}, row {number}") for number, row in enumerate(table, 1)]

@@ -32,7 +32,7 @@ class Format(StrEnum):
     LABELLED = "prompt, completion and label"
 
 
-_FIELDS = {
+FIELDS = {
     Format.PROMPT: ("prompt",),
     Format.PROMPT_COMPLETION: ("prompt", "completion"),
     Format.MESSAGES: ("messages",),
@@ -51,11 +51,16 @@ class Record:
     origin: str
     """For people: `train.jsonl, line 7`."""
 
+    @property
+    def file(self) -> str:
+        """`train.jsonl`."""
+        return self.origin.rpartition(", ")[0]
+
 
 def sft_format(first: Record, *more: Record) -> Format:
     """The first of TRL's formats whose fields one of the given records has."""
     for candidate in (Format.PROMPT_COMPLETION, Format.MESSAGES, Format.TEXT):
-        if any(record.fields.keys() >= set(_FIELDS[candidate]) for record in (first, *more)):
+        if any(record.fields.keys() >= set(FIELDS[candidate]) for record in (first, *more)):
             return candidate
     raise DataError(
         f"{first.origin}: fields {sorted(first.fields)} are none of TRL's formats: prompt and completion, messages, or "
@@ -66,10 +71,10 @@ def sft_format(first: Record, *more: Record) -> Format:
 
 def preference_format(first: Record, *more: Record) -> Format:
     """With a prompt of its own, or with whole conversations, as the given records have it."""
-    if _repeats_its_prompt(first):
+    if repeats_its_prompt(first):
         return Format.WHOLE_PREFERENCE
     for candidate in (Format.PREFERENCE, Format.WHOLE_PREFERENCE):
-        if any(record.fields.keys() >= set(_FIELDS[candidate]) for record in (first, *more)):
+        if any(record.fields.keys() >= set(FIELDS[candidate]) for record in (first, *more)):
             return candidate
     raise DataError(
         f"{first.origin}: a preference has the fields chosen and rejected, and a prompt or none; or prompt, completion "
@@ -78,7 +83,7 @@ def preference_format(first: Record, *more: Record) -> Format:
     )
 
 
-def _repeats_its_prompt(record: Record) -> bool:
+def repeats_its_prompt(record: Record) -> bool:
     """Whether the prompt, a text, also is the first message of whole conversations."""
     chosen = record.fields.get("chosen")
     begins = chosen[0] if isinstance(chosen, list) and chosen else None
@@ -88,7 +93,7 @@ def _repeats_its_prompt(record: Record) -> bool:
 def labelled_format(first: Record, *more: Record) -> Format:
     """Single responses with a label, or pairs, as the given records have it."""
     for candidate in (Format.LABELLED, Format.PREFERENCE, Format.WHOLE_PREFERENCE):
-        if any(record.fields.keys() >= set(_FIELDS[candidate]) for record in (first, *more)):
+        if any(record.fields.keys() >= set(FIELDS[candidate]) for record in (first, *more)):
             return candidate
     raise DataError(
         f"{first.origin}: fields {sorted(first.fields)} are neither prompt, completion and label, nor a pair of chosen "
@@ -101,7 +106,7 @@ def label(record: Record) -> bool:
     value = record.fields["label"]
     found = {"true": True, "1": True, "false": False, "0": False}.get(str(value).strip().lower())
     if found is None or not isinstance(value, bool | int | str):
-        raise DataError(f"{record.origin}: field `label` is {_shown(value)}; expected true or false.")
+        raise DataError(f"{record.origin}: field `label` is {shown(value)}; expected true or false.")
     return found
 
 
@@ -115,13 +120,13 @@ def margin(record: Record) -> float | None:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f"{record.origin}: field `margin` is {_shown(value)}; expected a finite number.")
+        raise DataError(f"{record.origin}: field `margin` is {shown(value)}; expected a finite number.")
     return number
 
 
 def check(record: Record, expected: Format, chat: bool) -> None:
     """Raise `DataError` unless every field of the format is there, has content, and suits `data.chat`."""
-    for name in _FIELDS[expected]:
+    for name in FIELDS[expected]:
         if record.fields.get(name) is None:
             raise DataError(
                 f"{record.origin}: field `{name}` is missing; every record needs {expected}. It has "
@@ -151,8 +156,8 @@ def _check_value(record: Record, name: str, expected: Format, chat: bool) -> Non
         _check_messages(value, where, chat)
     else:
         wanted = {"messages": "a list of messages", "text": "text"}.get(name, "text or a list of messages")
-        raise DataError(f"{where} is {_shown(value)}; expected {wanted}.")
-    first = _FIELDS[expected][0]
+        raise DataError(f"{where} is {shown(value)}; expected {wanted}.")
+    first = FIELDS[expected][0]
     if type(value) is not type(record.fields[first]):
         raise DataError(f"{where} must be text where `{first}` is text, and messages where `{first}` is messages.")
 
@@ -168,11 +173,12 @@ def _check_messages(messages: list[Any], where: str, chat: bool) -> None:
 
 def _check_message(message: Any, where: str) -> None:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise DataError(f"{where} is {_shown(message)}; expected {{role: ..., content: ...}}.")
+        raise DataError(f"{where} is {shown(message)}; expected {{role: ..., content: ...}}.")
     if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
-        raise DataError(f"{where} has content {_shown(message.get('content'))}; expected text.")
+        raise DataError(f"{where} has content {shown(message.get('content'))}; expected text.")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value in a message: its type, and what fits of it."""
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

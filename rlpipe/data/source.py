@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from rlpipe.data.arithmetic import preferences, problems
+from rlpipe.data.conversions import converted, recognised
 from rlpipe.data.files import read
 from rlpipe.data.guess import games
 from rlpipe.data.labelled import is_labelled, paired
@@ -117,7 +118,7 @@ def _split(data: RecordsData, prepare: Prepare = _as_they_are) -> tuple[list[Rec
 
 
 def _parts(data: RecordsData, prepare: Prepare) -> tuple[list[Record], list[Record]]:
-    rows = _renamed(read(data.path, data.config, data.split, "data.path", data.data_dir), data)
+    rows = _standard(read(data.path, data.config, data.split, "data.path", data.data_dir), data)
     kept = data.heldout
     if kept.path is None and kept.split is None:
         return _first_held_out(prepare(rows, data), data)
@@ -128,7 +129,7 @@ def _parts(data: RecordsData, prepare: Prepare) -> tuple[list[Record], list[Reco
             f"data.heldout: {rows[0].origin} is also the first training record. A single file has no splits: give "
             "data.heldout.path, or leave data.heldout.split out to hold out the first data.heldout.count records."
         )
-    return prepare(rows, data), prepare(_renamed(others, data), data)[: kept.count]
+    return prepare(rows, data), prepare(_standard(others, data), data)[: kept.count]
 
 
 def _first_held_out(records: list[Record], data: RecordsData) -> tuple[list[Record], list[Record]]:
@@ -141,18 +142,25 @@ def _first_held_out(records: list[Record], data: RecordsData) -> tuple[list[Reco
     return records[count:], records[:count]
 
 
-def _renamed(records: list[Record], data: RecordsData) -> list[Record]:
+def _standard(records: list[Record], data: RecordsData) -> list[Record]:
+    """The records with TRL's fields."""
+    found = renamed(records, data.columns)
+    style = recognised(found, data.format)
+    if style != data.format and style != "trl":
+        logger.warning("%s has records in the format `%s` and is read so (data.format=%s).", data.path, style, style)
+    return [converted(record, style, data.chat) for record in found]
+
+
+def renamed(records: list[Record], columns: dict[str, str]) -> list[Record]:
     """The file's own column stays beside its standard name: a reward may ask for either."""
-    if not data.columns or not records:
+    if not columns or not records:
         return records
-    missing = [own for own in data.columns.values() if all(own not in record.fields for record in records)]
+    missing = [own for own in columns.values() if all(own not in record.fields for record in records)]
     if missing:
         raise DataError(
-            f"data.columns: no record of {data.path} has `{missing[0]}`; it has {sorted(records[0].fields)}."
+            f"data.columns: no record of {records[0].file} has `{missing[0]}`; it has {sorted(records[0].fields)}."
         )
-    return [
-        Record(r.fields | {name: r.fields.get(own) for name, own in data.columns.items()}, r.origin) for r in records
-    ]
+    return [Record(r.fields | {name: r.fields.get(own) for name, own in columns.items()}, r.origin) for r in records]
 
 
 def _warn_of_overlap(train: list[Record], heldout: list[Record]) -> None:

@@ -40,7 +40,7 @@ def materialise(spec: Model, seed: int, directory: Path) -> str:
             tokenizer.save_pretrained(directory)
         if spec.rope_scaling is not None:
             _stretched(load_config(spec, spec.path), spec.rope_scaling).save_pretrained(directory)
-        _link_the_rest(_folder(spec), directory)
+        _link_the_rest(local_folder(spec), directory)
     return str(directory)
 
 
@@ -118,7 +118,8 @@ def _naming_the_line(path: str, what: str, load: Callable[[], T]) -> T:
         ) from error
 
 
-def _folder(spec: PretrainedModel) -> Path:
+def local_folder(spec: PretrainedModel) -> Path:
+    """The model's files on this machine; those of a hub id are downloaded."""
     if Path(spec.path).expanduser().is_dir():
         return Path(spec.path).expanduser().resolve()
     from huggingface_hub import snapshot_download

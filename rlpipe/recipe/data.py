@@ -63,6 +63,9 @@ class GuessNumberData(Strict):
         return self
 
 
+RecordFormat = Literal["auto", "trl", "alpaca", "sharegpt", "hh"]
+
+
 class HeldOut(Strict):
     """Records kept for evaluation: another file or split, or the first `count` records of the data."""
 
@@ -87,6 +90,9 @@ class RecordsData(Strict):
     """Folder inside the data set, for example `harmless-base` of Anthropic/hh-rlhf; a single file has none."""
     split: str = "train"
     """Split to train on."""
+    format: RecordFormat = "auto"
+    """How a record is written: `trl` has TRL's fields, the others are made into them; `auto` sees `alpaca` and
+    `sharegpt` by their fields."""
     columns: dict[str, str] = {}
     """Renames: standard name -> the file's own column, for example `{prompt: question, completion: answer}`."""
     chat: bool = True

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlpipe.models import adapters
-from rlpipe.training.export import appearing, gathered, whole
+from rlpipe.models.folders import appearing
+from rlpipe.training.export import gathered, whole
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -1,24 +1,19 @@
 """Full weights out of a training engine, whatever its ZeRO stage."""
 
-import os
-import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+
+from rlpipe.models.folders import appearing, copy_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _GATHERED_BYTES = 256 << 20
 """Parameters that ZeRO-3 puts together at once."""
-
-_TOKENIZER_FILES = (
-    "tokenizer*", "vocab*", "merges*", "special_tokens_map*", "added_tokens*", "chat_template*", "*.model", "*.jinja",
-    "generation_config.json", "preprocessor_config.json", "*.py",
-)  # fmt: skip
 
 
 def full_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -77,28 +72,6 @@ def save_weights(
         copy_tokenizer(source, partial)
 
 
-@contextmanager
-def appearing(directory: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `directory` when the block ends well."""
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    yield partial
-    _put_in_place(partial, directory)
-
-
-def copy_tokenizer(source: str, directory: Path) -> None:
-    """The tokenizer's own files, unchanged; for a hub id, what transformers writes of it."""
-    if not Path(source).is_dir():
-        from transformers import AutoTokenizer
-
-        AutoTokenizer.from_pretrained(source).save_pretrained(directory)
-        return
-    for pattern in _TOKENIZER_FILES:
-        for file in Path(source).glob(pattern):
-            if file.is_file():
-                shutil.copy2(file, directory / file.name)
-
-
 def _portions(named: list[tuple[str, torch.nn.Parameter]]) -> Iterator[list[tuple[str, torch.nn.Parameter]]]:
     """Consecutive parameters of about `_GATHERED_BYTES` together."""
     part, size = [], 0
@@ -115,12 +88,3 @@ def _portions(named: list[tuple[str, torch.nn.Parameter]]) -> Iterator[list[tupl
 def _persistent_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     names = model.state_dict(keep_vars=True).keys()
     return {name: buffer.to("cpu", copy=True) for name, buffer in model.named_buffers() if name in names}
-
-
-def _put_in_place(finished: Path, directory: Path) -> None:
-    old = directory.with_name(f".{directory.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        os.rename(directory, old)
-    os.rename(finished, directory)
-    shutil.rmtree(old, ignore_errors=True)

@@ -4,6 +4,7 @@ Runs are shrunk by overrides that are appended, and by --debug. What cannot be r
 reason and another check. A command that is neither is an error.
 """
 
+import json
 import os
 import re
 import shutil
@@ -25,9 +26,9 @@ from rlpipe.recipe.study_file import read
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MADE_BEFORE = {"recipes.md", "rewards.md", "algorithms.md"}
+MADE_BEFORE = {"recipes.md", "rewards.md", "algorithms.md", "serving.md"}
 """Pages that say they start from the model of arithmetic/sft, without making it."""
-SHELL = {"ls", "pytest", "python"}
+SHELL = {"ls", "pytest"}
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -68,7 +69,8 @@ class Reader:
             return LISTED[text].check(self)
         if command.words[0] == "rlpipe":
             return self.rlpipe(command.words[1:], typed)
-        assert command.words[0] in SHELL, f"`{text}` is neither runnable nor listed"
+        shipped_script = command.words[0] == "python" and command.words[1].startswith("recipes/")
+        assert command.words[0] in SHELL or shipped_script, f"`{text}` is neither runnable nor listed"
         return self.shell(command.words)
 
     def rlpipe(self, words: list[str], typed: str = "") -> Done:
@@ -197,6 +199,16 @@ def curves_are_there(reader: Reader) -> Done:
     return Done(0, "", 0.0)
 
 
+def adapters_can_be_served(reader: Reader) -> Done:
+    """Both fit the places that the command makes, and are of one base."""
+    folders = [reader.folder / name for name in ("first", "second")]
+    settings = [json.loads((folder / "adapter_config.json").read_text()) for folder in folders]
+    assert [found["r"] for found in settings] == [32, 32]
+    assert len({found["base_model_name_or_path"] for found in settings}) == 1
+    assert all((folder / "adapter_model.safetensors").exists() for folder in folders)
+    return Done(0, "", 0.0)
+
+
 def stories_are_sampled(reader: Reader) -> Done:
     """A model that writes any bytes tells no happy story; that it is asked shows, and other pairs go on from there."""
     done = reader.shell(["python", "recipes/stories/preferences.py", "FOLDER", "pairs.jsonl", "2"])
@@ -217,6 +229,15 @@ def _doctor() -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "rlpipe", "doctor"], capture_output=True, text=True, timeout=300)
 
 
+SERVE = (
+    "vllm serve runs/arithmetic-sft/model --enable-lora --max-loras 2 --max-lora-rank 32 "
+    "--lora-modules first=first second=second"
+)
+ASK = (
+    "curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' "
+    """-d '{"model": "second", "messages": [{"role": "user", "content": "27+58"}]}'"""
+)
+
 LISTED = {
     "make demo": Listed(
         "sets up an environment and trains for minutes; its recipe is run shrunk",
@@ -225,6 +246,8 @@ LISTED = {
     "make test": Listed("would run this test again", make("test", "-m pytest")),
     "source .venv/bin/activate": Listed("tests bring their environment along", environment_is_made_there),
     "tensorboard --logdir runs/arithmetic": Listed("serves until it is stopped", curves_are_there),
+    SERVE: Listed("serves until it is stopped; in process in test_vllm_two_adapters.py", adapters_can_be_served),
+    ASK: Listed("asks the server of the command before", adapters_can_be_served),
     "python recipes/stories/preferences.py FOLDER pairs.jsonl": Listed(
         "tells 6,144 stories; here 192, and from the stand-in's no pairs come", stories_are_sampled
     ),

@@ -181,7 +181,9 @@ def test_report_of_nothing():
     )
 
 
-@pytest.mark.parametrize("verb", ["run", "study", "validate", "schema", "report", "recipes show", "recipes copy"])
+@pytest.mark.parametrize(
+    "verb", ["run", "study", "validate", "schema", "report", "recipes show", "recipes copy", "chat", "merge", "export"]
+)
 def test_help_gives_an_example(verb):
     code, out, _ = call(*verb.split(), "--help")
     assert code == 0
