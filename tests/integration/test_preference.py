@@ -118,7 +118,13 @@ def _shuffled_as_kto(settings, base):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_numbers_are_those_of_trl_by_itself(task, alone, tmp_path):
+def test_the_numbers_are_those_of_trl_by_itself(task, alone, tmp_path, monkeypatch):
+    for name in (
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+    ):  # left by roles of other tests; TRL would take them for torchrun's
+        monkeypatch.delenv(name, raising=False)
     figures, _ = alone[task]
     base = materialise(recipe(task).model, 0, tmp_path / "base")
     theirs = trl(task, recipe(task), base, tmp_path / "scratch")
