@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import adapter_payload, request, teacher_forced
 
 from rlpipe.pipelines.export import export
-from rlpipe.rollout.vllm_compat import prepare_environment, quiet_imports
+from rlpipe.rollout.vllm_compat import host_kept, prepare_environment, quiet_imports
 
 pytestmark = pytest.mark.integration
 RANKS = {"maths": 4, "stories": 5}
@@ -42,8 +42,9 @@ def ask(base, adapted):
     from vllm.lora.request import LoRARequest
 
     folder = adapted[1]
-    llm = LLM(str(base), dtype="float32", enforce_eager=True, enable_lora=True, max_loras=2, max_lora_rank=8,
-              max_num_seqs=8, kv_cache_memory_bytes=50 << 20, generation_config="vllm")  # fmt: skip
+    with host_kept():  # the tests that follow in this process want it as it was
+        llm = LLM(str(base), dtype="float32", enforce_eager=True, enable_lora=True, max_loras=2, max_lora_rank=8,
+                  max_num_seqs=8, kv_cache_memory_bytes=50 << 20, generation_config="vllm")  # fmt: skip
     params = SamplingParams(temperature=0, max_tokens=8, logprobs=0, ignore_eos=True)
     served = {name: LoRARequest(name, number, str(folder / name)) for number, name in enumerate(RANKS, 1)}
 
