@@ -11,6 +11,7 @@ Online RL needs a prompt alone; every other column goes to the rewards.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -59,9 +60,8 @@ class Record:
 
 def sft_format(first: Record, *more: Record) -> Format:
     """The first of TRL's formats whose fields one of the given records has."""
-    for candidate in (Format.PROMPT_COMPLETION, Format.MESSAGES, Format.TEXT):
-        if any(record.fields.keys() >= set(FIELDS[candidate]) for record in (first, *more)):
-            return candidate
+    if found := _fitting((Format.PROMPT_COMPLETION, Format.MESSAGES, Format.TEXT), (first, *more)):
+        return found
     raise DataError(
         f"{first.origin}: fields {sorted(first.fields)} are none of TRL's formats: prompt and completion, messages, or "
         "text. If the fields have other names, say so, for example "
@@ -73,14 +73,18 @@ def preference_format(first: Record, *more: Record) -> Format:
     """With a prompt of its own, or with whole conversations, as the given records have it."""
     if repeats_its_prompt(first):
         return Format.WHOLE_PREFERENCE
-    for candidate in (Format.PREFERENCE, Format.WHOLE_PREFERENCE):
-        if any(record.fields.keys() >= set(FIELDS[candidate]) for record in (first, *more)):
-            return candidate
+    if found := _fitting((Format.PREFERENCE, Format.WHOLE_PREFERENCE), (first, *more)):
+        return found
     raise DataError(
         f"{first.origin}: a preference has the fields chosen and rejected, and a prompt or none; or prompt, completion "
         f"and label; this record has {sorted(first.fields)}. If the fields have other names, say so, for example "
         "`data.columns: {chosen: better, rejected: worse}`."
     )
+
+
+def _fitting(candidates: Sequence[Format], records: Sequence[Record]) -> Format | None:
+    """The first format whose fields one of the records has."""
+    return next((c for c in candidates if any(r.fields.keys() >= set(FIELDS[c]) for r in records)), None)
 
 
 def repeats_its_prompt(record: Record) -> bool:
@@ -92,9 +96,8 @@ def repeats_its_prompt(record: Record) -> bool:
 
 def labelled_format(first: Record, *more: Record) -> Format:
     """Single responses with a label, or pairs, as the given records have it."""
-    for candidate in (Format.LABELLED, Format.PREFERENCE, Format.WHOLE_PREFERENCE):
-        if any(record.fields.keys() >= set(FIELDS[candidate]) for record in (first, *more)):
-            return candidate
+    if found := _fitting((Format.LABELLED, Format.PREFERENCE, Format.WHOLE_PREFERENCE), (first, *more)):
+        return found
     raise DataError(
         f"{first.origin}: fields {sorted(first.fields)} are neither prompt, completion and label, nor a pair of chosen "
         "and rejected. If the fields have other names, say so, for example `data.columns: {label: is_good}`."

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rlpipe.pipelines.offline.adapted import options
 from rlpipe.pipelines.offline.preference_judging import judging, logprob_sums, of_pairs
 from rlpipe.pipelines.offline.reference import ready_made, without_reference
 from rlpipe.pipelines.offline.trl_worker import TrlJob, whole_batches
@@ -53,13 +52,7 @@ class DpoJob(TrlJob):
         if self.training.reference_free:
             trainer = without_reference(trainer, ("ref_chosen_logps", "ref_rejected_logps"))
         return _judging_pairs(trainer)(
-            model=self.causal_lm(dtype),
-            ref_model=self.reference(dtype) if kept else None,
-            args=settings,
-            train_dataset=self.train.dataset(),
-            eval_dataset=self.heldout_data(),
-            processing_class=self.tokenizer,
-            **options(self.adapter, self.seed, "CAUSAL_LM"),
+            **self.policy_and_data(dtype), ref_model=self.reference(dtype) if kept else None, args=settings
         )
 
     def unit(self) -> str:

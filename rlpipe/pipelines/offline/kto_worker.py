@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rlpipe.pipelines.offline.adapted import options
 from rlpipe.pipelines.offline.dpo_worker import HELDOUT, LOGPROBS, REWARDS
 from rlpipe.pipelines.offline.preference_judging import judging, logprob_sums, of_judged
 from rlpipe.pipelines.offline.reference import ready_made
@@ -45,13 +44,7 @@ class KtoJob(TrlJob):
         )
         trainer = ready_made(whole_batches(KTOTrainer), ("ref_logps", "ref_KL_logps"), alive)
         return _judging_responses(trainer)(
-            model=self.causal_lm(dtype),
-            ref_model=self.reference(dtype) if kept else None,
-            args=settings,
-            train_dataset=self.train.dataset(),
-            eval_dataset=self.heldout_data(),
-            processing_class=self.tokenizer,
-            **options(self.adapter, self.seed, "CAUSAL_LM"),
+            **self.policy_and_data(dtype), ref_model=self.reference(dtype) if kept else None, args=settings
         )
 
     def unit(self) -> str:

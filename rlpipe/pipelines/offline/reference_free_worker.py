@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rlpipe.pipelines.offline.adapted import options
 from rlpipe.pipelines.offline.dpo_worker import HELDOUT, LOGPROBS, REWARDS
 from rlpipe.pipelines.offline.preference_judging import judging, of_pairs
 from rlpipe.pipelines.offline.trl_worker import TrlJob, whole_batches
@@ -34,14 +33,7 @@ class _PairJob(TrlJob):
         return "pairs"
 
     def _trainer(self, kind: "type[Trainer]", settings: "TrainingArguments", dtype: "torch.dtype") -> "Trainer":
-        return _judging_pairs(whole_batches(kind))(
-            model=self.causal_lm(dtype),
-            args=settings,
-            train_dataset=self.train.dataset(),
-            eval_dataset=self.heldout_data(),
-            processing_class=self.tokenizer,
-            **options(self.adapter, self.seed, "CAUSAL_LM"),
-        )
+        return _judging_pairs(whole_batches(kind))(args=settings, **self.policy_and_data(dtype))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

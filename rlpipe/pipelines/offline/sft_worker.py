@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rlpipe.pipelines.offline.adapted import options
 from rlpipe.pipelines.offline.trl_worker import TrlJob, whole_batches
 from rlpipe.recipe.training import SftTraining
 
@@ -37,14 +36,7 @@ class SftJob(TrlJob):
             dataset_kwargs={"skip_prepare_dataset": not packing},
             **common,
         )
-        return whole_batches(SFTTrainer)(
-            model=self.causal_lm(dtype),
-            args=settings,
-            train_dataset=self.train.dataset(),
-            eval_dataset=self.heldout_data(),
-            processing_class=self.tokenizer,
-            **options(self.adapter, self.seed, "CAUSAL_LM"),
-        )
+        return whole_batches(SFTTrainer)(args=settings, **self.policy_and_data(dtype))
 
     def unit(self) -> str:
         return f"packed sequences of {self.max_length} tokens" if self.training.packing else "records"

@@ -61,6 +61,16 @@ class TrlJob(ABC):
         """The language model to train."""
         return adapted.ready(load_causal_lm(self.model, self.model_path, dtype), self.adapter)
 
+    def policy_and_data(self, dtype: "torch.dtype") -> dict[str, Any]:
+        """What every trainer of a language model is given beside its settings."""
+        return {
+            "model": self.causal_lm(dtype),
+            "train_dataset": self.train.dataset(),
+            "eval_dataset": self.heldout_data(),
+            "processing_class": self.tokenizer,
+            **adapted.options(self.adapter, self.seed, "CAUSAL_LM"),
+        }
+
     def reference(self, dtype: "torch.dtype") -> "PreTrainedModel | None":
         """The model that the policy is compared with; with an adapter of PEFT it is the policy, its adapter off."""
         if adapted.can_be_switched_off(self.adapter):
