@@ -17,3 +17,15 @@ def ray_cluster():
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pair(ray_cluster):
+    """Two processes for the ranks of a role."""
+    import ray
+    from rank_pair import Pair
+
+    pair = Pair()
+    yield pair
+    for worker in pair.workers:
+        ray.kill(worker)

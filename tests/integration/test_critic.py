@@ -4,15 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-import ray
 import tiny_models
 import torch
-from test_policy import OPTIMIZER, STAGES, _import_path, random_batch
+from test_policy import OPTIMIZER, STAGES, random_batch
 from transformers import AutoModelForSequenceClassification
 
 from rlpipe.models.classifier import load_classifier
 from rlpipe.recipe.model import PretrainedModel
-from rlpipe.runtime.local import free_port
 from rlpipe.training.critic import Critic, CriticSpec
 from rlpipe.training.distributed import Rank
 from rlpipe.training.metrics import merge
@@ -185,38 +183,11 @@ def test_a_new_process_goes_on_bit_equal(folder, tmp_path):
     assert np.array_equal(values_of(second, random_batch(5)), expected[1])
 
 
-class Worker:
-    """One process that is a rank of one critic after the other."""
-
-    def build(self, spec: CriticSpec, rank: Rank) -> None:
-        torch.set_num_threads(1)
-        self.critic = Critic(spec, rank)
-
-    def call(self, method: str, *args):
-        return getattr(self.critic, method)(*args)
-
-
-@pytest.fixture(scope="module")
-def pair(ray_cluster):
-    """Two processes, and the port where they meet."""
-    options = {"num_cpus": 0.5, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1", "PYTHONPATH": _import_path()}}}
-    workers = [ray.remote(Worker).options(**options).remote() for _ in range(2)]
-    yield workers, free_port()
-    for worker in workers:
-        ray.kill(worker)
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_ranks_train_as_one_does(folder, alone, pair, stage):
-    workers, port = pair
-
-    def call(method, arguments):
-        return ray.get([w.call.remote(method, a) for w, a in zip(workers, arguments, strict=True)], timeout=300)
-
-    ranks = [Rank(i, 2, 0, "127.0.0.1", port) for i in range(2)]
-    ray.get([w.build.remote(spec(folder, stage), r) for w, r in zip(workers, ranks, strict=True)], timeout=300)
+    pair.build(Critic, spec(folder, stage))
     assert any(() in shard.micro_batches for seed in range(3) for shard in shards(seed, 2))
-    metrics = [merge(call("update", shards(seed, 2))) for seed in range(3)]
+    metrics = [merge(pair.call("update", shards(seed, 2))) for seed in range(3)]
     batch = random_batch(5)
     plan = plan_micro_batches(batch.lengths_B, range(9), 2, 64)
-    assert_same_run(metrics, collect(batch, plan, call("values", make_shards(batch, plan))), alone)
+    assert_same_run(metrics, collect(batch, plan, pair.call("values", make_shards(batch, plan))), alone)

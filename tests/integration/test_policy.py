@@ -1,14 +1,12 @@
 """The policy under real DeepSpeed: ZeRO stages and ranks, weights out, saving, going on."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import tiny_models
 import torch
 from online_algorithms import MAX_NEW_TOKENS, weights_of_flat
@@ -83,49 +81,6 @@ def spec(folder: str, zero_stage: int = 0, algorithm: str = "grpo", **settings) 
     )
 
 
-class Worker:
-    """One process that is a rank of one policy after the other."""
-
-    def build(self, spec: PolicySpec, rank: Rank) -> None:
-        torch.set_num_threads(1)
-        self.policy = Policy(spec, rank)
-
-    def call(self, method: str, *args):
-        return getattr(self.policy, method)(*args)
-
-
-class Pair:
-    """Two ranks in Ray actors."""
-
-    def __init__(self) -> None:
-        # The workers unpickle `Worker` by importing this file.
-        options = {"num_cpus": 0.5, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1", "PYTHONPATH": _import_path()}}}
-        self.workers = [ray.remote(Worker).options(**options).remote() for _ in range(2)]
-        self.port = free_port()
-
-    def build(self, spec: PolicySpec) -> "Pair":
-        ranks = [Rank(i, 2, 0, "127.0.0.1", self.port) for i in range(2)]
-        ray.get([w.build.remote(spec, r) for w, r in zip(self.workers, ranks, strict=True)], timeout=300)
-        return self
-
-    def call(self, method: str, *arguments: list):
-        """Each argument is a list with one value per rank."""
-        per_rank = zip(*arguments, strict=True) if arguments else [(), ()]
-        return ray.get([w.call.remote(method, *a) for w, a in zip(self.workers, per_rank, strict=True)], timeout=300)
-
-
-def _import_path() -> str:
-    return os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent), *sys.path])
-
-
-@pytest.fixture(scope="module")
-def pair(ray_cluster):
-    pair = Pair()
-    yield pair
-    for worker in pair.workers:
-        ray.kill(worker)
-
-
 def shards(seed: int, ranks: int):
     # Nine sequences: with two ranks, one has a micro-batch more than the other, which gets an empty one.
     batch = random_batch(seed)
@@ -159,7 +114,7 @@ def assert_same_run(metrics, weights, alone, tolerance=2e-6):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_ranks_train_as_one_does(folder, alone, pair, stage, tmp_path):
-    pair.build(spec(folder, stage))
+    pair.build(Policy, spec(folder, stage))
     assert any(() in shard.micro_batches for seed in range(3) for shard in shards(seed, 2))
     metrics = [merge(pair.call("update", shards(seed, 2))) for seed in range(3)]
     first, second = pair.call("export")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_models
 from peft import AutoPeftModelForCausalLM
-from test_policy import STAGES, TEMPERATURE, assert_same_run, pair, shards, spec, train_alone, weights_of
+from test_policy import STAGES, TEMPERATURE, assert_same_run, shards, spec, train_alone, weights_of
 
 from rlpipe.recipe.adapter import LoraAdapter
 from rlpipe.recipe.model import PretrainedModel
@@ -16,7 +16,6 @@ from rlpipe.training.policy import Policy
 from rlpipe.training.reference import Reference, ReferenceSpec
 
 pytestmark = pytest.mark.integration
-__all__ = ["pair"]
 
 LORA = LoraAdapter(kind="lora", r=4, lora_alpha=16)
 SEQUENCES = [np.arange(6, 30, dtype=np.int32), np.arange(40, 50, dtype=np.int32)]
@@ -36,7 +35,7 @@ def alone(folder):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_ranks_train_as_one_does(folder, alone, pair, stage, tmp_path):
-    pair.build(spec(folder, stage, adapter=LORA))
+    pair.build(Policy, spec(folder, stage, adapter=LORA))
     metrics = [merge(pair.call("update", shards(seed, 2))) for seed in range(3)]
     first, second = pair.call("export")
     assert second is None and first.kind == "adapter"

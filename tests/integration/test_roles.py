@@ -5,13 +5,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-import ray
 import tiny_models
 import torch
 from test_policy import (
     STAGES,
     TEMPERATURE,
-    _import_path,
     assert_same_run,
     random_batch,
     shards,
@@ -23,7 +21,6 @@ from test_policy import (
 from rlpipe.models.classifier import load_classifier
 from rlpipe.models.load import load_causal_lm
 from rlpipe.recipe.model import PretrainedModel
-from rlpipe.runtime.local import free_port
 from rlpipe.training.distributed import Rank
 from rlpipe.training.metrics import merge
 from rlpipe.training.microbatch import collect, make_shards, plan_micro_batches
@@ -55,43 +52,6 @@ def alone(folder):
     """Metrics and weights of three steps of one rank at stage 0."""
     policy = Policy(spec(folder), Rank())
     return train_alone(policy), weights_of(policy.export())
-
-
-class Worker:
-    """One process that is a rank of one role after the other."""
-
-    def build(self, role: type, spec: object, rank: Rank) -> None:
-        torch.set_num_threads(1)
-        self.role = role(spec, rank)
-
-    def call(self, method: str, *args):
-        return getattr(self.role, method)(*args)
-
-
-class Pair:
-    """Two ranks in Ray actors."""
-
-    def __init__(self) -> None:
-        options = {"num_cpus": 0.5, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1", "PYTHONPATH": _import_path()}}}
-        self.workers = [ray.remote(Worker).options(**options).remote() for _ in range(2)]
-        self.port = free_port()
-
-    def build(self, role: type, spec: object) -> None:
-        ranks = [Rank(i, 2, 0, "127.0.0.1", self.port) for i in range(2)]
-        ray.get([w.build.remote(role, spec, r) for w, r in zip(self.workers, ranks, strict=True)], timeout=300)
-
-    def call(self, method: str, *arguments: list):
-        """Each argument is a list with one value per rank."""
-        per_rank = zip(*arguments, strict=True) if arguments else [(), ()]
-        return ray.get([w.call.remote(method, *a) for w, a in zip(self.workers, per_rank, strict=True)], timeout=300)
-
-
-@pytest.fixture(scope="module")
-def pair(ray_cluster):
-    pair = Pair()
-    yield pair
-    for worker in pair.workers:
-        ray.kill(worker)
 
 
 @pytest.fixture(scope="module")
