@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from rlpipe.models import virtual_tokens
 from rlpipe.models.load import ModelError
 from rlpipe.models.quiet import quiet_libraries
 from rlpipe.recipe.adapter import Ia3Adapter, LoraFaAdapter, PeftAdapter, VeraAdapter
+from rlpipe.recipe.prompt_adapter import VirtualTokens
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -32,15 +34,17 @@ def adapt(model: "PreTrainedModel", adapter: PeftAdapter, seed: int) -> "PeftMod
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with naming_the_targets():
-            adapted = get_peft_model(model, peft_config(adapter, "CAUSAL_LM", seed))
+            adapted = get_peft_model(model, peft_config(adapter, "CAUSAL_LM", seed, model.name_or_path))
     freeze(adapted, adapter)
     return adapted
 
 
-def peft_config(adapter: PeftAdapter, task_type: Literal["CAUSAL_LM", "SEQ_CLS"], seed: int) -> "PeftConfig":
-    """The adapter as PEFT describes it."""
+def peft_config(adapter: PeftAdapter, task_type: Literal["CAUSAL_LM", "SEQ_CLS"], seed: int, base: str) -> "PeftConfig":
+    """The adapter as PEFT describes it. `base` is the folder or hub id of the model it goes onto."""
     import peft
 
+    if isinstance(adapter, VirtualTokens):
+        return virtual_tokens.virtual_config(adapter, base)
     settings = adapter.model_dump(exclude={"kind", "loraplus_lr_ratio"})
     match adapter:
         case VeraAdapter():
@@ -88,6 +92,10 @@ def switched_off(model: "PeftModel") -> Iterator[None]:
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    if virtual_tokens.are_learned_in(model):
+        with virtual_tokens.left_out(model):
+            yield
+        return
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:
         layer._disable_adapters = True

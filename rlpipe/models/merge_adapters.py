@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING")
+UNMERGEABLE = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING")
 """PEFT's kinds that change no weights."""
 ONLY_ONE = ("use_dora", "lora_bias", "modules_to_save", "target_parameters", "trainable_token_indices")
 """Settings of a LoRA whose change of weights does not add up with others'."""
@@ -26,7 +26,7 @@ def merge_adapter(base: Path, adapter: Path, out: Path) -> None:
     """Writes the base model with what the adapter adds, as PEFT merges its kind; summed in float32 and rounded once to
     the base model's precision. Raises `ModelError` for kinds that cannot be merged, and for what does not fit."""
     kind = adapter_settings(adapter)["peft_type"]
-    if kind in PROMPTS:
+    if kind in UNMERGEABLE:
         raise ModelError(
             f"{adapter} ({kind}) adds prompts and changes no weights, so that nothing can be merged; use it with "
             f"transformers and PEFT: `rlpipe chat {base} --adapter {adapter}`"

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from peft import PeftModel
 from transformers import AutoTokenizer, GenerationConfig, TextStreamer
 
 from rlpipe.data.chat import Message, render
+from rlpipe.models import virtual_tokens
 from rlpipe.models.folders import is_adapter
 from rlpipe.models.load import ModelError, load_causal_lm, resolve_dtype
 from rlpipe.models.trained_adapters import put_on, recorded_base
@@ -59,7 +61,8 @@ class Chat:
 
     @torch.inference_mode()
     def _generate(self, ids: list[int], write: Write) -> str:
-        room = self._model.config.get_text_config().max_position_embeddings - len(ids)
+        taken = virtual_tokens.number_in(self._model) if isinstance(self._model, PeftModel) else 0
+        room = self._model.config.get_text_config().max_position_embeddings - taken - len(ids)
         if room < 1:
             raise ModelError(f"{len(ids)} tokens leave no room in the model's context; {FORGET} begins again")
         tokens = torch.tensor([ids], device=self._model.device)

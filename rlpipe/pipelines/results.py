@@ -4,20 +4,20 @@ from pathlib import Path
 
 from rlpipe.models.folders import adapter_settings, is_adapter, is_model
 from rlpipe.models.load import ModelError, local_folder
+from rlpipe.models.merge_adapters import UNMERGEABLE
 from rlpipe.pipelines.stage import FINAL_ADAPTER, FINAL_MODEL
 from rlpipe.recipe.model import PretrainedModel
 from rlpipe.runtime.machine import command
 
 
 def find(named: str, adapter: bool = False) -> Path:
-    """The folder of a model or an adapter. A run directory stands for its trained model, or with `adapter` for its
-    trained adapter. Raises `ModelError` for anything else, saying what is there."""
+    """The folder of a model or an adapter. A run directory stands for its trained model, or with `adapter` or where the
+    adapter is all it made, for its trained adapter. Raises `ModelError` for anything else, saying what is there."""
     folder = Path(named).expanduser()
-    if is_adapter(folder) or is_model(folder):
-        return folder
-    part = folder / (FINAL_ADAPTER if adapter else FINAL_MODEL)
-    if is_adapter(part) or is_model(part):
-        return part
+    parts = [folder, *(folder / part for part in ([] if adapter else [FINAL_MODEL]) + [FINAL_ADAPTER])]
+    found = next((part for part in parts if is_adapter(part) or is_model(part)), None)
+    if found is not None:
+        return found
     if folder.is_dir():
         raise ModelError(f"{named} holds neither a model nor {_what(adapter)}{_instead(folder)}")
     if folder.is_absolute() or named.count("/") != 1 or named.startswith((".", "~")):
@@ -36,6 +36,8 @@ def find_adapter(named: str) -> Path:
 def find_model(named: str) -> Path:
     """As `find`, for what has to be a whole model."""
     folder = find(named)
+    if is_adapter(folder):
+        raise ModelError(f"{named} is not a whole model: {folder} is an adapter")
     if not is_model(folder):
         raise ModelError(f"{named} is not a whole model: {folder} has no config.json")
     return folder
@@ -66,6 +68,8 @@ def served_by(folder: Path) -> str:
         return f"{vllm} serve {folder}"
     settings = adapter_settings(folder)
     unserved = [key for key in ("use_dora", "modules_to_save") if settings.get(key)]
+    if settings["peft_type"] in UNMERGEABLE:
+        return f"(vLLM does not serve it; {command('rlpipe')} chat {folder})"
     if settings["peft_type"] != "LORA" or unserved:
         kind = unserved[0] if unserved else settings["peft_type"]
         return f"(vLLM does not serve adapters with {kind}; without --adapter-only the merged model is written)"
@@ -84,5 +88,6 @@ def _what(adapter: bool) -> str:
 
 
 def _instead(folder: Path) -> str:
-    stages = [str(path.parent) for path in sorted(folder.glob(f"stages/*/{FINAL_MODEL}"))]
+    made = (path for part in (FINAL_MODEL, FINAL_ADAPTER) for path in folder.glob(f"stages/*/{part}"))
+    stages = sorted({str(path.parent) for path in made})
     return f"; its stages do: {', '.join(stages)}" if stages else ""

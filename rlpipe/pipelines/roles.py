@@ -1,6 +1,7 @@
 """The roles of a stage, as a runtime starts them."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlpipe.models.load import ModelError, load_tokenizer, materialise
@@ -25,8 +26,9 @@ POLICY = "policy"
 """The name of the trained model: of its training role and of what the engines serve."""
 
 
-def engines(stage: Stage, model_path: str) -> RoleSpec:
-    """Rollout engines that serve the model at `model_path` as version 0, or wait for an adapter on it."""
+def engines(stage: Stage, model_path: str, adapter: Path | None = None) -> RoleSpec:
+    """Rollout engines that serve the model at `model_path` as version 0, or wait for an adapter on it. The `adapter` of
+    a folder is served with it, and stays as it is."""
     rollout, model = stage.recipe.rollout, stage.recipe.model
     hub = isinstance(model, PretrainedModel) and model_path == model.path
     spec = EngineSpec(
@@ -41,6 +43,7 @@ def engines(stage: Stage, model_path: str) -> RoleSpec:
         gpu_memory_utilization=rollout.gpu_memory_utilization,
         seed=stage.recipe.seed,
         lora_rank=_served_rank(stage),
+        adapter=str(adapter) if adapter else None,
         revision=model.revision if hub else None,
         trust_remote_code=model.trust_remote_code if hub else False,
     )

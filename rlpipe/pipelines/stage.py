@@ -11,6 +11,7 @@ from rlpipe.data.source import Records, Source, load_judged, load_preferences, l
 from rlpipe.data.storage import Storage
 from rlpipe.models.load import context_length, load_tokenizer, materialise, resolve_dtype
 from rlpipe.observe.events import EventLog
+from rlpipe.recipe.adapter import is_the_result, virtual_tokens
 from rlpipe.recipe.preference import KtoRecipe, PreferenceRecipe
 from rlpipe.recipe.tasks import RewardModelRecipe, SftRecipe, StageRecipe
 from rlpipe.runtime.roles import Runtime
@@ -22,7 +23,7 @@ FINAL_MODEL = "model"
 """Folder of a stage's result in its directory: Hugging Face weights, configuration and tokenizer."""
 
 FINAL_ADAPTER = "adapter"
-"""Folder of the adapter that was trained, for PEFT; what it was merged into is the result beside it."""
+"""Folder of the adapter that was trained, for PEFT; what it was merged into, if it can be, is the result beside it."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Stage:
 
     @cached_property
     def model_length(self) -> int:
-        """Longest sequence of the model, in tokens."""
-        return context_length(self.recipe.model, self.model_path)
+        """Longest sequence of the model in tokens, virtual ones of its adapter left out."""
+        return context_length(self.recipe.model, self.model_path) - virtual_tokens(self.recipe.adapter)
 
     @cached_property
     def sources(self) -> list[Source]:
@@ -87,7 +88,13 @@ class Stage:
 
     @property
     def result(self) -> Path:
+        """Where the model goes that the stage makes."""
         return self.directory / FINAL_MODEL
+
+    @property
+    def kept_adapter(self) -> Path | None:
+        """Where the adapter goes that is the result in place of a model, if it cannot be merged into one."""
+        return self.directory / FINAL_ADAPTER if is_the_result(self.recipe.adapter) else None
 
 
 def trainable(trained: int, everything: int) -> str:

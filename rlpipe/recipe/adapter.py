@@ -1,10 +1,14 @@
 """What is trained in place of a model's own weights. Keys are PEFT's."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rlpipe.recipe.base import Strict
+from rlpipe.recipe.prompt_adapter import PrefixTuningAdapter, PromptTuningAdapter, VirtualTokens
+from rlpipe.recipe.rewards import RewardMix
+from rlpipe.recipe.rollout import Rollout
+from rlpipe.recipe.training import OfflineTraining, SftTraining
 
 Targets = Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
@@ -13,6 +17,7 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 class _LoraMatrices(Strict):
     """What the kinds made of two low-rank matrices have in common."""
 
+    mergeable: ClassVar[bool] = True
     kind: str
     """Which of them."""
     r: PositiveInt = 16
@@ -68,6 +73,7 @@ class VeraAdapter(Strict):
     target_modules: Targets = "all-linear"
     """Names of the modules that get one, such as `q_proj`; `all-linear` is every linear layer but the output head."""
     served_by_vllm: ClassVar[bool] = False
+    mergeable: ClassVar[bool] = True
 
 
 class Ia3Adapter(Strict):
@@ -80,6 +86,7 @@ class Ia3Adapter(Strict):
     feedforward_modules: list[str] = ["down_proj"]
     """Those of them whose inputs are scaled; of the others it is the outputs."""
     served_by_vllm: ClassVar[bool] = False
+    mergeable: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _are_targets(self) -> "Ia3Adapter":
@@ -94,28 +101,72 @@ class BitFitAdapter(Strict):
 
     kind: Literal["bitfit"]
     """Train biases alone; the model must have some."""
+    mergeable: ClassVar[bool] = True
 
 
-PeftAdapter = LoraAdapter | LoraFaAdapter | VeraAdapter | Ia3Adapter
+PeftAdapter = LoraAdapter | LoraFaAdapter | VeraAdapter | Ia3Adapter | PromptTuningAdapter | PrefixTuningAdapter
 """Those that PEFT puts beside the weights, and that can be switched off."""
-Adapter = Annotated[PeftAdapter | BitFitAdapter, Field(discriminator="kind")]
+AnyAdapter = PeftAdapter | BitFitAdapter
+Adapter = Annotated[AnyAdapter, Field(discriminator="kind")]
+UNMERGEABLE = tuple(
+    kind for one in get_args(AnyAdapter) if not one.mergeable for kind in get_args(one.model_fields["kind"].annotation)
+)
+"""Kinds that do not become part of the weights: the result of a stage is then the adapter, and no model."""
 
 
-def changes_the_base(adapter: "PeftAdapter | BitFitAdapter | None") -> bool:
+def is_the_result(adapter: AnyAdapter | None) -> bool:
+    """Whether what a stage leaves is an adapter, and no model."""
+    return adapter is not None and not adapter.mergeable
+
+
+def virtual_tokens(adapter: AnyAdapter | None) -> int:
+    """Places of the model's context that the adapter takes."""
+    return adapter.num_virtual_tokens if isinstance(adapter, VirtualTokens) else 0
+
+
+def changes_the_base(adapter: AnyAdapter | None) -> bool:
     """Whether what is left with the adapter off is another model than before."""
     return isinstance(adapter, LoraAdapter) and adapter.init_lora_weights == "pissa"
 
 
-def check_zero_stage(adapter: "PeftAdapter | BitFitAdapter | None", zero_stage: int) -> None:
-    """Raises ValueError for an adapter that cannot be made of a split model."""
-    if changes_the_base(adapter) and zero_stage == 3:
+def check_offline(adapter: AnyAdapter | None, training: OfflineTraining) -> None:
+    """Raises ValueError for an adapter that a trainer of TRL cannot train so."""
+    if changes_the_base(adapter) and training.zero_stage == 3:
         raise ValueError(
             "adapter.init_lora_weights=pissa takes weights apart, which train.zero_stage=3 has split over the ranks; "
             "set train.zero_stage to 2 or less, or leave init_lora_weights out"
         )
+    if isinstance(adapter, VirtualTokens) and isinstance(training, SftTraining) and training.packing:
+        raise ValueError(
+            f"train.packing=true puts several records into one sequence, before which adapter.kind={adapter.kind} puts "
+            "its virtual tokens once; set train.packing=false, or take adapter.kind=lora"
+        )
+    if isinstance(adapter, PrefixTuningAdapter) and training.gradient_checkpointing:
+        raise ValueError(
+            "train.gradient_checkpointing=true computes layers again without the keys and values of "
+            "adapter.kind=prefix_tuning; set it to false, or take adapter.kind=prompt_tuning or lora"
+        )
 
 
-def check_reference(adapter: "PeftAdapter | BitFitAdapter | None") -> None:
+def check_evaluated(adapter: AnyAdapter | None, rewards: RewardMix | None, rollout: Rollout) -> None:
+    """Raises ValueError if held-out prompts are to be answered by an engine that cannot hold the adapter."""
+    if is_the_result(adapter) and rewards is not None and rollout.engine == "vllm":
+        raise ValueError(
+            f"adapter.kind={adapter.kind} cannot be merged into weights, and vLLM cannot serve it: set "
+            "rollout.engine=transformers, or leave out rewards, without which no held-out prompts are answered"
+        )
+
+
+def check_whole(adapter: AnyAdapter | None) -> None:
+    """Raises ValueError for an adapter whose stage leaves no model, where others load one."""
+    if is_the_result(adapter):
+        raise ValueError(
+            f"adapter.kind={adapter.kind} cannot be merged into weights, and rewards load a reward model whole; take "
+            "adapter.kind=lora, or another kind that merges"
+        )
+
+
+def check_reference(adapter: AnyAdapter | None) -> None:
     """Raises ValueError for an adapter without which the model is not the reference any more."""
     if changes_the_base(adapter):
         raise ValueError(
@@ -125,10 +176,15 @@ def check_reference(adapter: "PeftAdapter | BitFitAdapter | None") -> None:
         )
 
 
-def check_online(adapter: "PeftAdapter | BitFitAdapter", published: Literal["served", "merged"]) -> None:
+def check_online(adapter: AnyAdapter, published: Literal["served", "merged"]) -> None:
     """Raises ValueError for an adapter that RL cannot train, or that cannot reach the engines as `published` says."""
     if isinstance(adapter, BitFitAdapter):
         raise ValueError("adapter.kind=bitfit is for the offline tasks; take adapter.kind=lora in RL")
+    if is_the_result(adapter):
+        raise ValueError(
+            f"adapter.kind={adapter.kind} is for the offline tasks: it cannot be merged into weights, and vLLM cannot "
+            "serve it; take adapter.kind=lora in RL"
+        )
     check_reference(adapter)
     dropouts = [key for key in ("lora_dropout", "vera_dropout") if getattr(adapter, key, 0)]
     if dropouts:

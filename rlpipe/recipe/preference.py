@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from rlpipe.recipe.adapter import Adapter, check_reference, check_zero_stage
+from rlpipe.recipe.adapter import Adapter, check_evaluated, check_offline, check_reference
 from rlpipe.recipe.base import FolderName, Strict
 from rlpipe.recipe.data import PreferenceData
 from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
@@ -48,8 +48,9 @@ class PreferenceRecipe(Strict):
     """Where metrics go besides the run directory."""
 
     @model_validator(mode="after")
-    def _adapter_can_be_split(self) -> "PreferenceRecipe":
-        check_zero_stage(self.adapter, self.train.zero_stage)
+    def _adapter_fits(self) -> "PreferenceRecipe":
+        check_offline(self.adapter, self.train)
+        check_evaluated(self.adapter, self.rewards, self.rollout)
         return self
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
+from rlpipe.recipe.adapter import UNMERGEABLE
 from rlpipe.recipe.base import Strict
 from rlpipe.recipe.errors import Problem, choices, dotted
 from rlpipe.recipe.tree import Node
@@ -27,7 +28,21 @@ def check(root: Node) -> list[Problem]:
         if is_reference(node.value):
             earlier = order[: order.index(path[1])] if path[0] == "stages" and order else []
             problems += _check_one(dotted(path), node, earlier, order)
+            problems += _check_made(dotted(path), node, root)
     return problems
+
+
+def _check_made(key: str, node: Node, root: Node) -> list[Problem]:
+    """That the stage makes a model."""
+    match = _STAGE_MODEL.match(node.value)
+    kind = root.nearest(("stages", match[1], "adapter", "kind")).value if match else None
+    if kind not in UNMERGEABLE:
+        return []
+    why = (
+        f"stage `{match[1]}` has adapter.kind={kind}, which cannot be merged into weights and leaves only an "
+        "adapter; take a kind there that merges, such as lora"
+    )
+    return [Problem(node.place, key, f"`{node.value}` refers to no model: {why}")]
 
 
 def _check_one(key: str, node: Node, earlier: list[str], order: list[str]) -> list[Problem]:

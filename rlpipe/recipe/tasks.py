@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlpipe.recipe.adapter import Adapter, check_online, check_zero_stage
+from rlpipe.recipe.adapter import Adapter, check_evaluated, check_offline, check_online, check_whole
 from rlpipe.recipe.algorithm import Algorithm, Schedule
 from rlpipe.recipe.algorithm.checks import check
 from rlpipe.recipe.base import FolderName, Strict
@@ -50,8 +50,9 @@ class SftRecipe(Strict):
     """Where metrics go besides the run directory."""
 
     @model_validator(mode="after")
-    def _adapter_can_be_split(self) -> "SftRecipe":
-        check_zero_stage(self.adapter, self.train.zero_stage)
+    def _adapter_fits(self) -> "SftRecipe":
+        check_offline(self.adapter, self.train)
+        check_evaluated(self.adapter, self.rewards, self.rollout)
         return self
 
     @model_validator(mode="after")
@@ -100,8 +101,9 @@ class RewardModelRecipe(Strict):
     """Where metrics go besides the run directory."""
 
     @model_validator(mode="after")
-    def _adapter_can_be_split(self) -> "RewardModelRecipe":
-        check_zero_stage(self.adapter, self.train.zero_stage)
+    def _adapter_fits(self) -> "RewardModelRecipe":
+        check_offline(self.adapter, self.train)
+        check_whole(self.adapter)
         return self
 
 

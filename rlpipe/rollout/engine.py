@@ -32,6 +32,8 @@ class EngineSpec:
     seed: int = 0
     lora_rank: int | None = None
     """Serve adapters up to this rank on `model`'s weights; the engine then starts without a version."""
+    adapter: str | None = None
+    """Folder of an adapter that stays beside `model`'s weights as it is, which only the transformers engine serves."""
     revision: str | None = None
     trust_remote_code: bool = False
 

@@ -63,7 +63,7 @@ class SlabLayer(CacheLayerMixin):
     def __init__(self, capacity: int) -> None:
         super().__init__()
         self._capacity = capacity
-        self._columns = 0
+        self._columns = self._ahead = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         rows, groups, _, size = key_states.shape
@@ -81,9 +81,16 @@ class SlabLayer(CacheLayerMixin):
         self.values[:, :, start : self._columns] = value_states
         return self.keys[:, :, : self._columns], self.values[:, :, : self._columns]
 
+    def begin_with(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Fill the first columns of an empty layer with what no token was read for; `capacity` does not count them."""
+        self._ahead = keys.shape[2]
+        self._capacity += self._ahead
+        self.update(keys, values)
+
     def take(self, rows: torch.Tensor, capacity: int) -> "SlabLayer":
         """A new layer whose row i is this one's row rows[i]."""
-        taken = SlabLayer(capacity)
+        taken = SlabLayer(capacity + self._ahead)
+        taken._ahead = self._ahead
         taken.update(self.keys[rows, :, : self._columns], self.values[rows, :, : self._columns])
         return taken
 

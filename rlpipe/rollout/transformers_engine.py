@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rlpipe.data.flow import GroupRequest, Tokens, Trajectory
 from rlpipe.models.load import resolve_dtype
+from rlpipe.rollout.beside import with_adapter
 from rlpipe.rollout.engine import EngineSpec, Health, Receipt
 from rlpipe.rollout.kv_cache import ATTENTION
 from rlpipe.rollout.merged_adapter import MergedAdapter
@@ -29,17 +30,19 @@ class TransformersEngine:
     def __init__(self, spec: EngineSpec) -> None:
         """Raises ValueError for a model whose attention this engine cannot reproduce."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             spec.model,
             dtype=resolve_dtype(spec.dtype),
             attn_implementation=ATTENTION,
             revision=spec.revision,
             trust_remote_code=spec.trust_remote_code,
         ).to(device)
-        self._model.requires_grad_(False).eval()
-        self._adapter = MergedAdapter(self._model) if spec.lora_rank else None
-        config = self._model.config
-        self._limits = Limits(spec.max_model_len or config.max_position_embeddings, config.vocab_size)
+        model.requires_grad_(False).eval()
+        self._model, taken = with_adapter(model, spec.model, spec.adapter) if spec.adapter else (model, 0)
+        self._adapter = MergedAdapter(model) if spec.lora_rank else None
+        config = model.config
+        longest = config.max_position_embeddings - taken
+        self._limits = Limits(min(spec.max_model_len or longest, longest), config.vocab_size)
         _check_attention(config, self._limits.max_model_len)
         self._max_num_seqs = spec.max_num_seqs
         self._eos_token_ids = spec.eos_token_ids

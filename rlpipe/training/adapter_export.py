@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rlpipe.models import adapters
+from rlpipe.models import adapters, virtual_tokens
 from rlpipe.models.folders import appearing
 from rlpipe.training.export import gathered, whole
 
@@ -26,6 +26,10 @@ def adapter_state(model: "PeftModel") -> dict[str, torch.Tensor]:
     """The adapter's tensors on the CPU, under the names of PEFT's files. Collective under ZeRO-3."""
     from peft import get_peft_model_state_dict
 
+    if virtual_tokens.are_learned_in(model):
+        with whole(list(model.prompt_encoder.parameters())):
+            learned = get_peft_model_state_dict(model, save_embedding_layers=False)
+        return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in learned.items()}
     prefix = model.base_model.prefix
     mine = [(name, parameter) for name, parameter in model.named_parameters() if prefix in name or _SAVED in name]
     state = {name: tensor.to("cpu", copy=True) for name, tensor in gathered(mine)}

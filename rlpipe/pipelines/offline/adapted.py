@@ -28,11 +28,13 @@ def ready(model: "PreTrainedModel", adapter: Adapter | None) -> "PreTrainedModel
     return model
 
 
-def options(adapter: Adapter | None, seed: int, task_type: Literal["CAUSAL_LM", "SEQ_CLS"]) -> dict[str, Any]:
-    """What a trainer of TRL is given besides."""
+def options(
+    adapter: Adapter | None, seed: int, task_type: Literal["CAUSAL_LM", "SEQ_CLS"], base: str
+) -> dict[str, Any]:
+    """What a trainer of TRL is given besides. `base` is the path of the model that the adapter goes onto."""
     from rlpipe.models.adapters import peft_config
 
-    return {"peft_config": peft_config(adapter, task_type, seed)} if can_be_switched_off(adapter) else {}
+    return {"peft_config": peft_config(adapter, task_type, seed, base)} if can_be_switched_off(adapter) else {}
 
 
 @contextmanager
@@ -74,17 +76,19 @@ def sizes(model: "torch.nn.Module") -> dict[str, float]:
 
 def save(
     model: "PeftModel",
+    adapter: Adapter,
     initial: "dict[str, torch.Tensor] | None",
     tokenizer_folder: str,
     merged_folder: Path,
     adapter_folder: Path,
     writer: bool,
 ) -> None:
-    """The merged model, and beside it the adapter. Collective."""
+    """The merged model, of an adapter that can be, and beside it the adapter. Collective."""
     from rlpipe.training.adapter_export import merged_parameters, save_adapter, save_changed
     from rlpipe.training.export import save_weights
 
-    save_weights(model.get_base_model(), merged_parameters(model), tokenizer_folder, merged_folder, writer)
+    if adapter.mergeable:
+        save_weights(model.get_base_model(), merged_parameters(model), tokenizer_folder, merged_folder, writer)
     if initial is None:
         save_adapter(model, adapter_folder, writer)
     else:

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlpipe.models.load import ModelError, context_length
 from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.ray_train import Launch, run_local, run_remote
 from rlpipe.pipelines.offline.trl_worker import TrlJob, train
 from rlpipe.pipelines.stage import FINAL_ADAPTER
+from rlpipe.recipe.adapter import virtual_tokens
 from rlpipe.recipe.tasks import OfflineRecipe
 
 if TYPE_CHECKING:
@@ -29,6 +31,16 @@ def fields(
     }
 
 
+def longest_sequence(recipe: OfflineRecipe, model_path: str) -> int:
+    """How many tokens of a record the model reads. Raises `ModelError` if virtual tokens leave no place for any."""
+    context, virtual = context_length(recipe.model, model_path), virtual_tokens(recipe.adapter)
+    if virtual >= context:
+        raise ModelError(
+            f"adapter.num_virtual_tokens={virtual} fills the context of {context} tokens of {model_path}; lower it"
+        )
+    return min(recipe.train.max_length, context - virtual)
+
+
 def launch(name: str, recipe: OfflineRecipe, job: TrlJob, debug: bool, report: Report) -> None:
     """Train in this process (`debug`) or as ranks on the cluster. `name` is for people.
 
@@ -37,8 +49,8 @@ def launch(name: str, recipe: OfflineRecipe, job: TrlJob, debug: bool, report: R
     training = recipe.train
     what = Launch(name, training.ranks, training.resources, training.threads, recipe.deadlines)
     (run_local if debug else run_remote)(train, job, what, report)
-    if not (Path(job.output_dir) / "config.json").exists():
+    if not job.result.exists():
         raise FileNotFoundError(
-            f"Rank 0 wrote the model to {job.output_dir} on its own node, and this node does not see it. Put the run "
-            "directory on storage that all nodes share."
+            f"Rank 0 wrote the result to {job.result.parent} on its own node, and this node does not see it. Put the "
+            "run directory on storage that all nodes share."
         )

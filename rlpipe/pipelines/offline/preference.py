@@ -10,10 +10,10 @@ import numpy as np
 
 from rlpipe.data.responses import Judged, ResponsePair, encode_judged, encode_response_pairs
 from rlpipe.data.source import Records
-from rlpipe.models.load import context_length, load_tokenizer
+from rlpipe.models.load import load_tokenizer
 from rlpipe.pipelines.offline.dpo_worker import DpoJob
 from rlpipe.pipelines.offline.kto_worker import KtoJob
-from rlpipe.pipelines.offline.launch import fields, launch
+from rlpipe.pipelines.offline.launch import fields, launch, longest_sequence
 from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.reference_free_worker import CpoJob, OrpoJob
 from rlpipe.pipelines.offline.table import Table
@@ -42,7 +42,7 @@ def run_preference(
 def prepare(recipe: PreferenceRecipe, model_path: str, records: Records, output_dir: Path) -> TrlJob:
     """Everything the ranks need, checked."""
     tokenizer = load_tokenizer(recipe.model, model_path)
-    max_length = min(recipe.train.max_length, context_length(recipe.model, model_path))
+    max_length = longest_sequence(recipe, model_path)
     parts = (records.train, records.heldout)
     if isinstance(recipe, KtoRecipe):
         judged = [encode_judged(rows, records, tokenizer, max_length) for rows in parts]

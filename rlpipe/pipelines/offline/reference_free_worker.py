@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rlpipe.models.virtual_tokens import without_their_logits
 from rlpipe.pipelines.offline.dpo_worker import HELDOUT, LOGPROBS, REWARDS
 from rlpipe.pipelines.offline.preference_judging import judging, of_pairs
 from rlpipe.pipelines.offline.trl_worker import TrlJob, whole_batches
@@ -94,7 +95,8 @@ def _judging_pairs(trainer: "type[Trainer]") -> "type[Trainer]":
             return row
 
         def concatenated_forward(self, model: Any, batch: Any) -> Any:
-            found = super().concatenated_forward(model, batch)
+            with without_their_logits(self.model):
+                found = super().concatenated_forward(model, batch)
             if not self.model.training:
                 self.judge(self.beta * found[0].detach().float(), self.beta * found[1].detach().float())
             return found

@@ -10,8 +10,8 @@ import numpy as np
 from rlpipe.data.preferences import Pair, encode_pairs, length_baseline, prompt_numbers, truncated_left, within
 from rlpipe.data.records import Record
 from rlpipe.data.source import Records
-from rlpipe.models.load import context_length, load_tokenizer
-from rlpipe.pipelines.offline.launch import fields, launch
+from rlpipe.models.load import load_tokenizer
+from rlpipe.pipelines.offline.launch import fields, launch, longest_sequence
 from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.reward_model_worker import RewardModelJob
 from rlpipe.pipelines.offline.table import Table
@@ -41,7 +41,7 @@ def run_reward_model(
 def encode(recipe: RewardModelRecipe, model_path: str, records: Records) -> tuple[list[Pair], list[Pair]]:
     """(training, held-out) pairs as tokens, those that are too long cut or left out."""
     tokenizer = load_tokenizer(recipe.model, model_path)
-    longest = min(recipe.train.max_length, context_length(recipe.model, model_path))
+    longest = longest_sequence(recipe, model_path)
 
     def fitting(rows: list[Record]) -> list[Pair]:
         pairs = encode_pairs(rows, records, tokenizer)

@@ -56,7 +56,7 @@ class RewardModelJob(TrlJob):
             train_dataset=self.train.dataset(),
             eval_dataset=self.heldout_data(),
             processing_class=self.tokenizer,
-            **options(self.adapter, self.seed, "SEQ_CLS"),
+            **options(self.adapter, self.seed, "SEQ_CLS", self.model_path),
         )
 
     def unit(self) -> str:

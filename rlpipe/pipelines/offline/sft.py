@@ -9,8 +9,8 @@ from rlpipe.data.examples import Example, LossOn, encode, truncate
 from rlpipe.data.mixture import mixed
 from rlpipe.data.records import Format, Record
 from rlpipe.data.source import Records, Source
-from rlpipe.models.load import context_length, load_tokenizer
-from rlpipe.pipelines.offline.launch import fields, launch
+from rlpipe.models.load import load_tokenizer
+from rlpipe.pipelines.offline.launch import fields, launch, longest_sequence
 from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.sft_worker import SftJob
 from rlpipe.pipelines.offline.table import Table
@@ -36,7 +36,7 @@ def run_sft(
 def prepare(recipe: SftRecipe, model_path: str, sources: list[Source], output_dir: Path) -> SftJob:
     """Everything the ranks need, checked."""
     tokenizer = load_tokenizer(recipe.model, model_path)
-    max_length = min(recipe.train.max_length, context_length(recipe.model, model_path))
+    max_length = longest_sequence(recipe, model_path)
 
     def encoded(rows: list[Record], records: Records) -> list[Example]:
         loss_on = _loss_on(recipe, records)

@@ -19,6 +19,7 @@ from rlpipe.pipelines.stage import Stage, trainable
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.recipe.tasks import OfflineRecipe, PreferenceRecipe, RewardModelRecipe, SftRecipe
 from rlpipe.rollout.pool import EnginePool
+from rlpipe.runtime.roles import RoleSpec
 
 Answering = SftRecipe | PreferenceRecipe
 """Recipes whose model can be asked the held-out prompts."""
@@ -55,11 +56,18 @@ def _between_answers(stage: Stage, recipe: Answering, says: str, run: Callable[[
     """Train, with held-out prompts answered before and after where there are rewards."""
     told = _Told(stage.events)
     if recipe.rewards is not None:
-        _evaluate(stage, recipe, recipe.rewards, stage.model_path, step=0)
+        _evaluate(stage, recipe, recipe.rewards, roles.engines(stage, stage.model_path), step=0)
     with stage.events.phase("train", says=says):
         run(stage.result, stage.debug, told)
     if recipe.rewards is not None:
-        _evaluate(stage, recipe, recipe.rewards, str(stage.result), told.step)
+        _evaluate(stage, recipe, recipe.rewards, _trained(stage), told.step)
+
+
+def _trained(stage: Stage) -> RoleSpec:
+    """Engines on what the stage has made."""
+    if stage.kept_adapter is None:
+        return roles.engines(stage, str(stage.result))
+    return roles.engines(stage, stage.model_path, stage.kept_adapter)
 
 
 class _Told:
@@ -82,12 +90,12 @@ class _Told:
         self._events.metrics(step, values)
 
 
-def _evaluate(stage: Stage, recipe: Answering, mix: RewardMix, model_path: str, step: int) -> None:
-    """Held-out prompts to a fresh engine on these weights: nothing can be left of others."""
+def _evaluate(stage: Stage, recipe: Answering, mix: RewardMix, engines: RoleSpec, step: int) -> None:
+    """Held-out prompts to fresh engines: nothing can be left of other weights."""
     with ExitStack() as stack:
         stack.callback(stage.runtime.stop)
         with stage.events.phase("start", says=f"starting {recipe.rollout.engine} to answer held-out prompts"):
-            started = stage.runtime.start([*reward_models.specs(stage), roles.engines(stage, model_path)])
+            started = stage.runtime.start([*reward_models.specs(stage), engines])
             scoring = stack.enter_context(reward_models.scoring(stage, mix, started.handles))
             environment = stack.enter_context(environment_of(stage))
             heldout = stage.prompts[1] if isinstance(recipe, SftRecipe) else _distinct(stage.prompts[1])

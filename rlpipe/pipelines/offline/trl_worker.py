@@ -18,7 +18,7 @@ from rlpipe.pipelines.offline.table import Table
 from rlpipe.pipelines.offline.trl_arguments import arguments
 from rlpipe.pipelines.offline.trl_best import best_model
 from rlpipe.pipelines.offline.trl_reporter import FIRST, reporter
-from rlpipe.recipe.adapter import Adapter
+from rlpipe.recipe.adapter import Adapter, is_the_result
 from rlpipe.recipe.model import Model
 from rlpipe.recipe.training import OfflineTraining
 
@@ -50,7 +50,7 @@ class TrlJob(ABC):
     adapter: Adapter | None
     """What is trained in place of the model's own weights."""
     adapter_dir: str
-    """Where that goes, beside what it is merged into."""
+    """Where that goes, beside what it is merged into, if it can be."""
 
     @abstractmethod
     def trainer(self, common: dict[str, Any], dtype: "torch.dtype", alive: Callable[[str], None]) -> "Trainer":
@@ -68,7 +68,7 @@ class TrlJob(ABC):
             "train_dataset": self.train.dataset(),
             "eval_dataset": self.heldout_data(),
             "processing_class": self.tokenizer,
-            **adapted.options(self.adapter, self.seed, "CAUSAL_LM"),
+            **adapted.options(self.adapter, self.seed, "CAUSAL_LM", self.model_path),
         }
 
     def reference(self, dtype: "torch.dtype") -> "PreTrainedModel | None":
@@ -82,6 +82,13 @@ class TrlJob(ABC):
         parts = {FIRST: self.heldout} | self.others
         found = {name: table.dataset() for name, table in parts.items()}
         return found if self.others else found[FIRST]
+
+    @property
+    def result(self) -> Path:
+        """What tells that the result is there."""
+        if is_the_result(self.adapter):
+            return Path(self.adapter_dir) / "adapter_config.json"
+        return Path(self.output_dir) / "config.json"
 
     def unit(self) -> str:
         """What a batch counts."""
@@ -169,7 +176,8 @@ def _save(trainer: "Trainer", job: TrlJob, initial: "dict[str, torch.Tensor] | N
         model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
         model.config.use_cache = True  # the trainer turns it off; whoever generates with the result wants it
         if isinstance(model, PeftModel):
-            adapted.save(model, initial, folder, Path(job.output_dir), Path(job.adapter_dir), writer)
+            folders = (folder, Path(job.output_dir), Path(job.adapter_dir))
+            adapted.save(model, job.adapter, initial, *folders, writer)
         else:
             save_pretrained(model, folder, Path(job.output_dir), writer)
 
