@@ -1,0 +1,51 @@
+"""Prompt and prefix tuning in the offline tasks: the same split over ranks or not, the adapter as the only result."""
+
+import numpy as np
+import pytest
+from peft import PeftModel
+from test_offline_adapters import load, run, scores
+
+pytestmark = pytest.mark.integration
+
+KINDS = {
+    "prompt": {"kind": "prompt_tuning", "num_virtual_tokens": 4},
+    "prefix": {"kind": "prefix_tuning", "num_virtual_tokens": 4},
+    "projected": {"kind": "prefix_tuning", "num_virtual_tokens": 4, "prefix_projection": True},
+}
+TRAINED = {"prompt": 4 * 64, "prefix": 4 * 2 * 2 * 32, "projected": 4 * 32 + 32 * 33 + 33 * 2 * 2 * 32}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("prompt", {"gradient_checkpointing": True}), ("prefix", {}), ("projected", {})]
+)
+def test_stages_agree_and_only_the_adapter_is_left(name, changes, tmp_path):
+    runs, results = {}, []
+    for stage, more in ((0, changes), (3, {})):
+        folder = tmp_path / str(stage)
+        folder.mkdir()
+        runs[stage] = run("sft", KINDS[name], folder, zero_stage=stage, **more)
+        assert not (folder / "model").exists()
+        base = load(folder / "base")
+        before = scores(base)
+        results.append(scores(PeftModel.from_pretrained(base, folder / "adapter"))[:, -before.shape[1] :])
+    for metric in ("loss", "heldout_loss"):
+        np.testing.assert_allclose(runs[3].of(metric), runs[0].of(metric), rtol=1e-4)
+    assert runs[3].of("trainable_parameters") == [TRAINED[name]]
+    np.testing.assert_allclose(results[1], results[0], atol=1e-4)
+    assert np.abs(results[0] - before).max() > 1e-2
+
+
+@pytest.mark.parametrize(("name", "task"), [("prefix", "kto"), ("prompt", "orpo"), ("prompt", "cpo")])
+def test_preferences(name, task, tmp_path):
+    figures = run(task, KINDS[name], tmp_path)
+    assert figures.of("trainable_parameters") == [TRAINED[name]]
+    assert figures.of("heldout_margin")[0] != figures.of("heldout_margin")[-1]
+
+
+def test_dpo_s_reference_is_the_base(tmp_path):
+    """With the adapter off the policy says what the precomputed reference says, which it does not at first."""
+    kept = run("dpo", KINDS["prompt"], tmp_path)
+    ready_made = run("dpo", KINDS["prompt"], tmp_path, precompute_ref_log_probs=True)
+    for metric in ("loss", "rewards/chosen", "heldout_margin"):
+        np.testing.assert_allclose(kept.of(metric), ready_made.of(metric), rtol=1e-3, atol=1e-5)
+    assert abs(kept.of("heldout_margin")[0]) > 1e-3
