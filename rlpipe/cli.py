@@ -3,21 +3,14 @@
 Nothing heavy is imported up here: `--help` and a mistake in a recipe answer at once.
 """
 
-import os
-import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from rlpipe import __version__, cli_models
-from rlpipe.terminal import MISTAKE, stop, styled
-
-if TYPE_CHECKING:
-    from rlpipe.recipe.errors import Problem
+from rlpipe import __version__, cli_models, cli_runs
+from rlpipe.cli_runs import Changes, RecipeArgument
+from rlpipe.terminal import mistakes_told, say, stop
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,14 +23,6 @@ recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
-
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe: arithmetic/grpo.")
-]
-Changes = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe: schedule.steps=20 model.path=FOLDER."),
-]
 
 
 def _print_version(asked: bool) -> None:
@@ -60,6 +45,7 @@ def main(
       rlpipe doctor                    see whether everything it needs works here
       rlpipe recipes list              see the recipes that come with it
       rlpipe run arithmetic/pipeline   train a small model: SFT, then GRPO
+      rlpipe resume runs/NAME          go on with a run that was stopped, killed, or failed
       rlpipe study FILE                compare: a recipe over a grid of changes
       rlpipe recipes copy arithmetic/grpo my.yaml   begin a recipe of your own
       rlpipe chat runs/NAME            try the result; `export` and `merge` take it elsewhere
@@ -74,38 +60,8 @@ def main(
     """
 
 
-@app.command()
-def run(
-    recipe: RecipeArgument,
-    changes: Changes = None,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Everything in this process, so that breakpoints work anywhere; no Ray.")
-    ] = False,
-    run_dir: Annotated[
-        Path | None, typer.Option("--run-dir", help="Where results go.  [default: runs/NAME, by the recipe's `name`]")
-    ] = None,
-) -> None:
-    """Run a recipe, and write what happens to its run directory.
-
-    \b
-    Examples:
-      rlpipe run arithmetic/pipeline
-      rlpipe run my.yaml schedule.steps=20 train.optimizer.learning_rate=3e-5
-      rlpipe run arithmetic/pipeline stages.grpo.schedule.steps=20 --run-dir runs/short
-      rlpipe run arithmetic/sft --debug
-    """
-    with _mistakes_told():
-        from rlpipe.recipe.load import read, require_files
-
-        checked = require_files(read(recipe, changes or ()))
-        # Before torch is loaded, for --debug: spinning threads slow a shared machine down several times over.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        directory = run_dir or Path("runs") / checked.name
-        _refuse_used(directory, [recipe, *(changes or ()), *(["--debug"] if debug else [])])
-        from rlpipe.pipelines.run import run as run_recipe
-
-        code = run_recipe(checked, directory, debug)
-    raise typer.Exit(code)
+for verb in (cli_runs.run, cli_runs.resume):
+    app.command()(verb)
 
 
 @app.command()
@@ -152,7 +108,7 @@ def study(
     """
     from rlpipe.pipelines.study.folder import FolderTaken
 
-    with _mistakes_told():
+    with mistakes_told():
         from rlpipe.recipe.errors import RecipeError
         from rlpipe.recipe.study_file import read
         from rlpipe.recipe.study_plan import plan
@@ -166,7 +122,7 @@ def study(
     try:
         if dry_run:
             for problem in planned.missing:
-                _say("warning: ", typer.colors.YELLOW, problem)
+                say("warning: ", typer.colors.YELLOW, problem)
             typer.echo(studies.told(planned, folder))
             raise typer.Exit
         if report_only:
@@ -188,12 +144,12 @@ def validate(recipe: RecipeArgument, changes: Changes = None) -> None:
       rlpipe validate my.yaml
       rlpipe validate arithmetic/grpo schedule.steps=20
     """
-    with _mistakes_told():
+    with mistakes_told():
         from rlpipe.recipe.load import read
 
         loaded = read(recipe, changes or ())
     for problem in loaded.missing:
-        _say("warning: ", typer.colors.YELLOW, problem)
+        say("warning: ", typer.colors.YELLOW, problem)
     typer.echo(f"{recipe} is valid (task {loaded.recipe.task}); it would run in runs/{loaded.recipe.name}")
 
 
@@ -277,7 +233,7 @@ def show_recipe(name: Annotated[str, typer.Argument(metavar="NAME", help="As `re
     Example:
       rlpipe recipes show arithmetic/grpo
     """
-    with _mistakes_told():
+    with mistakes_told():
         from rlpipe.recipe.shipped import path_of
 
         typer.echo(path_of(name).read_text(encoding="utf-8"), nl=False)
@@ -296,7 +252,7 @@ def copy_recipe(
     Example:
       rlpipe recipes copy arithmetic/grpo my.yaml
     """
-    with _mistakes_told():
+    with mistakes_told():
         from rlpipe.recipe.copying import copy
 
         copied = copy(name, destination)
@@ -354,37 +310,3 @@ def check_data(
         raise typer.Exit(check(file, heldout, model, format, columns, max_length, every))
     except DataError as error:
         stop(str(error))
-
-
-def _refuse_used(directory: Path, arguments: list[str]) -> None:
-    """No run writes into the directory of another; the same `arguments` of `run` do for a directory beside it."""
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
-        return
-    from rlpipe.runtime.machine import command
-
-    others = (directory.with_name(f"{directory.name}-{n}") for n in count(2))
-    other = next(path for path in others if not path.exists())
-    stop(
-        f"{directory} holds an earlier run, which stays. To run into another directory:\n"
-        f"  {command('rlpipe')} {shlex.join(['run', *arguments, '--run-dir', str(other)])}\n"
-        f"Or to remove the earlier run first:\n"
-        f"  {shlex.join(['rm', '-r', str(directory)])}"
-    )
-
-
-@contextmanager
-def _mistakes_told() -> Iterator[None]:
-    """Prints a recipe's problems, without a traceback, and ends with the exit code of a mistake."""
-    from rlpipe.recipe.errors import RecipeError
-
-    try:
-        yield
-    except RecipeError as error:
-        for problem in error.problems:
-            _say("error: ", typer.colors.RED, problem)
-        raise typer.Exit(MISTAKE) from None
-
-
-def _say(severity: str, colour: str, problem: "Problem") -> None:
-    parts = (styled(str(problem.place), ""), styled(problem.key, typer.colors.CYAN), problem.message)
-    typer.echo(styled(severity, colour) + ": ".join(part for part in parts if part), err=True)

@@ -18,8 +18,10 @@ from rlpipe.observe import report, runinfo, summary
 from rlpipe.observe.console import console_view
 from rlpipe.observe.events import EventLog, View
 from rlpipe.observe.tracking import TrackerMissing, trackers
+from rlpipe.pipelines import resuming
 from rlpipe.pipelines.offline.ray_train import TrainingFailed
-from rlpipe.pipelines.stage import FINAL_MODEL, Stage
+from rlpipe.pipelines.sole import alone_in
+from rlpipe.pipelines.stage import FINAL_MODEL, RECIPE, Stage
 from rlpipe.recipe.references import resolve
 from rlpipe.recipe.resolved import to_yaml
 from rlpipe.recipe.tasks import PipelineRecipe, Recipe, RlRecipe, StageRecipe
@@ -29,6 +31,7 @@ from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
 from rlpipe.runtime.local import LocalRuntime
 from rlpipe.runtime.machine import command
 from rlpipe.runtime.roles import PlacementError, Runtime
+from rlpipe.training.checkpoint import CheckpointMismatch
 from rlpipe.weights.payload import WeightsRejected
 from rlpipe.weights.verify import WeightSyncError
 
@@ -36,17 +39,23 @@ DONE, FAILED, INTERRUPTED = 0, 1, 130
 
 TOLD = (
     DataError, ModelError, RewardUnusable, RewardFailed, TrackerMissing, DeadlineExceeded, RoleDied, PlacementError,
-    TrainingFailed, WeightsRejected, WeightSyncError,
+    TrainingFailed, WeightsRejected, WeightSyncError, CheckpointMismatch,
 )  # fmt: skip
 """Errors whose message says all there is to say: no traceback."""
 
 
 def run(recipe: Recipe, run_dir: Path, debug: bool) -> int:
-    """Run all stages; returns the process's exit code. Everything that happens is shown on the terminal and stands in
-    `run_dir`. With `debug`, everything runs in this process and an unexpected error is raised."""
+    """Run all stages that `run_dir` does not hold finished, each from its last checkpoint; returns the process's exit
+    code. Everything that happens is shown on the terminal and stands in `run_dir`. With `debug`, everything runs in
+    this process and an unexpected error is raised. Raises `Taken` if another process works in `run_dir`."""
+    with alone_in(run_dir):
+        return _run(recipe, run_dir, debug)
+
+
+def _run(recipe: Recipe, run_dir: Path, debug: bool) -> int:
     console = Console()
     directory = run_dir.resolve()
-    Storage(directory).write("recipe.yaml", to_yaml(recipe).encode())
+    Storage(directory).write(RECIPE, to_yaml(recipe).encode())
     _quiet()
     code, cause = DONE, ""
     try:
@@ -77,17 +86,21 @@ def stages_of(recipe: Recipe, directory: Path) -> dict[str, tuple[StageRecipe, P
 def _run_stages(recipe: Recipe, directory: Path, view: View, debug: bool) -> None:
     models: dict[str, str] = {}
     for name, (task, place) in stages_of(recipe, directory).items():
-        _run_stage(name, resolve(task, models), place, view, debug)
+        if not resuming.finished(place):
+            _run_stage(name, resolve(task, models), place, view, debug)
         models[name] = str(place / FINAL_MODEL)
 
 
 def _run_stage(name: str, recipe: StageRecipe, directory: Path, view: View, debug: bool) -> None:
+    aside = resuming.make_room(recipe, directory)
     storage = Storage(directory)
     run_name = f"{directory.parent.parent.name}/{name}" if name else directory.name
     events = EventLog(storage, stage=name or None, views=[view, *trackers(recipe.tracking, storage, run_name)])
     stage = Stage(recipe, directory, _runtime(recipe, debug), events, debug)
     try:
         with _recorded(events), _warnings_to(events):
+            if aside is not None:
+                events.note(f"RL cannot go on half-way: this stage begins again, and what it had done lies in {aside}.")
             _start(stage)
     finally:
         events.close()

@@ -13,10 +13,11 @@ from pydantic import ValidationError
 
 from rlpipe.recipe import overrides, references
 from rlpipe.recipe.algorithm import kinds
-from rlpipe.recipe.errors import Problem, RecipeError, on_command_line
+from rlpipe.recipe.errors import Problem, RecipeError, dotted, on_command_line
 from rlpipe.recipe.explain import explain
 from rlpipe.recipe.inherit import Reader
 from rlpipe.recipe.local_files import Locator
+from rlpipe.recipe.resolved import REDACTED
 from rlpipe.recipe.schema import adapter
 from rlpipe.recipe.shipped import find
 from rlpipe.recipe.tasks import Recipe
@@ -39,6 +40,7 @@ def read(name: str | Path, changes: Sequence[str] = ()) -> Loaded:
     file = find(str(name), on_command_line())
     reader = Reader()
     root, problems = overrides.apply(reader.read(file), changes)
+    _require_credentials(root)
     local = Locator(kinds.everywhere(root))
     recipe = _validated(local.root, [*reader.problems, *problems, *references.check(root)])
     return Loaded(recipe, (*reader.files, *local.found), tuple(local.missing))
@@ -54,6 +56,17 @@ def require_files(loaded: Loaded) -> Recipe:
     if loaded.missing:
         raise RecipeError(loaded.missing)
     return loaded.recipe
+
+
+def _require_credentials(root: Node) -> None:
+    """A run's own recipe is written without them."""
+    missing = [
+        Problem(node.place, dotted(path), f"a credential was left out here; give it again: {dotted(path)}=VALUE")
+        for path, node in root.scalars()
+        if isinstance(node.value, str) and REDACTED in node.value
+    ]
+    if missing:
+        raise RecipeError(missing)
 
 
 def _validated(root: Node, problems: list[Problem]) -> Recipe:

@@ -5,13 +5,14 @@ import re
 from rlpipe.recipe.base import Strict
 from rlpipe.recipe.yaml_text import dump
 
-_REDACTED = "[redacted]"
+REDACTED = "[redacted]"
+"""What stands where a credential was."""
 _NAMES = r"(?:api_?key|access_?key|secret|password|passwd|token|credentials?|signature|sig)"
 _SECRET_KEY = re.compile(rf"(?:.*[_-])?{_NAMES}$", re.IGNORECASE)
 _SECRET_TEXTS = [
-    (re.compile(r"(\w+://)[^/@\s]+@"), rf"\1{_REDACTED}@"),
-    (re.compile(rf"((?:^|[?&])[\w.-]*{_NAMES}=)[^&\s]+", re.IGNORECASE), rf"\1{_REDACTED}"),
-    (re.compile(r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|xox[a-z]-|AKIA)[\w-]{12,}"), _REDACTED),
+    (re.compile(r"(\w+://)[^/@\s]+@"), rf"\1{REDACTED}@"),
+    (re.compile(rf"((?:^|[?&])[\w.-]*{_NAMES}=)[^&\s]+", re.IGNORECASE), rf"\1{REDACTED}"),
+    (re.compile(r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|xox[a-z]-|AKIA)[\w-]{12,}"), REDACTED),
 ]
 """Credentials in URLs and overrides, and tokens that are told by their shape."""
 
@@ -30,7 +31,7 @@ def redacted(value: object, key: str = "") -> object:
     if not isinstance(value, str):
         return value
     if _SECRET_KEY.match(key):
-        return _REDACTED
+        return REDACTED
     for pattern, replacement in _SECRET_TEXTS:
         value = pattern.sub(replacement, value)
     return value

@@ -121,6 +121,10 @@ class OfflineTraining(Strict):
     """Optimizer steps between reported metrics."""
     eval_steps: PositiveInt | None = None
     """Optimizer steps between evaluations of the held-out records; only before and after training if absent."""
+    save_steps: PositiveInt | None = None
+    """Optimizer steps between checkpoints, from which `rlpipe resume` goes on; none are written if absent."""
+    save_total_limit: PositiveInt = 2
+    """How many checkpoints are kept; older ones are removed once a new one stands."""
     metric_for_best_model: Literal["loss"] = "loss"
     """Which held-out metric tells the best model."""
     load_best_model_at_end: bool = False
@@ -140,6 +144,18 @@ class OfflineTraining(Strict):
                 raise ValueError(f"{key} needs evaluations during training; set eval_steps below max_steps")
         if self.early_stopping_threshold and self.early_stopping_patience is None:
             raise ValueError("early_stopping_threshold changes nothing without early_stopping_patience; set that, too")
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoints_fit(self) -> "OfflineTraining":
+        if self.save_steps is None:
+            if self.save_total_limit != OfflineTraining.model_fields["save_total_limit"].default:
+                raise ValueError("save_total_limit changes nothing without save_steps; set that, too")
+        elif self.save_steps % self.logging_steps:
+            raise ValueError(
+                f"save_steps={self.save_steps} is no multiple of logging_steps={self.logging_steps}: after a resume a "
+                "logged mean would leave out the steps before the checkpoint; choose a multiple"
+            )
         return self
 
 

@@ -13,7 +13,20 @@ from rlpipe.recipe.study import Study
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-VERBS = {"run", "validate", "schema", "doctor", "report", "recipes", "study", "data", "chat", "merge", "export"}
+VERBS = {
+    "run",
+    "resume",
+    "validate",
+    "schema",
+    "doctor",
+    "report",
+    "recipes",
+    "study",
+    "data",
+    "chat",
+    "merge",
+    "export",
+}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

@@ -74,7 +74,9 @@ def test_a_used_run_directory_is_left_alone_and_the_next_command_is_told(runs, m
     assert call("run", "good.yaml", "train.max_steps=7", "data={kind: arithmetic}", "--debug") == (
         2,
         "",
-        "error: runs/small holds an earlier run, which stays. To run into another directory:\n"
+        "error: runs/small holds an earlier run, which stays. To go on with that one, if it ended early:\n"
+        "  .venv/bin/rlpipe resume runs/small\n"
+        "To run into another directory:\n"
         "  .venv/bin/rlpipe run good.yaml train.max_steps=7 'data={kind: arithmetic}' --debug --run-dir runs/small-3\n"
         "Or to remove the earlier run first:\n"
         "  rm -r runs/small\n",
@@ -82,6 +84,34 @@ def test_a_used_run_directory_is_left_alone_and_the_next_command_is_told(runs, m
     assert len(runs) == 1
     assert call(*shlex.split("run good.yaml train.max_steps=7 --debug --run-dir runs/small-3"))[0] == 3
     assert runs[1][1:] == (Path("runs/small-3"), True)
+
+
+def test_resume_takes_the_recipe_of_the_run_and_changes_to_it(runs):
+    Path("runs/small").mkdir(parents=True)
+    Path("runs/small/recipe.yaml").write_text(GOOD)
+    assert call("resume", "runs/small", "deadlines.train=77", "--debug")[0] == 3
+    [(recipe, directory, debug)] = runs
+    assert (recipe.name, recipe.train.max_steps, recipe.deadlines.train) == ("small", 5, 77.0)
+    assert (directory, debug) == (Path("runs/small"), True)
+
+
+def test_resume_asks_for_the_credentials_that_were_left_out(runs):
+    Path("runs/small").mkdir(parents=True)
+    reward = "rewards: {mix: [{kind: http, name: judge, url: 'https://[redacted]@judge.example/score'}]}\n"
+    Path("runs/small/recipe.yaml").write_text(GOOD + reward)
+    code, _, said = call("resume", "runs/small")
+    assert (code, runs) == (2, [])
+    assert "rewards.mix.0.url: a credential was left out here; give it again: rewards.mix.0.url=VALUE" in said
+    assert call("resume", "runs/small", "rewards.mix.0.url=https://judge.example/score")[0] == 3
+
+
+def test_resume_of_what_is_no_run_says_so(runs):
+    assert call("resume", "nowhere") == (
+        2,
+        "",
+        "error: nowhere is no run directory: it has no recipe.yaml; `rlpipe run` makes one below runs/\n",
+    )
+    assert runs == []
 
 
 def test_missing_files_stop_a_run_but_not_validate(runs, tmp_path):

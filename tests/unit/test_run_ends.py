@@ -3,6 +3,8 @@
 import pytest
 
 from rlpipe.data.records import DataError
+from rlpipe.data.storage import Storage
+from rlpipe.observe import events
 from rlpipe.pipelines import run as running
 from rlpipe.recipe.load import load
 
@@ -34,3 +36,27 @@ def test_it_is_told_even_if_the_report_cannot_be_written(recipe, tmp_path, monke
     with pytest.raises(ZeroDivisionError):
         ended(monkeypatch, tmp_path, recipe, DataError("no records in data.path"))
     assert capsys.readouterr().out.splitlines()[-1] == "rlpipe: no records in data.path"
+
+
+def test_what_is_finished_is_not_run_again_and_the_rest_is(tmp_path, monkeypatch, recipe):
+    pipeline, started = load("arithmetic/pipeline"), []
+
+    def start(stage):
+        started.append(stage.directory.name)
+        stage.events.run_started(stage.recipe.task, 1, {"recipe": {}})
+        if len(started) == 2:
+            raise DataError("no records")
+        stage.result.mkdir()
+
+    monkeypatch.setattr(running, "_start", start)
+    assert running.run(pipeline, tmp_path / "run", debug=True) == running.FAILED
+    assert running.run(pipeline, tmp_path / "run", debug=True) == running.DONE
+    assert running.run(pipeline, tmp_path / "run", debug=True) == running.DONE
+    assert started == ["sft", "grpo", "grpo"]
+    [note] = [event for event in read(tmp_path / "run/stages/grpo") if event["kind"] == "note"]
+    assert note["message"].endswith(f"what it had done lies in {tmp_path}/run/stages/grpo/set-aside/1.")
+    assert [event["kind"] for event in read(tmp_path / "run/stages/grpo/set-aside/1")][-1] == "run_finished"
+
+
+def read(directory):
+    return events.read(Storage(directory))[0]

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlpipe.models.load import ModelError, context_length
+from rlpipe.pipelines import checkpoints
+from rlpipe.pipelines.offline import trl_checkpoints
 from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.ray_train import Launch, run_local, run_remote
 from rlpipe.pipelines.offline.trl_worker import TrlJob, train
@@ -18,7 +20,12 @@ if TYPE_CHECKING:
 def fields(
     recipe: OfflineRecipe, model_path: str, tokenizer: "PreTrainedTokenizerBase", output_dir: Path
 ) -> dict[str, Any]:
-    """What a job of any task takes from its recipe."""
+    """What a job of any task takes from its recipe. It goes on from the last checkpoint beside `output_dir`, if there
+    is one."""
+    directory = output_dir.resolve().parent
+    checkpoint = checkpoints.newest(directory)
+    if checkpoint is not None:
+        trl_checkpoints.check(checkpoint, recipe.train)
     return {
         "model": recipe.model,
         "model_path": str(Path(model_path).resolve()) if Path(model_path).is_dir() else model_path,
@@ -27,7 +34,9 @@ def fields(
         "timeout_seconds": recipe.deadlines.train,
         "output_dir": str(output_dir.resolve()),
         "adapter": recipe.adapter,
-        "adapter_dir": str(output_dir.resolve().with_name(FINAL_ADAPTER)),
+        "adapter_dir": str(directory / FINAL_ADAPTER),
+        "directory": str(directory),
+        "checkpoint": None if checkpoint is None else str(checkpoint),
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rlpipe.data.flow import Prompt
 from rlpipe.observe.events import EventLog
 from rlpipe.observe.progress import HELDOUT
-from rlpipe.pipelines import reward_models, roles
+from rlpipe.pipelines import checkpoints, reward_models, roles
 from rlpipe.pipelines.episodes import environment_of, over
 from rlpipe.pipelines.evaluation import Evaluator
 from rlpipe.pipelines.offline.preference import run_preference
@@ -44,7 +44,8 @@ def _run_sft(stage: Stage, recipe: SftRecipe) -> None:
 def _run_reward_model(stage: Stage, recipe: RewardModelRecipe) -> None:
     says = f"reward modelling: {recipe.train.max_steps} steps of TRL's RewardTrainer"
     with stage.events.phase("train", says=says):
-        run_reward_model(recipe, stage.model_path, stage.records, stage.result, stage.debug, _Told(stage.events))
+        told = _Told(stage.events, _goes_on(stage))
+        run_reward_model(recipe, stage.model_path, stage.records, stage.result, stage.debug, told)
 
 
 def _run_preference(stage: Stage, recipe: PreferenceRecipe) -> None:
@@ -54,8 +55,8 @@ def _run_preference(stage: Stage, recipe: PreferenceRecipe) -> None:
 
 def _between_answers(stage: Stage, recipe: Answering, says: str, run: Callable[[Path, bool, Report], None]) -> None:
     """Train, with held-out prompts answered before and after where there are rewards."""
-    told = _Told(stage.events)
-    if recipe.rewards is not None:
+    told = _Told(stage.events, _goes_on(stage))
+    if recipe.rewards is not None and not told.step:
         _evaluate(stage, recipe, recipe.rewards, roles.engines(stage, stage.model_path), step=0)
     with stage.events.phase("train", says=says):
         run(stage.result, stage.debug, told)
@@ -70,12 +71,21 @@ def _trained(stage: Stage) -> RoleSpec:
     return roles.engines(stage, stage.model_path, stage.kept_adapter)
 
 
+def _goes_on(stage: Stage) -> int:
+    """From which optimizer step; 0 at the beginning."""
+    checkpoints.set_damaged_aside(stage.directory)
+    step = checkpoints.last_step(stage.directory)
+    if step:
+        stage.events.note(f"training goes on from the checkpoint of step {step}")
+    return step
+
+
 class _Told:
     """What training reports, as events. What is measured on held-out pairs is an evaluation: the table at the end and
     the report show those."""
 
-    def __init__(self, events: EventLog) -> None:
-        self.step = 0
+    def __init__(self, events: EventLog, step: int) -> None:
+        self.step = step
         self._events = events
 
     def __call__(self, step: int, values: dict[str, float]) -> None:

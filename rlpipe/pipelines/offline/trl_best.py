@@ -20,18 +20,26 @@ def best_model(
     """A callback for a trainer whose metrics `names` names, theirs and ours; the parts `others` of the held-out records
     do not count. `save` writes the result as the model is now: collective, and all ranks see the same metrics."""
     from transformers import TrainerCallback
+    from transformers.trainer_callback import ExportableState
 
     wanted = f"{HELDOUT}{training.metric_for_best_model}"
     [metric] = [theirs for theirs, ours in (COMMON | dict(names)).items() if ours == wanted]
     sign = -1.0 if training.metric_for_best_model == "loss" else 1.0
 
-    class BestModel(TrainerCallback):
-        """Compares evaluations, that before training among them."""
+    class BestModel(TrainerCallback, ExportableState):
+        """Compares evaluations, that before training among them. Checkpoints keep how they stand."""
 
         def __init__(self) -> None:
             self._best = self._improved_to = float("-inf")
             self._best_step = 0
             self._without_improvement = 0
+
+        def state(self) -> dict[str, Any]:
+            return {"args": {}, "attributes": dict(vars(self))}
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if saved := state.stateful_callbacks.get(type(self).__name__):
+                vars(self).update(saved["attributes"])
 
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
             part, metrics = of_part(metrics, others)

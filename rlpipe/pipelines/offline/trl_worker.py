@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rlpipe.data.records import DataError
 from rlpipe.models.load import load_causal_lm, resolve_dtype
 from rlpipe.models.quiet import quiet_libraries
-from rlpipe.pipelines.offline import adapted
+from rlpipe.pipelines.offline import adapted, trl_checkpoints
 from rlpipe.pipelines.offline.progress import Progress
 from rlpipe.pipelines.offline.table import Table
 from rlpipe.pipelines.offline.trl_arguments import arguments
@@ -51,6 +51,10 @@ class TrlJob(ABC):
     """What is trained in place of the model's own weights."""
     adapter_dir: str
     """Where that goes, beside what it is merged into, if it can be."""
+    directory: str
+    """The stage's, for checkpoints."""
+    checkpoint: str | None
+    """What training goes on from; None begins it."""
 
     @abstractmethod
     def trainer(self, common: dict[str, Any], dtype: "torch.dtype", alive: Callable[[str], None]) -> "Trainer":
@@ -110,7 +114,7 @@ def train(job: TrlJob, progress: Progress) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="rlpipe-trl-") as scratch:
             trainer = _trainer(job, scratch, progress)
-            trainer.train()
+            trainer.train(resume_from_checkpoint=job.checkpoint)
             progress.alive("its last step")
             if not job.training.load_best_model_at_end:
                 trainer.save_result()
@@ -137,18 +141,23 @@ def _trainer(job: TrlJob, scratch: str, progress: Progress) -> "Trainer":
     from transformers import PrinterCallback
 
     dtype = resolve_dtype(job.model.dtype)
+    common = arguments(job.training, job.seed, scratch, dtype)
+    common |= trl_checkpoints.arguments(job.training, Path(job.directory), resumed=job.checkpoint is not None)
     with adapted.seeded(job.adapter, job.seed):
-        trainer = job.trainer(arguments(job.training, job.seed, scratch, dtype), dtype, progress.alive)
+        trainer = job.trainer(common, dtype, progress.alive)
     _check_size(trainer, job)
     initial = adapted.finish(trainer, job.adapter)
     if job.adapter is not None:
         progress.metrics(0, adapted.sizes(trainer.model))
-    trainer.save_result = partial(_save, trainer, job, initial)
+    save = partial(_save, trainer, job, initial)
+    trainer.save_result = partial(save, Path(job.output_dir), Path(job.adapter_dir))
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(reporter(trainer, progress, job.metric_names, job.others))
     if job.training.load_best_model_at_end or job.training.early_stopping_patience:
-        save = trainer.save_result if job.training.load_best_model_at_end else lambda: None
-        trainer.add_callback(best_model(job.training, job.metric_names, job.others, save, progress))
+        keep = trainer.save_result if job.training.load_best_model_at_end else lambda: None
+        trainer.add_callback(best_model(job.training, job.metric_names, job.others, keep, progress))
+    if job.training.save_steps:
+        trainer.add_callback(trl_checkpoints.committer(trainer, job.training, Path(job.directory), save))
     return trainer
 
 
@@ -162,9 +171,15 @@ def _check_size(trainer: "Trainer", job: TrlJob) -> None:
         )
 
 
-def _save(trainer: "Trainer", job: TrlJob, initial: "dict[str, torch.Tensor] | None") -> None:
-    """The result: all weights, an adapter of PEFT merged into them, and that beside it. `initial` is what an adapter
-    that changes the base began as."""
+def _save(
+    trainer: "Trainer",
+    job: TrlJob,
+    initial: "dict[str, torch.Tensor] | None",
+    model_folder: Path,
+    adapter_folder: Path,
+) -> None:
+    """All weights, an adapter of PEFT merged into them, and that by itself. `initial` is what an adapter that changes
+    the base began as."""
     from peft import PeftModel
 
     from rlpipe.training.export import save_pretrained
@@ -176,10 +191,9 @@ def _save(trainer: "Trainer", job: TrlJob, initial: "dict[str, torch.Tensor] | N
         model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
         model.config.use_cache = True  # the trainer turns it off; whoever generates with the result wants it
         if isinstance(model, PeftModel):
-            folders = (folder, Path(job.output_dir), Path(job.adapter_dir))
-            adapted.save(model, job.adapter, initial, *folders, writer)
+            adapted.save(model, job.adapter, initial, folder, model_folder, adapter_folder, writer)
         else:
-            save_pretrained(model, folder, Path(job.output_dir), writer)
+            save_pretrained(model, folder, model_folder, writer)
 
 
 def _forget() -> None:

@@ -8,18 +8,17 @@ runs/NAME/
   set-aside/        directories of cells that ran again: nothing is deleted
 """
 
-import fcntl
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 
 from rlpipe.data.storage import Storage
+from rlpipe.pipelines.sole import LOCK, Taken, alone_in
 from rlpipe.recipe.study import Study
 from rlpipe.recipe.yaml_text import dump
 
-STUDY, LOCK = "study.yaml", ".lock"
+STUDY = "study.yaml"
 
 
 class FolderTaken(RuntimeError):
@@ -42,23 +41,15 @@ def begin(folder: Path, study: Study) -> None:
 def locked(folder: Path) -> Iterator[int]:
     """Nobody else runs a study here. Gives the lock's file descriptor: cells keep it open, so that one left over from a
     study that was killed holds the lock, too."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        who = os.read(descriptor, 100).decode().strip()
-        os.close(descriptor)
-        raise FolderTaken(
-            f"another `rlpipe study` (process {who}), or a cell that one left behind when it was killed, works in "
-            f"{folder}; wait for it or end it: `fuser {folder / LOCK}` names the processes"
-        ) from None
-    try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+    with ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(alone_in(folder))
+        except Taken as taken:
+            raise FolderTaken(
+                f"another `rlpipe study` ({taken.who}), or a cell that one left behind when it was killed, works in "
+                f"{folder}; wait for it or end it: `fuser {folder / LOCK}` names the processes"
+            ) from None
         yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def set_aside(folder: Path, run_dir: Path) -> Path:

@@ -1,0 +1,110 @@
+"""The verbs that train: run a recipe, go on with a run. As in `cli`, nothing heavy up here."""
+
+import os
+import shlex
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from rlpipe.terminal import mistakes_told, stop
+
+if TYPE_CHECKING:
+    from rlpipe.recipe.tasks import Recipe
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe: arithmetic/grpo.")
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe: schedule.steps=20 model.path=FOLDER."),
+]
+
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Everything in this process, so that breakpoints work anywhere; no Ray.")
+]
+
+
+def run(
+    recipe: RecipeArgument,
+    changes: Changes = None,
+    debug: Debug = False,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Where results go.  [default: runs/NAME, by the recipe's `name`]")
+    ] = None,
+) -> None:
+    """Run a recipe, and write what happens to its run directory.
+
+    \b
+    Examples:
+      rlpipe run arithmetic/pipeline
+      rlpipe run my.yaml schedule.steps=20 train.optimizer.learning_rate=3e-5
+      rlpipe run arithmetic/pipeline stages.grpo.schedule.steps=20 --run-dir runs/short
+      rlpipe run arithmetic/sft --debug
+    """
+    with mistakes_told():
+        from rlpipe.recipe.load import read, require_files
+
+        checked = require_files(read(recipe, changes or ()))
+        directory = run_dir or Path("runs") / checked.name
+        _refuse_used(directory, [recipe, *(changes or ()), *(["--debug"] if debug else [])])
+        _run(checked, directory, debug)
+
+
+def resume(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of a run that ended early.")],
+    changes: Changes = None,
+    debug: Debug = False,
+) -> None:
+    """Go on with a run that was stopped, killed, or failed.
+
+    Stages that were finished stay as they are. SFT, reward modelling and preference optimisation go on from the last
+    whole checkpoint, exactly as if nothing had happened (train.save_steps says how often there is one), or begin again
+    without one. An RL stage begins again; what it had done is kept in set-aside/.
+
+    Its recipe is RUN_DIR/recipe.yaml, in which credentials are left out: give them again as changes.
+
+    \b
+    Examples:
+      rlpipe resume runs/arithmetic-sft
+      rlpipe resume runs/arithmetic deadlines.train=1200
+    """
+    file = run_dir / "recipe.yaml"
+    if not file.is_file():
+        stop(f"{run_dir} is no run directory: it has no recipe.yaml; `rlpipe run` makes one below runs/")
+    with mistakes_told():
+        from rlpipe.recipe.load import read, require_files
+
+        _run(require_files(read(file, changes or ())), run_dir, debug)
+
+
+def _run(recipe: "Recipe", directory: Path, debug: bool) -> NoReturn:
+    # Before torch is loaded, for --debug: spinning threads slow a shared machine down several times over.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from rlpipe.pipelines.run import run as run_recipe
+    from rlpipe.pipelines.sole import Taken
+
+    try:
+        code = run_recipe(recipe, directory, debug)
+    except Taken as error:
+        stop(f"{directory} is at work: {error.who}; wait for it, or stop it first")
+    raise typer.Exit(code)
+
+
+def _refuse_used(directory: Path, arguments: list[str]) -> None:
+    """No run writes into the directory of another; the same `arguments` of `run` do for a directory beside it."""
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return
+    from rlpipe.runtime.machine import command
+
+    others = (directory.with_name(f"{directory.name}-{n}") for n in count(2))
+    other = next(path for path in others if not path.exists())
+    stop(
+        f"{directory} holds an earlier run, which stays. To go on with that one, if it ended early:\n"
+        f"  {command('rlpipe')} {shlex.join(['resume', str(directory)])}\n"
+        f"To run into another directory:\n"
+        f"  {command('rlpipe')} {shlex.join(['run', *arguments, '--run-dir', str(other)])}\n"
+        f"Or to remove the earlier run first:\n"
+        f"  {shlex.join(['rm', '-r', str(directory)])}"
+    )

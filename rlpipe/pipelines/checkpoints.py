@@ -1,0 +1,105 @@
+"""Checkpoints of a stage: folders that are there whole or not at all.
+
+checkpoints/step-NNNNNN/manifest.json   written last: every other file with its size and SHA-256
+
+A folder is filled beside its place, flushed to the disk, and renamed; older ones are removed only afterwards.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+FOLDER, MANIFEST = "checkpoints", "manifest.json"
+
+logger = logging.getLogger(__name__)
+
+
+def place(directory: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies below a stage's `directory`."""
+    return directory / FOLDER / f"step-{step:06d}"
+
+
+def commit(partial: Path, directory: Path, step: int, keep: int) -> None:
+    """Make the filled folder `partial`, on the same file system, the checkpoint of `step`; keep the last `keep`."""
+    files = {str(file.relative_to(partial)): _seal(file) for file in _files(partial)}
+    manifest = partial / MANIFEST
+    manifest.write_text(json.dumps({"step": step, "files": files}, indent=2, sort_keys=True), encoding="utf-8")
+    for path in (manifest, *(path for path in partial.rglob("*") if path.is_dir()), partial):
+        _flush(path)
+    target = place(directory, step)
+    if target.exists():  # of a life of the run that got further than the checkpoint this one goes on from
+        shutil.rmtree(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(partial, target)
+    _flush(target.parent)
+    for old in _by_age(directory)[:-keep]:
+        shutil.rmtree(old)
+
+
+def newest(directory: Path) -> Path | None:
+    """The last checkpoint of a stage; None if there is none."""
+    return next(reversed(_by_age(directory)), None)
+
+
+def last_step(directory: Path) -> int:
+    """The optimizer step of a stage's last checkpoint; 0 without one."""
+    folder = newest(directory)
+    return 0 if folder is None else int(folder.name.removeprefix("step-"))
+
+
+def set_damaged_aside(directory: Path) -> None:
+    """After this the last checkpoint of a stage is whole. Warns of every damaged one, which keeps its files under the
+    name damaged-step-NNNNNN."""
+    while (folder := newest(directory)) and (damage := damage_of(folder)):
+        aside = folder.with_name(f"damaged-{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        logger.warning("The checkpoint %s is damaged and not used: %s. It lies in %s now.", folder, damage, aside.name)
+
+
+def damage_of(folder: Path) -> str:
+    """What is wrong with a checkpoint, in words; empty if it is whole."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__})"
+    for name, expected in files.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != expected["bytes"]:
+            return f"{name} has {file.stat().st_size:,} bytes instead of {expected['bytes']:,}"
+        if _digest(file) != expected["sha256"]:
+            return f"{name} has other contents than were written"
+    return ""
+
+
+def _by_age(directory: Path) -> list[Path]:
+    return sorted((directory / FOLDER).glob("step-*"))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _seal(file: Path) -> dict[str, int | str]:
+    _flush(file)
+    return {"bytes": file.stat().st_size, "sha256": _digest(file)}
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """To the disk: the contents of a file, or which files a folder has."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
