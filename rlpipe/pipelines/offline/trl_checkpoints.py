@@ -34,7 +34,7 @@ def arguments(training: OfflineTraining, directory: Path, resumed: bool) -> dict
 
 
 def check(checkpoint: Path, training: OfflineTraining) -> None:
-    """Raises `CheckpointMismatch` if other ranks wrote it than shall go on from it: DeepSpeed splits its state by rank."""
+    """Raises `CheckpointMismatch` if other ranks wrote it than shall go on from it: DeepSpeed splits its state."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     written = state["stateful_callbacks"]["Committer"]["attributes"]
     for key in ("ranks", "zero_stage"):
