@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlpipe.observe.events import Event, View
-from rlpipe.observe.progress import Progress, duration, evaluation_line, is_step
+from rlpipe.observe.progress import Progress, duration, evaluation_line, is_heldout, is_step
 
 COLOURS = ("blue", "green", "yellow", "magenta", "cyan", "red", "white")
 BARS = "▁▂▃▄▅▆▇█"
@@ -170,7 +170,7 @@ class LiveView:
 def lasting_lines(event: Event) -> list[str]:
     """What both views print to stay: evaluations, faults, and the end."""
     match event["kind"]:
-        case "evaluation" | "metrics" if not is_step(event):
+        case "evaluation" | "metrics" if is_heldout(event):
             return [f"held-out, step {event['step']}: {evaluation_line(event)}"]
         case "fault" if not event["fatal"]:  # a fatal one ends the run, whose last words it is
             where = "" if event["step"] is None else f" in step {event['step']}"

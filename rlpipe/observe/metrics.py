@@ -88,8 +88,14 @@ METRICS = {
     "best_step": Label("step of the best evaluation", "best at step", "", ".0f"),
     "token_accuracy": Label("token accuracy", "token accuracy", "", ".1%"),
     "heldout_token_accuracy": Label("held-out token accuracy", "held-out token accuracy", "", ".1%"),
+    "trainable_parameters": Label("trained parameters", "trained", "", ",.0f"),
+    "predicted_trainable_parameters": Label("trained parameters as predicted", "predicted", "", ",.0f"),
+    "parameters": Label("parameters", "parameters", "", ",.0f"),
     "probe_difference": Label("trainer-engine difference on probe tokens", "probes", "nats/token", ".1e"),
 }
+
+SIZES = ("trainable_parameters", "predicted_trainable_parameters", "parameters")
+"""What is counted once, before the first step."""
 
 
 def label(name: str) -> Label:

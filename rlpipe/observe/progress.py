@@ -5,7 +5,7 @@ from collections import deque
 from typing import Any
 
 from rlpipe.observe.events import Event
-from rlpipe.observe.metrics import label
+from rlpipe.observe.metrics import SIZES, label
 
 SHOWN = {
     "sft": ("loss", "learning_rate", "tokens_per_second"),
@@ -106,8 +106,16 @@ class Progress:
 
 
 def is_step(event: Event) -> bool:
-    """Whether an event holds the metrics of a step; those of SFT's held-out loss stand alone, before and after all."""
-    return event["kind"] == "metrics" and not all(name.startswith(HELDOUT) for name in event["metrics"])
+    """Whether an event holds the metrics of a step; those of SFT's held-out loss stand alone, before and after all, and
+    the model's sizes before all."""
+    names = event["metrics"] if event["kind"] == "metrics" else ()
+    return not all(name.startswith(HELDOUT) or name in SIZES for name in names)
+
+
+def is_heldout(event: Event) -> bool:
+    """Whether an event holds what was measured on held-out data."""
+    measured = event["kind"] == "metrics" and all(name.startswith(HELDOUT) for name in event["metrics"])
+    return measured or event["kind"] == "evaluation"
 
 
 def evaluation_line(event: dict[str, Any]) -> str:

@@ -98,8 +98,3 @@ class Stage:
     def kept_adapter(self) -> Path | None:
         """Where the adapter goes that is the result in place of a model, if it cannot be merged into one."""
         return self.directory / FINAL_ADAPTER if is_the_result(self.recipe.adapter) else None
-
-
-def trainable(trained: int, everything: int) -> str:
-    """How many parameters learn, for people."""
-    return f"trainable: {trained:,} of {everything:,} ({trained / everything:.1%})".replace("%", " %")

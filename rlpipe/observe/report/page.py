@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from rlpipe.observe.metrics import METRICS, label
+from rlpipe.observe.metrics import METRICS, SIZES, label
 from rlpipe.observe.progress import duration
 from rlpipe.observe.report import charts
 from rlpipe.observe.report.collect import Stage, milestones
@@ -70,7 +70,7 @@ def _view(stage: Stage) -> dict[str, Any]:
     heldout = _heldout_chart(stage)
     top = [_metric_chart(stage, name) for name in FIRST if name in stage.metrics]
     parts = [name for name in sorted(stage.metrics) if name.startswith("reward/")]
-    rest = [n for n in (*METRICS, *sorted(stage.metrics)) if n in stage.metrics and n not in (*FIRST, *parts)]
+    rest = [n for n in (*METRICS, *sorted(stage.metrics)) if n in stage.metrics and n not in (*FIRST, *parts, *SIZES)]
     return {
         "name": stage.name,
         "status": stage.status,

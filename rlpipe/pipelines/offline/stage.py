@@ -6,16 +6,15 @@ from functools import partial
 from pathlib import Path
 
 from rlpipe.data.flow import Prompt
-from rlpipe.observe.events import EventLog
 from rlpipe.observe.progress import HELDOUT
-from rlpipe.pipelines import checkpoints, reward_models, roles
+from rlpipe.pipelines import checkpoints, reward_models, roles, sizes
 from rlpipe.pipelines.episodes import environment_of, over
 from rlpipe.pipelines.evaluation import Evaluator
 from rlpipe.pipelines.offline.preference import run_preference
 from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.reward_model import run_reward_model
 from rlpipe.pipelines.offline.sft import run_sft
-from rlpipe.pipelines.stage import Stage, trainable
+from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.recipe.tasks import OfflineRecipe, PreferenceRecipe, RewardModelRecipe, SftRecipe
 from rlpipe.rollout.pool import EnginePool
@@ -44,7 +43,7 @@ def _run_sft(stage: Stage, recipe: SftRecipe) -> None:
 def _run_reward_model(stage: Stage, recipe: RewardModelRecipe) -> None:
     says = f"reward modelling: {recipe.train.max_steps} steps of TRL's RewardTrainer"
     with stage.events.phase("train", says=says):
-        told = _Told(stage.events, _goes_on(stage))
+        told = _Told(stage, _goes_on(stage))
         run_reward_model(recipe, stage.model_path, stage.records, stage.result, stage.debug, told)
 
 
@@ -55,7 +54,7 @@ def _run_preference(stage: Stage, recipe: PreferenceRecipe) -> None:
 
 def _between_answers(stage: Stage, recipe: Answering, says: str, run: Callable[[Path, bool, Report], None]) -> None:
     """Train, with held-out prompts answered before and after where there are rewards."""
-    told = _Told(stage.events, _goes_on(stage))
+    told = _Told(stage, _goes_on(stage))
     if recipe.rewards is not None and not told.step:
         _evaluate(stage, recipe, recipe.rewards, roles.engines(stage, stage.model_path), step=0)
     with stage.events.phase("train", says=says):
@@ -84,15 +83,14 @@ class _Told:
     """What training reports, as events. What is measured on held-out pairs is an evaluation: the table at the end and
     the report show those."""
 
-    def __init__(self, events: EventLog, step: int) -> None:
+    def __init__(self, stage: Stage, step: int) -> None:
         self.step = step
-        self._events = events
+        self._stage, self._events = stage, stage.events
 
     def __call__(self, step: int, values: dict[str, float]) -> None:
         self.step = step
         if "trainable_parameters" in values:
-            self._events.note(trainable(int(values["trainable_parameters"]), int(values["parameters"])))
-            return
+            return sizes.tell(self._stage, int(values["trainable_parameters"]), int(values["parameters"]))
         if "heldout_pair_accuracy" in values:
             found = {name: v for name, v in values.items() if name.startswith(HELDOUT) and name != "heldout_loss"}
             self._events.evaluation(step, {name.removeprefix(HELDOUT): v for name, v in found.items()}, samples=[])

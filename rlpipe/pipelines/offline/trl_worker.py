@@ -147,8 +147,7 @@ def _trainer(job: TrlJob, scratch: str, progress: Progress) -> "Trainer":
         trainer = job.trainer(common, dtype, progress.alive)
     _check_size(trainer, job)
     initial = adapted.finish(trainer, job.adapter)
-    if job.adapter is not None:
-        progress.metrics(0, adapted.sizes(trainer.model))
+    progress.metrics(0, adapted.sizes(trainer.model))
     save = partial(_save, trainer, job, initial)
     trainer.save_result = partial(save, Path(job.output_dir), Path(job.adapter_dir))
     trainer.remove_callback(PrinterCallback)

@@ -9,13 +9,13 @@ from rlpipe.data.cursor import PromptCursor
 from rlpipe.data.flow import Prompt, Sampling
 from rlpipe.data.records import DataError
 from rlpipe.ledger.memory import MemoryLedger
-from rlpipe.pipelines import episodes, reward_models, roles
+from rlpipe.pipelines import episodes, reward_models, roles, sizes
 from rlpipe.pipelines.evaluation import Evaluator
 from rlpipe.pipelines.online.loop import Loop
 from rlpipe.pipelines.online.publisher import Publisher
 from rlpipe.pipelines.online.sampler import Sampler
 from rlpipe.pipelines.online.trainer import Trainer
-from rlpipe.pipelines.stage import FINAL_ADAPTER, Stage, trainable
+from rlpipe.pipelines.stage import FINAL_ADAPTER, Stage
 from rlpipe.recipe.tasks import RlRecipe
 from rlpipe.rewards.stage import RewardStage
 from rlpipe.rollout.environments.stage import EnvironmentStage
@@ -41,7 +41,7 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
             loop = _loop(stage, recipe, scoring, environment, algorithm, started.handles)
             started.ready()
             scoring.ready()
-            _note_size(stage, recipe, started.handles[roles.POLICY])
+            _tell_size(stage, recipe, started.handles[roles.POLICY])
         loop.run()
         with stage.events.phase("save", says="saving the model"):
             _save(stage, recipe, started.handles[roles.POLICY])
@@ -59,10 +59,9 @@ def _has_own_reference(recipe: RlRecipe, algorithm: OnlineAlgorithm) -> bool:
     return algorithm.needs_reference and recipe.adapter is None
 
 
-def _note_size(stage: Stage, recipe: RlRecipe, policy: list[Handle[Policy]]) -> None:
+def _tell_size(stage: Stage, recipe: RlRecipe, policy: list[Handle[Policy]]) -> None:
     if recipe.adapter is not None:
-        trained, everything = policy[0].call(Within("train", recipe.deadlines.train), Policy.sizes).result()
-        stage.events.note(trainable(trained, everything))
+        sizes.tell(stage, *policy[0].call(Within("train", recipe.deadlines.train), Policy.sizes).result())
 
 
 def _starting(recipe: RlRecipe) -> str:

@@ -1,0 +1,77 @@
+"""How many parameters a recipe trains, before any model is loaded. docs/adapters.md has the formulas."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from rlpipe.plan.architecture import Architecture, Linear
+from rlpipe.recipe.adapter import (
+    AnyAdapter,
+    BitFitAdapter,
+    Ia3Adapter,
+    LoraAdapter,
+    LoraFaAdapter,
+    PrefixTuningAdapter,
+    PromptTuningAdapter,
+    VeraAdapter,
+)
+
+
+def trained_parameters(model: Architecture, adapter: AnyAdapter | None, scores: bool = False) -> int | None:
+    """The number of trained parameters; with `scores` those of a classifier, whose score head learns beside any
+    adapter. None where `target_modules` names other modules than the linear layers of the decoder."""
+    if adapter is None:
+        return model.size(scores)
+    beside = _beside(model, adapter)
+    return None if beside is None else beside + (model.hidden if scores else 0)
+
+
+def _beside(model: Architecture, adapter: AnyAdapter) -> int | None:
+    match adapter:
+        case PromptTuningAdapter():
+            return adapter.num_virtual_tokens * model.hidden
+        case PrefixTuningAdapter():
+            return _prefix(model, adapter)
+        case BitFitAdapter():
+            return sum(linear.outputs for _, linear in model.linears() if linear.bias)
+        case Ia3Adapter():
+            return _over(model, adapter.target_modules, lambda name, one: _scaled(name, one, adapter))
+        case VeraAdapter():
+            return _over(model, adapter.target_modules, lambda name, one: adapter.r + one.outputs)
+        case LoraFaAdapter():
+            return _over(model, adapter.target_modules, lambda name, one: adapter.r * one.outputs)
+        case LoraAdapter():
+            return _over(model, adapter.target_modules, lambda name, one: _low_rank(one, adapter))
+
+
+def _low_rank(one: Linear, adapter: LoraAdapter) -> int:
+    """A and B, and DoRA's lengths."""
+    return adapter.r * (one.inputs + one.outputs) + (one.outputs if adapter.use_dora else 0)
+
+
+def _scaled(name: str, one: Linear, adapter: Ia3Adapter) -> int:
+    return one.inputs if _is_named(name, adapter.feedforward_modules) else one.outputs
+
+
+def _prefix(model: Architecture, adapter: PrefixTuningAdapter) -> int:
+    """Keys and values of every layer, or the embeddings and the network of two layers that make them."""
+    count, made = adapter.num_virtual_tokens, 2 * model.layers * model.key_value
+    if not adapter.prefix_projection:
+        return count * made
+    between = adapter.encoder_hidden_size or model.key_value
+    return count * model.key_value + (model.key_value + 1) * between + (between + 1) * made
+
+
+def _over(
+    model: Architecture, targets: Sequence[str] | Literal["all-linear"], count: Callable[[str, Linear], int]
+) -> int | None:
+    linears = list(model.linears())
+    if targets == "all-linear":
+        return sum(count(name, one) for name, one in linears)
+    if not all(any(_is_named(name, [target]) for name, _ in linears) for target in targets):
+        return None
+    return sum(count(name, one) for name, one in linears if _is_named(name, targets))
+
+
+def _is_named(name: str, targets: Sequence[str]) -> bool:
+    """As PEFT matches: the whole name, or how it ends."""
+    return any(name == target or name.endswith(f".{target}") for target in targets)

@@ -1,0 +1,100 @@
+"""Predicted numbers of trained parameters: by hand, and as counted in models that transformers and PEFT make."""
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from rlpipe.models import adapters
+from rlpipe.pipelines.offline.adapted import sizes
+from rlpipe.plan.adapter_size import trained_parameters
+from rlpipe.plan.architecture import architecture
+from rlpipe.recipe.adapter import Adapter
+
+SHAPE = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 100}
+CONFIGS = {
+    "qwen2": SHAPE | {"intermediate_size": 96, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    # The story model of 260,000 parameters: its heads together are wider than the residual stream.
+    "llama": SHAPE
+    | {"intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8, "num_key_value_heads": 4}
+    | {"head_dim": 32, "vocab_size": 512, "tie_word_embeddings": True},
+    "llama with biases": SHAPE | {"intermediate_size": 96, "attention_bias": True, "mlp_bias": True},
+    "qwen3": SHAPE | {"intermediate_size": 96, "num_key_value_heads": 1, "head_dim": 24, "tie_word_embeddings": False},
+    "mistral": SHAPE | {"intermediate_size": 96, "num_key_value_heads": 2, "tie_word_embeddings": False},
+}
+ADAPTERS = {
+    "lora": {"kind": "lora", "r": 4},
+    "rslora": {"kind": "lora", "r": 4, "use_rslora": True},
+    "dora": {"kind": "lora", "r": 4, "use_dora": True},
+    "pissa": {"kind": "lora", "r": 4, "init_lora_weights": "pissa"},
+    "lora+": {"kind": "lora", "r": 4, "loraplus_lr_ratio": 16.0},
+    "lora of some": {"kind": "lora", "r": 4, "target_modules": ["q_proj", "layers.1.mlp.down_proj"]},
+    "lora_fa": {"kind": "lora_fa", "r": 4},
+    "vera": {"kind": "vera", "r": 8},
+    "ia3": {"kind": "ia3"},
+    "ia3 of others": {"kind": "ia3", "target_modules": ["q_proj", "o_proj"], "feedforward_modules": ["o_proj"]},
+    "prompt": {"kind": "prompt_tuning", "num_virtual_tokens": 7},
+    "prefix": {"kind": "prefix_tuning", "num_virtual_tokens": 7},
+    "projected": {"kind": "prefix_tuning", "num_virtual_tokens": 7, "prefix_projection": True},
+    "narrow": {
+        "kind": "prefix_tuning", "num_virtual_tokens": 7, "prefix_projection": True, "encoder_hidden_size": 12,
+    },
+}  # fmt: skip
+
+
+def config(name):
+    return AutoConfig.for_model(name.split()[0], **CONFIGS[name])
+
+
+def model(name):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config(name))
+
+
+def spec(name):
+    return TypeAdapter(Adapter).validate_python(ADAPTERS[name])
+
+
+def predicted(name, adapter, **options):
+    return trained_parameters(architecture(config(name).to_dict()), adapter, **options)
+
+
+def counted(made):
+    return sizes(made)["trainable_parameters"]
+
+
+def test_by_hand():
+    """Of the story model: 5 layers, width 64, keys of 4 * 32 = 128, queries of 8 * 32 = 256."""
+    low_rank = 5 * 4 * ((64 + 256) * 2 + (64 + 128) * 2 + (64 + 172) * 3)
+    assert predicted("llama", spec("lora")) == low_rank == 34640
+    assert predicted("llama", spec("prompt")) == 7 * 64
+    assert predicted("llama", spec("prefix")) == 7 * 2 * 5 * 128
+    full = 512 * 64 + 5 * (2 * 64 * 256 + 2 * 64 * 128 + 3 * 64 * 172 + 2 * 64) + 64
+    assert predicted("llama", None) == full == 444352
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_full_fine_tuning_and_biases(name):
+    made = model(name)
+    assert predicted(name, None) == counted(made)
+    biases = TypeAdapter(Adapter).validate_python({"kind": "bitfit"})
+    if predicted(name, biases):
+        adapters.train_biases_alone(made)
+        assert predicted(name, biases) == counted(made)
+    else:
+        assert not any(key.endswith("bias") for key, _ in made.named_parameters())
+    scoring = AutoModelForSequenceClassification.from_config(config(name), num_labels=1)
+    assert predicted(name, None, scores=True) == counted(scoring)
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize("name", ["qwen2", "llama", "qwen3"])
+def test_every_kind(name, kind):
+    assert predicted(name, spec(kind)) == counted(adapters.adapt(model(name), spec(kind), seed=0))
+
+
+def test_no_guesses():
+    assert architecture({"model_type": "mamba", "hidden_size": 8}) is None
+    for name in ("nowhere", "lm_head", "embed_tokens"):
+        named = TypeAdapter(Adapter).validate_python({"kind": "lora", "target_modules": ["q_proj", name]})
+        assert predicted("qwen2", named) is None
