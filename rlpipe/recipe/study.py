@@ -41,6 +41,8 @@ class Study(Strict):
     """KEY=VALUE changes for every cell, as on the command line; the grid's come after them."""
     grid: Annotated[dict[str, Values | Labelled], Field(min_length=1)]
     """Axes. Every combination of their values is a cell; the last axis varies fastest."""
+    exclude: list[dict[str, Scalar]] = []
+    """Combinations that are no cells: of each, the values or labels of some axes."""
     repeat_over: str | None = None
     """The axis that repeats the same thing, usually `seed`: the table gives mean and spread over it."""
     metrics: list[str] = []
@@ -89,7 +91,8 @@ class StudyFile:
     def cells(self) -> list[Cell]:
         """Every cell, in the grid's order."""
         axes = [list(self._axis(axis)) for axis in self.study.grid]
-        return [self._cell(combination) for combination in product(*axes)]
+        every = (self._cell(combination) for combination in product(*axes))
+        return [cell for cell in every if not any(is_about(cell, wanted) for wanted in self.study.exclude)]
 
     def common(self) -> list[Change]:
         """The changes that every cell begins with."""
@@ -120,6 +123,11 @@ class StudyFile:
             axes={axis: label for axis, label, _, _ in combination},
             changes=tuple(change for _, _, _, changes in combination for change in changes),
         )
+
+
+def is_about(cell: Cell, wanted: dict[str, Scalar]) -> bool:
+    """Whether an entry of `exclude` is about the cell."""
+    return all(cell.axes.get(axis) == written(value) for axis, value in wanted.items())
 
 
 def written(value: Scalar) -> str:

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from rlpipe.recipe import schema, shipped
 from rlpipe.recipe.errors import Problem, RecipeError, choices, dotted, in_file, on_command_line
-from rlpipe.recipe.study import Study, StudyFile
+from rlpipe.recipe.study import Study, StudyFile, written
 from rlpipe.recipe.tree import Node
 from rlpipe.recipe.yaml_text import parse
 
@@ -30,7 +30,7 @@ def read(name: str) -> StudyFile:
         found = StudyFile(Study.model_validate(root.plain()), file, root)
     except ValidationError as error:
         raise RecipeError([*problems, *_explained(root, error.errors(include_url=False))]) from None
-    problems += [*_axes(found), *_names(found)]
+    problems += [*_axes(found), *_names(found), *_exclusions(found)]
     if problems:
         raise RecipeError(problems)
     return found
@@ -79,6 +79,20 @@ def _axes(found: StudyFile) -> Iterator[Problem]:
     if repeat is not None and repeat not in found.axes:
         message = f"`{repeat}` is no axis of `grid`; expected {choices(found.axes)}"
         yield Problem(found.root.nearest(("repeat_over",)).place, "repeat_over", message)
+
+
+def _exclusions(found: StudyFile) -> Iterator[Problem]:
+    """Entries of `exclude` that leave nothing out, and what leaves nothing in."""
+    labels = {axis: [written(v) if isinstance(of, list) else v for v in of] for axis, of in found.study.grid.items()}
+    for number, wanted in enumerate(found.study.exclude):
+        place, key = found.root.nearest(("exclude", number)).place, f"exclude.{number}"
+        for axis, value in wanted.items():
+            if axis not in labels:
+                yield Problem(place, key, f"`{axis}` is no axis of `grid`; expected {choices(found.axes)}")
+            elif written(value) not in labels[axis]:
+                yield Problem(place, key, f"`{axis}` is never {written(value)}; expected {choices(labels[axis])}")
+    if not found.cells():
+        yield Problem(found.root.nearest(("exclude",)).place, "exclude", "leaves out every cell")
 
 
 def _names(found: StudyFile) -> Iterator[Problem]:
