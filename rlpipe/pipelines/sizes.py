@@ -42,6 +42,6 @@ def _predicted(stage: Stage) -> tuple[int | None, str]:
     config = load_config(recipe.model, stage.model_path).get_text_config().to_dict()
     model = architecture(config)
     if model is None:
-        return None, f"of {config.get('model_type')} models (known: {', '.join(KNOWN)})"
+        return None, f"the shapes of {config.get('model_type')} models are not known, but {', '.join(KNOWN)}"
     found = trained_parameters(model, recipe.adapter, isinstance(recipe, RewardModelRecipe))
     return found, "adapter.target_modules names modules besides the decoder's linear layers"

@@ -51,7 +51,7 @@ def recipe_file(tmp_path) -> Path:
 def train(recipe_file: Path, directory: Path, *changes: str, debug: bool = True) -> dict[int, dict[str, float]]:
     """Metrics by step of a run that must succeed."""
     assert run(load(recipe_file, changes), directory, debug) == DONE
-    return {event["step"]: event["metrics"] for event in events(directory, "metrics")}
+    return {event["step"]: event["metrics"] for event in events(directory, "metrics") if event["step"]}
 
 
 def events(directory: Path, kind: str) -> list[dict]:

@@ -44,7 +44,7 @@ def test_it_says_how_much_is_trained(lora_run):
     directory, _ = lora_run
     [note] = [e["message"] for e in events(directory, "note") if e["message"].startswith("trainable")]
     # r (in + out) of q, k, v, o, gate, up, down in two layers; beside the 91,072 of the model.
-    assert note == "trainable: 8,192 of 99,264 (8.3 %)"
+    assert note == "trainable: 8,192 of 99,264 (8.3 %), as predicted"
 
 
 def test_the_result_is_a_plain_model_and_the_adapter_beside_it(lora_run):

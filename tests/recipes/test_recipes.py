@@ -52,7 +52,7 @@ CHAINS = {
     "gsm8k": {"gsm8k/sft": [], "gsm8k/grpo": ["model.path=runs/gsm8k-sft/model"], "gsm8k/reward_model": []},
     "hh": {"hh/reward_model": []},
     "rlhf": {"arithmetic/rlhf": []},
-    "stories": {"stories/grpo": [], "stories/rlhf": []},
+    "stories": {"stories/grpo": [], "stories/rlhf": [], "stories/sft": []},
 }
 """Recipes with changes that their headers name, run in one folder one after the other, in one process with the
 transformers engine. Later ones may start from what earlier ones made."""
@@ -127,6 +127,7 @@ def check(run_dir: Path, name: str, changes: list[str], output: str) -> None:
 
 def check_stage(task: StageRecipe, place: Path) -> None:
     found, torn = events.read(Storage(place))
+    check_sizes(task, found)
     assert torn == []
     assert [e["status"] for e in of(found, "run_finished")] == ["completed"]
     assert of(found, "fault") == []
@@ -144,14 +145,22 @@ def check_stage(task: StageRecipe, place: Path) -> None:
     generates(place / "model")
 
 
+def check_sizes(task: StageRecipe, found: list[dict]) -> None:
+    """What is trained is what was predicted."""
+    sizes = [e["metrics"] for e in of(found, "metrics") if "trainable_parameters" in e["metrics"]]
+    assert len(sizes) == (not isinstance(task, RlRecipe) or task.adapter is not None)
+    assert all(s["predicted_trainable_parameters"] == s["trainable_parameters"] for s in sizes)
+
+
 def check_rl(task: RlRecipe, place: Path, found: list[dict]) -> None:
     steps = list(range(1, task.schedule.steps + 1))
-    assert [e["step"] for e in of(found, "metrics")] == steps
+    trained = [e for e in of(found, "metrics") if "trainable_parameters" not in e["metrics"]]
+    assert [e["step"] for e in trained] == steps
     assert [(e["step"], e["version"]) for e in of(found, "commit")] == [(s, s) for s in steps]
     assert [e["step"] for e in of(found, "evaluation")] == [
         s for s in [0, *steps] if s % task.evaluation.every == 0 or s == steps[-1]
     ]
-    for event in of(found, "metrics"):
+    for event in trained:
         assert event["metrics"]["mismatch/abs"] < 1e-4
         assert event["metrics"]["probe_difference_max"] < 1e-3
         assert ("reference_kl" in event["metrics"]) == (task.algorithm.kl.coefficient > 0)

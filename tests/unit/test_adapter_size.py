@@ -1,15 +1,23 @@
 """Predicted numbers of trained parameters: by hand, and as counted in models that transformers and PEFT make."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 from pydantic import TypeAdapter
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rlpipe.data.storage import Storage
 from rlpipe.models import adapters
+from rlpipe.observe import events
+from rlpipe.observe.events import EventLog
 from rlpipe.pipelines.offline.adapted import sizes
+from rlpipe.pipelines.sizes import tell
 from rlpipe.plan.adapter_size import trained_parameters
 from rlpipe.plan.architecture import architecture
 from rlpipe.recipe.adapter import Adapter
+from rlpipe.recipe.load import load
 
 SHAPE = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 100}
 CONFIGS = {
@@ -42,8 +50,8 @@ ADAPTERS = {
 }  # fmt: skip
 
 
-def config(name):
-    return AutoConfig.for_model(name.split()[0], **CONFIGS[name])
+def config(name, **more):
+    return AutoConfig.for_model(name.split()[0], **CONFIGS[name], **more)
 
 
 def model(name):
@@ -83,7 +91,7 @@ def test_full_fine_tuning_and_biases(name):
         assert predicted(name, biases) == counted(made)
     else:
         assert not any(key.endswith("bias") for key, _ in made.named_parameters())
-    scoring = AutoModelForSequenceClassification.from_config(config(name), num_labels=1)
+    scoring = AutoModelForSequenceClassification.from_config(config(name, num_labels=1))
     assert predicted(name, None, scores=True) == counted(scoring)
 
 
@@ -91,6 +99,41 @@ def test_full_fine_tuning_and_biases(name):
 @pytest.mark.parametrize("name", ["qwen2", "llama", "qwen3"])
 def test_every_kind(name, kind):
     assert predicted(name, spec(kind)) == counted(adapters.adapt(model(name), spec(kind), seed=0))
+
+
+class TestTold:
+    @pytest.fixture
+    def stage(self, tmp_path):
+        log = EventLog(Storage(tmp_path / "run"))
+        recipe = load("arithmetic/sft", ["adapter.kind=lora", "adapter.r=4"])
+        yield SimpleNamespace(recipe=recipe, model_path=str(tmp_path), events=log, directory=tmp_path)
+        log.close()
+
+    def told(self, stage, described, trained):
+        (stage.directory / "config.json").write_text(json.dumps(described.to_dict()))
+        tell(stage, trained, 1_000_000)
+        found, _ = events.read(Storage(stage.directory / "run"))
+        [note] = [event["message"] for event in found if event["kind"] == "note"]
+        [metrics] = [(event["step"], event["metrics"]) for event in found if event["kind"] == "metrics"]
+        return note, metrics
+
+    def test_as_predicted(self, stage, caplog):
+        assert self.told(stage, config("llama"), 34640) == (
+            "trainable: 34,640 of 1,000,000 (3.5 %), as predicted",
+            (0, {"trainable_parameters": 34640, "parameters": 1e6, "predicted_trainable_parameters": 34640}),
+        )
+        assert caplog.messages == []
+
+    def test_a_difference_is_a_warning(self, stage, caplog):
+        assert self.told(stage, config("llama"), 34641)[0] == "trainable: 34,641 of 1,000,000 (3.5 %)"
+        assert caplog.messages == ["34,640 trained parameters were predicted, and 34,641 are trained"]
+
+    def test_of_another_architecture_nothing_is_predicted(self, stage):
+        note, (_, metrics) = self.told(stage, AutoConfig.for_model("gpt2"), 7)
+        assert note.endswith(
+            "; no prediction: the shapes of gpt2 models are not known, but llama, mistral, qwen2, qwen3"
+        )
+        assert "predicted_trainable_parameters" not in metrics
 
 
 def test_no_guesses():

@@ -121,9 +121,10 @@ def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
-def test_the_held_out_loss_of_sft_is_no_step():
+def test_neither_the_held_out_loss_of_sft_nor_the_size_of_the_model_is_a_step():
     events = [
         event("run_started", stage="sft", task="sft", steps=4),
+        event("metrics", stage="sft", step=0, metrics={"trainable_parameters": 8.0, "parameters": 16.0}),
         event("metrics", stage="sft", step=0, metrics={"heldout_loss": 4.125, "heldout_token_accuracy": 0.03}),
         event("metrics", stage="sft", step=4, metrics={"loss": 0.5}),
         event("metrics", stage="sft", step=4, metrics={"heldout_loss": 0.625, "heldout_token_accuracy": 0.8}),

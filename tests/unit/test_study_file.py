@@ -62,6 +62,15 @@ class TestCells:
             "learning_rate-0.001_wide++_seed-1",
         ]
 
+    def test_what_is_excluded_is_no_cell(self):
+        excluded = "exclude:\n  - {width: narrow, seed: 1}\n  - {train.optimizer.learning_rate: 1e-3, width: wide++}\n"
+        assert [cell.name for cell in planned(STUDY + excluded).cells] == [
+            "learning_rate-0.0003_narrow_seed-0",
+            "learning_rate-0.0003_wide++_seed-0",
+            "learning_rate-0.0003_wide++_seed-1",
+            "learning_rate-0.001_narrow_seed-0",
+        ]
+
     def test_axes_and_changes(self):
         cell = planned(STUDY, "train.max_steps=9").cells[1]
         assert cell.cell.axes == {"train.optimizer.learning_rate": "0.0003", "width": "narrow", "seed": "1"}
@@ -137,6 +146,9 @@ class TestMistakes:
             ("wide++: []", "wide/er: []", ["s.yaml:7: grid.width: `wide/er` becomes part of a folder's name; expected letters, digits, `-`, `_`, `.`, `+`"]),
             ("  seed: [0, 1]", "  seed: [0, 0]", ["s.yaml:5: grid: 2 cells would be called `" + name + "`; give the values labels that differ" for name in ("learning_rate-0.0003_narrow_seed-0", "learning_rate-0.0003_wide++_seed-0", "learning_rate-0.001_narrow_seed-0", "learning_rate-0.001_wide++_seed-0")]),
             ("  width:", "  seconds:", ["s.yaml:7: grid.seconds: `seconds` is a column of results.csv already; name the axis otherwise"]),
+            ("repeat_over: seed", "exclude: [{wdith: narrow}]", ["s.yaml:11: exclude.0: `wdith` is no axis of `grid`; expected one of `train.optimizer.learning_rate`, `width`, `seed`"]),
+            ("repeat_over: seed", "exclude:\n  - {width: narrow}\n  - {seed: 2}", ["s.yaml:13: exclude.1: `seed` is never 2; expected one of `0`, `1`"]),
+            ("repeat_over: seed", "exclude: [{seed: 0}, {seed: 1}]", ["s.yaml:11: exclude: leaves out every cell"]),
             ("name: rates", "name: rates\nname: more", ["s.yaml:2: name: this key stands twice; the first is at s.yaml:1"]),
         ],
     )  # fmt: skip
@@ -195,3 +207,8 @@ class TestShipped:
         assert len(cells) == 24
         assert cells[:4] == ["ppo_seed-0", "ppo_seed-1", "ppo_seed-2", "grpo_seed-0"]
         assert cells[9] == "reinforce++_seed-0"
+
+    def test_the_adapters(self):
+        cells = [cell.name for cell in read("studies/adapters").cells()]
+        kinds = {name.partition("_")[2] for name in cells}
+        assert {name.removeprefix("stories_") for name in cells if name.startswith("stories_")} == kinds - {"bitfit"}
