@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from rlpipe.plan.architecture import Architecture, Linear
+from rlpipe.plan.architecture import Architecture, Linear, Unpredictable
 from rlpipe.recipe.adapter import (
     AnyAdapter,
     BitFitAdapter,
@@ -16,16 +16,15 @@ from rlpipe.recipe.adapter import (
 )
 
 
-def trained_parameters(model: Architecture, adapter: AnyAdapter | None, scores: bool = False) -> int | None:
+def trained_parameters(model: Architecture, adapter: AnyAdapter | None, scores: bool = False) -> int:
     """The number of trained parameters; with `scores` those of a classifier, whose score head learns beside any
-    adapter. None where `target_modules` names other modules than the linear layers of the decoder."""
+    adapter. Raises `Unpredictable` where `target_modules` names other modules than the decoder's linear layers."""
     if adapter is None:
         return model.size(scores)
-    beside = _beside(model, adapter)
-    return None if beside is None else beside + (model.hidden if scores else 0)
+    return _beside(model, adapter) + (model.hidden if scores else 0)
 
 
-def _beside(model: Architecture, adapter: AnyAdapter) -> int | None:
+def _beside(model: Architecture, adapter: AnyAdapter) -> int:
     match adapter:
         case PromptTuningAdapter():
             return adapter.num_virtual_tokens * model.hidden
@@ -41,6 +40,7 @@ def _beside(model: Architecture, adapter: AnyAdapter) -> int | None:
             return _over(model, adapter.target_modules, lambda name, one: adapter.r * one.outputs)
         case LoraAdapter():
             return _over(model, adapter.target_modules, lambda name, one: _low_rank(one, adapter))
+    raise Unpredictable(f"adapter.kind={adapter.kind} has no formula")
 
 
 def _low_rank(one: Linear, adapter: LoraAdapter) -> int:
@@ -63,12 +63,13 @@ def _prefix(model: Architecture, adapter: PrefixTuningAdapter) -> int:
 
 def _over(
     model: Architecture, targets: Sequence[str] | Literal["all-linear"], count: Callable[[str, Linear], int]
-) -> int | None:
+) -> int:
     linears = list(model.linears())
     if targets == "all-linear":
         return sum(count(name, one) for name, one in linears)
-    if not all(any(_is_named(name, [target]) for name, _ in linears) for target in targets):
-        return None
+    for target in targets:
+        if not any(_is_named(name, [target]) for name, _ in linears):
+            raise Unpredictable(f"adapter.target_modules: {target} is none of the decoder's linear layers")
     return sum(count(name, one) for name, one in linears if _is_named(name, targets))
 
 

@@ -8,6 +8,10 @@ KNOWN = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose shapes are known here."""
 
 
+class Unpredictable(ValueError):
+    """What is asked for is not known here; the message says what."""
+
+
 @dataclass(frozen=True, slots=True)
 class Linear:
     """A linear layer."""
@@ -51,11 +55,12 @@ class Architecture:
         return self.hidden * self.vocabulary + decoder + head
 
 
-def architecture(config: Mapping[str, Any]) -> Architecture | None:
-    """The architecture that a configuration describes, of the Llama and Qwen families; None of any other."""
+def architecture(config: Mapping[str, Any]) -> Architecture:
+    """The architecture that a configuration describes, of the Llama and Qwen families; raises `Unpredictable` for any
+    other."""
     kind = config.get("model_type")
     if kind not in KNOWN:
-        return None
+        raise Unpredictable(f"the shapes of {kind} models are not known, only those of {', '.join(KNOWN)}")
     hidden, between, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     head = config.get("head_dim") or hidden // heads
     query, key_value = heads * head, (config.get("num_key_value_heads") or heads) * head

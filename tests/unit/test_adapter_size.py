@@ -15,7 +15,7 @@ from rlpipe.observe.events import EventLog
 from rlpipe.pipelines.offline.adapted import sizes
 from rlpipe.pipelines.sizes import tell
 from rlpipe.plan.adapter_size import trained_parameters
-from rlpipe.plan.architecture import architecture
+from rlpipe.plan.architecture import Unpredictable, architecture
 from rlpipe.recipe.adapter import Adapter
 from rlpipe.recipe.load import load
 
@@ -131,13 +131,15 @@ class TestTold:
     def test_of_another_architecture_nothing_is_predicted(self, stage):
         note, (_, metrics) = self.told(stage, AutoConfig.for_model("gpt2"), 7)
         assert note.endswith(
-            "; no prediction: the shapes of gpt2 models are not known, but llama, mistral, qwen2, qwen3"
+            "; no prediction: the shapes of gpt2 models are not known, only those of llama, mistral, qwen2, qwen3"
         )
         assert "predicted_trainable_parameters" not in metrics
 
 
 def test_no_guesses():
-    assert architecture({"model_type": "mamba", "hidden_size": 8}) is None
+    with pytest.raises(Unpredictable, match="shapes of mamba models are not known, only those of llama, "):
+        architecture({"model_type": "mamba", "hidden_size": 8})
     for name in ("nowhere", "lm_head", "embed_tokens"):
         named = TypeAdapter(Adapter).validate_python({"kind": "lora", "target_modules": ["q_proj", name]})
-        assert predicted("qwen2", named) is None
+        with pytest.raises(Unpredictable, match=f"{name} is none of the decoder's linear layers"):
+            predicted("qwen2", named)
