@@ -210,5 +210,6 @@ class TestShipped:
 
     def test_the_adapters(self):
         cells = [cell.name for cell in read("studies/adapters").cells()]
-        kinds = {name.partition("_")[2] for name in cells}
-        assert {name.removeprefix("stories_") for name in cells if name.startswith("stories_")} == kinds - {"bitfit"}
+        kinds = {name.removesuffix("_arithmetic") for name in cells if name.endswith("_arithmetic")}
+        assert cells[:2] == ["full_arithmetic", "full_stories"] and len(cells) == 2 * len(kinds) - 1
+        assert {name.removesuffix("_stories") for name in cells if name.endswith("_stories")} == kinds - {"bitfit"}
