@@ -1,9 +1,18 @@
 """Prompt and prefix tuning in the offline tasks: the same split over ranks or not, the adapter as the only result."""
 
+import json
+
 import numpy as np
 import pytest
 from peft import PeftModel
 from test_offline_adapters import load, run, scores
+from trl_stages import TINY
+
+from rlpipe.data.storage import Storage
+from rlpipe.observe import events
+from rlpipe.pipelines import run as runs
+from rlpipe.pipelines.chat import Style, open_chat
+from rlpipe.recipe.load import load as load_recipe
 
 pytestmark = pytest.mark.integration
 
@@ -49,3 +58,21 @@ def test_dpo_s_reference_is_the_base(tmp_path):
     for metric in ("loss", "rewards/chosen", "heldout_margin"):
         np.testing.assert_allclose(kept.of(metric), ready_made.of(metric), rtol=1e-3, atol=1e-5)
     assert abs(kept.of("heldout_margin")[0]) > 1e-3
+
+
+def test_a_run_is_evaluated_with_its_adapter_which_is_all_it_leaves(tmp_path):
+    changes = [
+        f"model={json.dumps(TINY)}", f"adapter={json.dumps(KINDS['prefix'])}", "rollout.engine=transformers",
+        "rollout.threads=1", "train.threads=1", "train.max_steps=4", "train.optimizer.learning_rate=0.1",
+        "evaluation.prompts=8", "evaluation.pass_at=[]", "evaluation.show=8",
+    ]  # fmt: skip
+    directory = tmp_path / "run"
+    assert runs.run(load_recipe("arithmetic/sft", changes), directory, debug=True) == runs.DONE
+    assert (directory / "adapter").is_dir() and not (directory / "model").exists()
+    found, _ = events.read(Storage(directory))
+    before, after = (event["samples"] for event in found if event["kind"] == "evaluation")
+    assert [one["completion"] for one in before] != [one["completion"] for one in after]
+    for sample in after:
+        chat = open_chat(str(directory), None, Style(temperature=0.0, max_new_tokens=8, seed=0))
+        problem = sample["prompt"].removeprefix("<|user|>").removesuffix("<|end|><|assistant|>")
+        assert chat.answer(problem, lambda _: None) == sample["completion"]
