@@ -26,7 +26,7 @@ from rlpipe.recipe.study_file import read
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MADE_BEFORE = {"recipes.md", "rewards.md", "algorithms.md", "serving.md"}
+MADE_BEFORE = {"adapters.md", "recipes.md", "rewards.md", "algorithms.md", "serving.md"}
 """Pages that say they start from the model of arithmetic/sft, without making it."""
 SHELL = {"ls", "pytest"}
 
@@ -209,6 +209,12 @@ def adapters_can_be_served(reader: Reader) -> Done:
     return Done(0, "", 0.0)
 
 
+def adapters_can_be_compared(reader: Reader) -> Done:
+    done = reader.warm.rlpipe(["study", "studies/adapters", "model.path=FOLDER", "--dry-run"], reader.folder)
+    assert done.code == 0 and "adapters: 23 cells in runs/adapters, 23 to run" in done.output, done.output
+    return done
+
+
 def stories_are_sampled(reader: Reader) -> Done:
     """A model that writes any bytes tells no happy story; that it is asked shows, and other pairs go on from there."""
     done = reader.shell(["python", "recipes/stories/preferences.py", "FOLDER", "pairs.jsonl", "2"])
@@ -250,6 +256,9 @@ LISTED = {
     ASK: Listed("asks the server of the command before", adapters_can_be_served),
     "python recipes/stories/preferences.py FOLDER pairs.jsonl": Listed(
         "tells 6,144 stories; here 192, and from the stand-in's no pairs come", stories_are_sampled
+    ),
+    "rlpipe study studies/adapters model.path=FOLDER": Listed(
+        "runs 23 cells, whose kinds of adapter have tests; here their recipes are checked", adapters_can_be_compared
     ),
     "rlpipe doctor": Listed("answers for a machine that others load; run once for all pages", doctor_knows),
 }

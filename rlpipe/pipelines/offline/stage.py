@@ -88,14 +88,19 @@ class _Told:
         self._stage, self._events = stage, stage.events
 
     def __call__(self, step: int, values: dict[str, float]) -> None:
-        self.step = step
         if "trainable_parameters" in values:
-            return sizes.tell(self._stage, int(values["trainable_parameters"]), int(values["parameters"]))
+            self._tell_sizes(int(values["trainable_parameters"]), int(values["parameters"]))
+            return
+        self.step = step
         if "heldout_pair_accuracy" in values:
             found = {name: v for name, v in values.items() if name.startswith(HELDOUT) and name != "heldout_loss"}
             self._events.evaluation(step, {name.removeprefix(HELDOUT): v for name, v in found.items()}, samples=[])
             values = {"heldout_loss": values["heldout_loss"]}
         self._events.metrics(step, values)
+
+    def _tell_sizes(self, trained: int, everything: int) -> None:
+        if not self.step:  # else it was told when training began
+            sizes.tell(self._stage, trained, everything)
 
 
 def _evaluate(stage: Stage, recipe: Answering, mix: RewardMix, engines: RoleSpec, step: int) -> None:
