@@ -211,7 +211,7 @@ def adapters_can_be_served(reader: Reader) -> Done:
 
 def adapters_can_be_compared(reader: Reader) -> Done:
     done = reader.warm.rlpipe(["study", "studies/adapters", "model.path=FOLDER", "--dry-run"], reader.folder)
-    assert done.code == 0 and "adapters: 23 cells in runs/adapters, 23 to run" in done.output, done.output
+    assert done.code == 0 and re.search(r"adapters: (\d+) cells in runs/adapters, \1 to run", done.output), done.output
     return done
 
 
@@ -258,7 +258,8 @@ LISTED = {
         "tells 6,144 stories; here 192, and from the stand-in's no pairs come", stories_are_sampled
     ),
     "rlpipe study studies/adapters model.path=FOLDER": Listed(
-        "runs 23 cells, whose kinds of adapter have tests; here their recipes are checked", adapters_can_be_compared
+        "runs a cell for each, whose kinds of adapter have tests; here their recipes are checked",
+        adapters_can_be_compared,
     ),
     "rlpipe doctor": Listed("answers for a machine that others load; run once for all pages", doctor_knows),
 }
