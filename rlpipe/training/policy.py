@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,9 +25,12 @@ from rlpipe.training.forward import response_logprobs, sequence_logprobs, shard_
 from rlpipe.training.metrics import Mean, TokenSums
 from rlpipe.training.padding import pad
 from rlpipe.training.prepare import prepare
-from rlpipe.training.sharding import Sharding, loaded, size
+from rlpipe.training.sharding import Sharding, loaded, sizes
 from rlpipe.weights.packing import pack
 from rlpipe.weights.payload import Payload
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class PolicySpec:
     """What is trained in place of the model's own weights."""
     merge_adapter: bool = False
     """Whether `export` hands over full weights with the adapter merged into them, and not the adapter."""
+    lends_base: bool = False
+    """Whether a critic of this process puts an adapter of its own on the same base model."""
     optimizer: Optimizer = field(default_factory=Optimizer)
     dtype: Dtype = "auto"
     sharding: Sharding = field(default_factory=Sharding)
@@ -70,6 +75,7 @@ class Policy:
         torch.manual_seed(spec.seed + rank.index)
         dtype = resolve_dtype(spec.dtype)
         model = loaded(partial(load_causal_lm, spec.model, spec.path, dtype), spec.sharding, dtype)
+        self._base = adapters.same_weights(model) if spec.lends_base else None
         if spec.adapter is not None:
             model = adapters.adapt(model, spec.adapter, spec.seed)
         prepare(model, spec.gradient_checkpointing)
@@ -79,8 +85,14 @@ class Policy:
 
     def sizes(self) -> tuple[int, int]:
         """How many parameters are trained, and how many there are."""
-        everything = [(size(p).numel(), p.requires_grad) for p in self._engine.model.parameters()]
-        return sum(count for count, trained in everything if trained), sum(count for count, _ in everything)
+        return sizes(self._engine.model)
+
+    def lent_base(self) -> "PreTrainedModel":
+        """The base model without the adapter, for another role of this process: its weights are the policy's, frozen
+        here as there. Raises ValueError unless `spec.lends_base`."""
+        if self._base is None:
+            raise ValueError("this policy keeps its base model to itself; build it with lends_base=True")
+        return self._base
 
     def update(self, shard: Shard) -> dict[str, Mean]:
         """One optimizer step. The metrics are this rank's; `metrics.merge` puts those of all ranks together."""
