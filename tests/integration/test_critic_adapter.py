@@ -134,6 +134,19 @@ def test_two_ranks_learn_what_one_does(folder, alone, pair, stage):
     test_critic.assert_same_run(metrics, collect(batch, plan, pair.call("values", make_shards(batch, plan))), alone)
 
 
+@pytest.mark.parametrize("stage", [0, 2])
+def test_on_a_shared_base_it_goes_on_bit_equal(folder, stage, tmp_path):
+    specs = policy_spec(folder, stage), critic_spec(folder, stage)
+    first = Together(specs, Rank())
+    train_alone(first.critic, range(2))
+    first.critic.save_state(str(tmp_path))
+    expected = train_alone(first.critic, range(2, 4))
+    second = Together(specs, Rank())
+    second.critic.load_state(str(tmp_path))
+    assert train_alone(second.critic, range(2, 4)) == expected
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*.pt")) < 91072 * 4, "the base is not in it"
+
+
 def test_a_policy_that_lends_nothing_says_so(folder):
     policy = Policy(test_policy.spec(folder, adapter=LORA), Rank())
     with pytest.raises(ValueError, match="lends_base=True"):
