@@ -1,5 +1,6 @@
 """Adapters on a causal language model. PEFT makes them."""
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,11 @@ NAME = "default"
 """PEFT's name of the only adapter."""
 
 
-def adapt(model: "PreTrainedModel", adapter: PeftAdapter, seed: int) -> "PeftModel":
+TaskType = Literal["CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"]
+"""PEFT's name of what the model is for; the last is a backbone without an output head."""
+
+
+def adapt(model: "PreTrainedModel", adapter: PeftAdapter, seed: int, task_type: TaskType = "CAUSAL_LM") -> "PeftModel":
     """The model with a new adapter; only the adapter requires gradients.
 
     The seed alone decides the adapter's weights, so that all ranks begin with the same. Raises `ModelError` if no
@@ -34,12 +39,12 @@ def adapt(model: "PreTrainedModel", adapter: PeftAdapter, seed: int) -> "PeftMod
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with naming_the_targets():
-            adapted = get_peft_model(model, peft_config(adapter, "CAUSAL_LM", seed, model.name_or_path))
+            adapted = get_peft_model(model, peft_config(adapter, task_type, seed, model.name_or_path))
     freeze(adapted, adapter)
     return adapted
 
 
-def peft_config(adapter: PeftAdapter, task_type: Literal["CAUSAL_LM", "SEQ_CLS"], seed: int, base: str) -> "PeftConfig":
+def peft_config(adapter: PeftAdapter, task_type: TaskType, seed: int, base: str) -> "PeftConfig":
     """The adapter as PEFT describes it. `base` is the folder or hub id of the model it goes onto."""
     import peft
 
@@ -82,6 +87,12 @@ def train_biases_alone(model: "PreTrainedModel") -> None:
         )
     for name, parameter in named.items():
         parameter.requires_grad = name.endswith(".bias") or name.startswith("score.")
+
+
+def same_weights(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Another model of the very same parameters, which are held once: modules, hooks and buffers are its own, and an
+    adapter on the one is not there for the other."""
+    return copy.deepcopy(model, memo={id(parameter): parameter for parameter in model.parameters()})
 
 
 @contextmanager

@@ -2,20 +2,19 @@
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 
 class ValueModel(nn.Module):
-    """The backbone and score head of a sequence classifier, read at every position.
+    """A backbone without an output head, with or without an adapter on it, and a score head read at every position.
 
     Called as a whole, so that the hooks of DeepSpeed ZeRO-3 stay in their places.
     """
 
-    def __init__(self, classifier: PreTrainedModel) -> None:
+    def __init__(self, backbone: nn.Module, score: nn.Module) -> None:
         super().__init__()
-        self.config = classifier.config
-        self.backbone = classifier.base_model
-        self.score = classifier.score
+        self.config = backbone.config
+        self.backbone = backbone
+        self.score = score
 
     def forward(self, input_ids_BT: Tensor) -> Tensor:
         """values_BT in float32, in reward units: at index t, of the state in which token t was chosen, which the

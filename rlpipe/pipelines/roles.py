@@ -1,6 +1,7 @@
 """The roles of a stage, as a runtime starts them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,7 @@ def policy(stage: Stage) -> RoleSpec:
         total_steps=recipe.schedule.steps * train.minibatches * train.epochs,
         adapter=recipe.adapter,
         merge_adapter=recipe.publishing.adapter == "merged",
+        lends_base=recipe.critic.share == "base",
         optimizer=train.optimizer,
         dtype=recipe.model.dtype,
         sharding=_sharding(train),
@@ -110,6 +112,7 @@ def critic(stage: Stage) -> RoleSpec:
         model=model,
         path=path,
         total_steps=recipe.schedule.steps * train.minibatches * train.epochs,
+        adapter=settings.adapter,
         optimizer=settings.optimizer,
         dtype=settings.dtype or model.dtype,
         sharding=_sharding(settings),
@@ -118,7 +121,8 @@ def critic(stage: Stage) -> RoleSpec:
         seed=recipe.seed,
         timeout_seconds=recipe.deadlines.train,
     )
-    return placed(stage, "critic", Critic, lambda seat: (spec, rank_of(seat)), settings, "critic")
+    where = placed(stage, "critic", Critic, lambda seat: (spec, rank_of(seat)), settings, "critic")
+    return replace(where, takes_host=settings.share == "base")
 
 
 def placed(
@@ -132,7 +136,8 @@ def placed(
     """A role beside the policy, in processes of its own or in the policy's, as its section `key` says."""
     where = _rl(stage).train if settings.share else settings
     count = 1 if stage.debug else where.ranks
-    return RoleSpec(name, role, arguments, count, where.resources, where.threads, key, shares=settings.share)
+    host = POLICY if settings.share else None
+    return RoleSpec(name, role, arguments, count, where.resources, where.threads, key, shares=host)
 
 
 def frozen_sharding(settings: FrozenRole) -> Sharding:

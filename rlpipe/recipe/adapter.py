@@ -129,13 +129,18 @@ def changes_the_base(adapter: AnyAdapter | None) -> bool:
     return isinstance(adapter, LoraAdapter) and adapter.init_lora_weights == "pissa"
 
 
+def check_zero_stage(adapter: AnyAdapter | None, zero_stage: int, key: str = "train") -> None:
+    """Raises ValueError for an adapter that cannot be made of a model that the section `key` splits."""
+    if changes_the_base(adapter) and zero_stage == 3:
+        raise ValueError(
+            f"adapter.init_lora_weights=pissa takes weights apart, which {key}.zero_stage=3 has split over the ranks; "
+            f"set {key}.zero_stage to 2 or less, or leave init_lora_weights out"
+        )
+
+
 def check_offline(adapter: AnyAdapter | None, training: OfflineTraining) -> None:
     """Raises ValueError for an adapter that a trainer of TRL cannot train so."""
-    if changes_the_base(adapter) and training.zero_stage == 3:
-        raise ValueError(
-            "adapter.init_lora_weights=pissa takes weights apart, which train.zero_stage=3 has split over the ranks; "
-            "set train.zero_stage to 2 or less, or leave init_lora_weights out"
-        )
+    check_zero_stage(adapter, training.zero_stage)
     if isinstance(adapter, VirtualTokens) and isinstance(training, SftTraining) and training.packing:
         raise ValueError(
             f"train.packing=true puts several records into one sequence, before which adapter.kind={adapter.kind} puts "
@@ -176,8 +181,8 @@ def check_reference(adapter: AnyAdapter | None) -> None:
         )
 
 
-def check_online(adapter: AnyAdapter, published: Literal["served", "merged"]) -> None:
-    """Raises ValueError for an adapter that RL cannot train, or that cannot reach the engines as `published` says."""
+def check_learner(adapter: AnyAdapter, dropout_would: str) -> None:
+    """Raises ValueError for an adapter that no role of RL can train. `dropout_would` says what dropout breaks."""
     if isinstance(adapter, BitFitAdapter):
         raise ValueError("adapter.kind=bitfit is for the offline tasks; take adapter.kind=lora in RL")
     if is_the_result(adapter):
@@ -185,17 +190,22 @@ def check_online(adapter: AnyAdapter, published: Literal["served", "merged"]) ->
             f"adapter.kind={adapter.kind} is for the offline tasks: it cannot be merged into weights, and vLLM cannot "
             "serve it; take adapter.kind=lora in RL"
         )
-    check_reference(adapter)
     dropouts = [key for key in ("lora_dropout", "vera_dropout") if getattr(adapter, key, 0)]
     if dropouts:
         raise ValueError(
-            f"adapter.{dropouts[0]}={getattr(adapter, dropouts[0])} would make the policy that is trained another one "
-            "than the policy that sampled; set it to 0 in RL"
+            f"adapter.{dropouts[0]}={getattr(adapter, dropouts[0])} would {dropout_would}; set it to 0 in RL"
         )
     if isinstance(adapter, LoraAdapter) and adapter.loraplus_lr_ratio != 1:
         raise ValueError(
             f"adapter.loraplus_lr_ratio={adapter.loraplus_lr_ratio:g} is for the offline tasks; leave it out in RL"
         )
+
+
+def check_online(adapter: AnyAdapter, published: Literal["served", "merged"]) -> None:
+    """Raises ValueError for an adapter of a policy that RL cannot train, or that cannot reach the engines as
+    `published` says."""
+    check_learner(adapter, "make the policy that is trained another one than the policy that sampled")
+    check_reference(adapter)
     if published == "served" and not adapter.served_by_vllm:
         what = "use_dora=true" if adapter.kind == "lora" else f"kind={adapter.kind}"
         raise ValueError(

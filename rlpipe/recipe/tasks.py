@@ -8,7 +8,7 @@ from rlpipe.recipe.adapter import Adapter, check_evaluated, check_offline, check
 from rlpipe.recipe.algorithm import Algorithm, Schedule
 from rlpipe.recipe.algorithm.checks import check
 from rlpipe.recipe.base import FolderName, Strict
-from rlpipe.recipe.critic import Critic
+from rlpipe.recipe.critic import Critic, check_unsplit
 from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, MixtureData, PreferenceData, SftData
 from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
 from rlpipe.recipe.model import Model
@@ -178,10 +178,21 @@ class RlRecipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _base_can_be_shared(self) -> "RlRecipe":
+        if self.critic.share == "base":
+            if self.adapter is None:
+                raise ValueError(
+                    "critic.share=base: without an adapter the policy changes the model that the critic would stand "
+                    "on; give it one (adapter.kind=lora), or set critic.share to policy"
+                )
+            check_unsplit(self.train.zero_stage, "train")
+        return self
+
+    @model_validator(mode="after")
     def _reference_is_used(self) -> "RlRecipe":
         if self.reference == Reference():
             return self
-        if self.algorithm.kl.coefficient == 0:
+        if not self.algorithm.needs_reference:
             raise ValueError(
                 "reference: algorithm.kl.coefficient=0 runs without one: give it a value, or leave the section out"
             )

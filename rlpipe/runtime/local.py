@@ -74,6 +74,7 @@ class LocalRuntime:
 
     def __init__(self) -> None:
         self._handles: list[LocalHandle] = []
+        self._roles: dict[str, Any] = {}
 
     def start(self, roles: list[RoleSpec]) -> LocalStarted:
         return LocalStarted({spec.name: [self._start(spec)] for spec in roles})
@@ -82,14 +83,16 @@ class LocalRuntime:
         os.environ.update(spec.environment)
         set_threads(spec.threads, sharing=1)  # one process: the role started last decides
         [seat] = seats_at([("here", "127.0.0.1", free_port())])
-        handle = LocalHandle(spec.name, spec.role(*spec.arguments(seat)))
+        host = [self._roles[spec.host]] if spec.host else []
+        role = self._roles[spec.name] = spec.role(*spec.arguments(seat), *host)
+        handle = LocalHandle(spec.name, role)
         self._handles.append(handle)
         return handle
 
     def stop(self) -> None:
         for handle in self._handles:
             handle.close()
-        self._handles = []
+        self._handles, self._roles = [], {}
         gc.collect()  # models sit in reference cycles; the next roles need their memory
 
 

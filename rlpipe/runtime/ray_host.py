@@ -25,9 +25,12 @@ class Host:
         return context.get_node_id(), ray.util.get_node_ip_address(), free_port()
 
     @ray.method(concurrency_group="role")
-    def build(self, name: str, role: type, arguments: tuple[Any, ...], threads: int, sharing: int) -> None:
+    def build(
+        self, name: str, role: type, arguments: tuple[Any, ...], host: str | None, threads: int, sharing: int
+    ) -> None:
+        """`host` names the role of this process that the constructor gets as its last argument."""
         set_threads(threads, sharing)
-        self._roles[name] = role(*arguments)
+        self._roles[name] = role(*arguments, *([self._roles[host]] if host else []))
 
     @ray.method(concurrency_group="role")
     def run(self, name: str, method: str, *args: Any, **kwargs: Any) -> Any:

@@ -46,7 +46,8 @@ class RayStarted:
         """Build one role in its processes."""
         names = [spec.name if len(hosts) == 1 else f"{spec.name}[{i}]" for i in range(len(hosts))]
         for name, host, seat in zip(names, hosts, _seats(names, hosts, within), strict=True):
-            build = host.build.remote(spec.name, spec.role, spec.arguments(seat), spec.threads, seat.local_count)
+            what = (spec.name, spec.role, spec.arguments(seat), spec.host)
+            build = host.build.remote(*what, spec.threads, seat.local_count)
             self._builds.append(RayPending(host, name, f"building {spec.role.__name__}", build, within))
         self.handles[spec.name] = [RayHandle(name, spec.name, host) for name, host in zip(names, hosts, strict=True)]
 

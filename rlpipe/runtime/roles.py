@@ -54,6 +54,13 @@ class RoleSpec:
     which a role finds the memory that another gave back, and one process group; and they take turns by themselves, as a
     process answers one call at a time. `--debug` has all roles in one process anyway.
     """
+    takes_host: bool = False
+    """Whether the constructor gets the object of the role that it shares with as its last argument."""
+
+    @property
+    def host(self) -> str | None:
+        """The role whose object the constructor gets."""
+        return self.shares if self.takes_host else None
 
 
 class Started(Protocol):

@@ -1,5 +1,10 @@
-"""A rank's training state in a directory, written and read by DeepSpeed."""
+"""A rank's training state in a directory, written and read by DeepSpeed.
 
+What is frozen, as under an adapter, is not in it: it is where the model was loaded from.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,20 +25,60 @@ class CheckpointMismatch(RuntimeError):
 def save_state(engine: "DeepSpeedEngine", directory: Path, rank: Rank) -> None:
     """Collective; into a directory on storage that all ranks share."""
     directory.mkdir(parents=True, exist_ok=True)
-    engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False)
+    with _leaving_out_frozen(engine.module):
+        engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
     torch.save(_random_state(), directory / f"random-{rank.index}-of-{rank.world}.pt")
 
 
 def load_state(engine: "DeepSpeedEngine", directory: Path, rank: Rank) -> None:
-    """Collective. Raises `CheckpointMismatch` if another number of ranks wrote it."""
+    """Collective, into an engine of the model that the frozen weights come from. Raises `CheckpointMismatch` if another
+    number of ranks wrote it, or a role that trains other parameters."""
     file = directory / f"random-{rank.index}-of-{rank.world}.pt"
     if not file.is_file():
         found = ", ".join(sorted(f.name for f in directory.glob("random-*"))) or "none"
         raise CheckpointMismatch(
             f"{directory} has no {file.name} (found: {found}): go on with the train.ranks that wrote it"
         )
-    engine.load_checkpoint(str(directory), tag=_TAG)
+    engine.load_checkpoint(str(directory), tag=_TAG, custom_load_fn=_load_trained)
     _set_random_state(torch.load(file, weights_only=True))
+
+
+@contextmanager
+def _leaving_out_frozen(model: torch.nn.Module) -> Iterator[None]:
+    """Within the block the model's `state_dict` has no frozen parameters. DeepSpeed leaves them out by their first name
+    alone: the second one of a tied embedding would stay, and what a quantised weight has beside itself."""
+
+    def leave_out(module: torch.nn.Module, state: dict[str, torch.Tensor], prefix: str, metadata: object) -> None:
+        for key in [key for key in state if _is_of(key.removeprefix(prefix), frozen)]:
+            del state[key]
+
+    frozen = _frozen(model)
+    handle = model.register_state_dict_post_hook(leave_out)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _load_trained(src: dict[str, torch.Tensor], dst: torch.nn.Module) -> None:
+    missing, unexpected = dst.load_state_dict(src, strict=False)
+    frozen = _frozen(dst)
+    odd = unexpected + [key for key in missing if not _is_of(key, frozen)]
+    if odd:
+        raise CheckpointMismatch(
+            f"the checkpoint and this role do not train the same parameters: {odd[0]} and {len(odd) - 1} more are only "
+            "in one of them. Go on with the model and adapter that wrote it"
+        )
+
+
+def _frozen(model: torch.nn.Module) -> set[str]:
+    """By every name."""
+    return {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+
+
+def _is_of(key: str, names: set[str]) -> bool:
+    """Whether an entry of a state is one of these parameters, or belongs to one (`weight.absmax`)."""
+    return key in names or key.rpartition(".")[0] in names
 
 
 def _random_state() -> dict[str, torch.Tensor]:

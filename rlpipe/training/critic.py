@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,9 +13,11 @@ from rlpipe.algorithms.aggregate import masked_sum
 from rlpipe.algorithms.explained_variance import value_sums
 from rlpipe.algorithms.value_loss import value_loss
 from rlpipe.data.flow import Shard
+from rlpipe.models import adapters
 from rlpipe.models.classifier import load_classifier
 from rlpipe.models.load import resolve_dtype
 from rlpipe.models.values import ValueModel
+from rlpipe.recipe.adapter import PeftAdapter
 from rlpipe.recipe.model import Dtype, Model
 from rlpipe.recipe.training import Optimizer
 from rlpipe.training import checkpoint
@@ -22,13 +25,21 @@ from rlpipe.training.distributed import Rank, join
 from rlpipe.training.engine import TrainingEngine
 from rlpipe.training.metrics import Mean, TokenSums
 from rlpipe.training.padding import Padded, flatten, pad
+from rlpipe.training.policy import Policy
 from rlpipe.training.prepare import prepare
-from rlpipe.training.sharding import Sharding, loaded
+from rlpipe.training.sharding import Sharding, loaded, sizes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Parts = tuple["PreTrainedModel", torch.nn.Module]
+"""Backbone and value head."""
 
 
 @dataclass(frozen=True, slots=True)
 class CriticSpec:
-    """What a critic is made of; plain values and recipe sections, the same for every rank."""
+    """What a critic is made of; plain values and recipe sections, the same for every rank. On a base model that a
+    policy lends, `model` and `path` are the policy's."""
 
     model: Model
     path: str
@@ -40,6 +51,8 @@ class CriticSpec:
     dtype: Dtype = "auto"
     sharding: Sharding = field(default_factory=Sharding)
     gradient_checkpointing: bool = False
+    adapter: PeftAdapter | None = None
+    """What is trained in place of the model's own weights, beside the value head."""
     value_clip: float | None = None
     """How far an update may carry a value from `values_N`, in reward units; None leaves it free."""
     seed: int = 0
@@ -50,16 +63,23 @@ class CriticSpec:
 class Critic:
     """One rank of the critic. Every rank gets each call, with its own shard; the calls are collective."""
 
-    def __init__(self, spec: CriticSpec, rank: Rank) -> None:
+    def __init__(self, spec: CriticSpec, rank: Rank, policy: Policy | None = None) -> None:
+        """With a `policy` of the same process, on whose base model it puts its adapter, nothing is loaded."""
         self._spec = spec
         self._rank = rank
         self._device = join(rank, spec.timeout_seconds)
         torch.manual_seed(spec.seed + rank.index)
         dtype = resolve_dtype(spec.dtype)
-        load = partial(load_classifier, spec.model, spec.path, dtype, head_seed=spec.seed, head_scale=0.0)
-        classifier = loaded(load, spec.sharding, dtype)
-        prepare(classifier, spec.gradient_checkpointing)
-        self._engine = TrainingEngine(ValueModel(classifier), dtype, spec.sharding, spec.optimizer, spec.total_steps)
+        backbone, score = _own(spec, dtype) if policy is None else _on(policy.lent_base(), dtype)
+        if spec.adapter is not None:
+            backbone = adapters.adapt(backbone, spec.adapter, spec.seed, "FEATURE_EXTRACTION")
+        prepare(backbone, spec.gradient_checkpointing)
+        model = ValueModel(backbone, score)
+        self._engine = TrainingEngine(model, dtype, spec.sharding, spec.optimizer, spec.total_steps)
+
+    def sizes(self) -> tuple[int, int]:
+        """How many parameters are trained, and how many there are; those that a policy lends count, too."""
+        return sizes(self._engine.model)
 
     @torch.no_grad()
     def values(self, shard: Shard) -> np.ndarray:
@@ -119,3 +139,18 @@ class Critic:
         """Go on from what `save_state` wrote, with the same number of ranks and ZeRO stage."""
         self._engine.wake()
         checkpoint.load_state(self._engine.module, Path(directory), self._rank)
+
+
+def _own(spec: CriticSpec, dtype: torch.dtype) -> Parts:
+    """Of the model in the specification."""
+    load = partial(load_classifier, spec.model, spec.path, dtype, head_seed=spec.seed, head_scale=0.0)
+    classifier = loaded(load, spec.sharding, dtype)
+    return classifier.base_model, classifier.score
+
+
+def _on(base: "PreTrainedModel", dtype: torch.dtype) -> Parts:
+    """Of a language model that is there already, with a new head that says 0."""
+    backbone = base.base_model
+    score = torch.nn.Linear(backbone.config.get_text_config().hidden_size, 1, bias=False, dtype=dtype)
+    torch.nn.init.zeros_(score.weight)
+    return backbone, score

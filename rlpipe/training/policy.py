@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +25,12 @@ from rlpipe.training.forward import response_logprobs, sequence_logprobs, shard_
 from rlpipe.training.metrics import Mean, TokenSums
 from rlpipe.training.padding import pad
 from rlpipe.training.prepare import prepare
-from rlpipe.training.sharding import Sharding, loaded, size
+from rlpipe.training.sharding import Sharding, loaded, sizes
 from rlpipe.weights.packing import pack
 from rlpipe.weights.payload import Payload
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class PolicySpec:
     """What is trained in place of the model's own weights."""
     merge_adapter: bool = False
     """Whether `export` hands over full weights with the adapter merged into them, and not the adapter."""
+    lends_base: bool = False
+    """Whether a critic of this process puts an adapter of its own on the same base model."""
     optimizer: Optimizer = field(default_factory=Optimizer)
     dtype: Dtype = "auto"
     sharding: Sharding = field(default_factory=Sharding)
@@ -58,6 +63,13 @@ class PolicySpec:
     """How long a rank waits for the others, at the start and in each collective."""
     bucket_bytes: int = 256 << 20
     """Size of the buffers in which `export` hands weights over."""
+
+
+class Exported(NamedTuple):
+    """What was handed over, without the weights."""
+
+    digest: str
+    nbytes: int
 
 
 class Policy:
@@ -70,17 +82,24 @@ class Policy:
         torch.manual_seed(spec.seed + rank.index)
         dtype = resolve_dtype(spec.dtype)
         model = loaded(partial(load_causal_lm, spec.model, spec.path, dtype), spec.sharding, dtype)
+        self._base = adapters.same_weights(model) if spec.lends_base else None
         if spec.adapter is not None:
             model = adapters.adapt(model, spec.adapter, spec.seed)
         prepare(model, spec.gradient_checkpointing)
         self._engine = TrainingEngine(model, dtype, spec.sharding, spec.optimizer, spec.total_steps)
-        self._exported_digest = ""
+        self._exported = Exported("", 0)
         self._algorithm = OnlineAlgorithm(spec.algorithm, spec.max_new_tokens)
 
     def sizes(self) -> tuple[int, int]:
         """How many parameters are trained, and how many there are."""
-        everything = [(size(p).numel(), p.requires_grad) for p in self._engine.model.parameters()]
-        return sum(count for count, trained in everything if trained), sum(count for count, _ in everything)
+        return sizes(self._engine.model)
+
+    def lent_base(self) -> "PreTrainedModel":
+        """The base model without the adapter, for another role of this process: its weights are the policy's, frozen
+        here as there. Raises ValueError unless `spec.lends_base`."""
+        if self._base is None:
+            raise ValueError("this policy keeps its base model to itself; build it with lends_base=True")
+        return self._base
 
     def update(self, shard: Shard) -> dict[str, Mean]:
         """One optimizer step. The metrics are this rank's; `metrics.merge` puts those of all ranks together."""
@@ -143,7 +162,7 @@ class Policy:
             tensors, config = self._full_parameters(), None
         if self._rank.index == 0:
             payload = pack(tensors, self._spec.bucket_bytes, config)
-            self._exported_digest = payload.digest
+            self._exported = Exported(payload.digest, payload.nbytes)
             return payload
         for _ in tensors:
             pass
@@ -158,10 +177,10 @@ class Policy:
         """Make room on the GPU for another role's update, until the next of one's own. It still answers."""
         self._engine.rest()
 
-    def exported_digest(self) -> str:
-        """The digest of the last `export` of rank 0: what an engine's receipt must say, told on another way than the
-        payload itself took."""
-        return self._exported_digest
+    def exported(self) -> Exported:
+        """Of the last `export` of rank 0: what an engine's receipt must say, told on another way than the payload
+        itself took."""
+        return self._exported
 
     def probe(self, sequences: list[Tokens]) -> list[np.ndarray]:
         """Log-probabilities (temperature 1) of tokens 1.. of each sequence, as `rollout.Engine.probe`; the same on

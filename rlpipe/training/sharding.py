@@ -92,3 +92,9 @@ def _restore_frequencies(model: "PreTrainedModel") -> None:
 def size(parameter: torch.nn.Parameter) -> torch.Size:
     """The shape of the whole parameter, which may be split."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def sizes(model: torch.nn.Module) -> tuple[int, int]:
+    """How many parameters of a model are trained, and how many there are."""
+    everything = [(size(p).numel(), p.requires_grad) for p in model.parameters()]
+    return sum(count for count, trained in everything if trained), sum(count for count, _ in everything)

@@ -10,6 +10,7 @@ from test_policy import STAGES, TEMPERATURE, assert_same_run, shards, spec, trai
 
 from rlpipe.recipe.adapter import LoraAdapter
 from rlpipe.recipe.model import PretrainedModel
+from rlpipe.training.checkpoint import CheckpointMismatch
 from rlpipe.training.distributed import Rank
 from rlpipe.training.metrics import merge
 from rlpipe.training.policy import Policy
@@ -108,6 +109,20 @@ def test_a_new_process_goes_on_bit_equal(folder, stage, tmp_path):
     second = Policy(spec(folder, stage, adapter=LORA), Rank())
     second.load_state(str(tmp_path))
     assert (train_alone(second, range(2, 4)), second.export().digest) == expected
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_checkpoint_holds_what_is_trained_and_no_more(folder, stage, tmp_path):
+    """8,192 parameters with two means (with ZeRO, and float32 weights once more) of float32; the base has 91,072, and
+    under its second name the embedding another 16,768."""
+    policy = Policy(spec(folder, stage, adapter=LORA), Rank())
+    train_alone(policy, [0])
+    policy.save_state(str(tmp_path))
+    copies = 4 if stage else 3
+    written = sum(file.stat().st_size for file in tmp_path.rglob("*.pt"))
+    assert 8192 * 4 * copies < written < 8192 * 4 * copies + 100_000 < 91072 * 4
+    with pytest.raises(CheckpointMismatch, match=r"do not train the same parameters: .*lora_A"):
+        Policy(spec(folder, stage), Rank()).load_state(str(tmp_path))
 
 
 def test_bfloat16(folder):

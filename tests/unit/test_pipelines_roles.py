@@ -62,6 +62,17 @@ def test_a_role_that_shares_is_as_the_policy_is(tmp_path, name):
     assert (role.count, role.threads, role.resources.gpus, role.shares) == (2, 3, 1, "policy")
 
 
+def test_a_critic_on_the_policy_s_base_is_given_the_policy(tmp_path):
+    changes = ("adapter={kind: lora, r: 4}", "critic={share: base, adapter: {kind: lora, r: 8}}")
+    found = started(tmp_path, *changes)
+    assert (found["critic"].shares, found["critic"].host) == ("policy", "policy")
+    assert found["policy"].arguments(SEAT)[0].lends_base
+    assert found["critic"].arguments(SEAT)[0].adapter.r == 8
+    own = started(tmp_path, *changes, "critic.share=policy")
+    assert (own["critic"].shares, own["critic"].host) == ("policy", None)
+    assert not own["policy"].arguments(SEAT)[0].lends_base
+
+
 def test_by_default_it_starts_from_the_policy_s_model(tmp_path):
     role, spec = critic(tmp_path, "critic.ranks=3", "critic.zero_stage=2", "critic.value_clip=0.5", "train.epochs=2")
     assert (role.name, role.count, role.recipe_key) == ("critic", 3, "critic")

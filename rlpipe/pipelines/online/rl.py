@@ -22,6 +22,7 @@ from rlpipe.rollout.environments.stage import EnvironmentStage
 from rlpipe.rollout.pool import EnginePool
 from rlpipe.runtime.handle import Handle, Within, results
 from rlpipe.runtime.roles import RoleSpec
+from rlpipe.training.critic import Critic
 from rlpipe.training.policy import Policy
 from rlpipe.weights.probes import choose_probes
 from rlpipe.weights.verify import Verifier, tolerance_for
@@ -41,7 +42,7 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
             loop = _loop(stage, recipe, scoring, environment, algorithm, started.handles)
             started.ready()
             scoring.ready()
-            _tell_size(stage, recipe, started.handles[roles.POLICY])
+            _note_sizes(stage, recipe, started.handles)
         loop.run()
         with stage.events.phase("save", says="saving the model"):
             _save(stage, recipe, started.handles[roles.POLICY])
@@ -59,9 +60,13 @@ def _has_own_reference(recipe: RlRecipe, algorithm: OnlineAlgorithm) -> bool:
     return algorithm.needs_reference and recipe.adapter is None
 
 
-def _tell_size(stage: Stage, recipe: RlRecipe, policy: list[Handle[Policy]]) -> None:
+def _note_sizes(stage: Stage, recipe: RlRecipe, handles: dict[str, list[Handle[Any]]]) -> None:
+    within = Within("train", recipe.deadlines.train)
     if recipe.adapter is not None:
-        sizes.tell(stage, *policy[0].call(Within("train", recipe.deadlines.train), Policy.sizes).result())
+        sizes.tell(stage, *handles[roles.POLICY][0].call(within, Policy.sizes).result())
+    if recipe.critic.adapter is not None:
+        counts = handles["critic"][0].call(within, Critic.sizes).result()
+        stage.events.note(f"critic, {sizes.trainable(*counts)}")
 
 
 def _starting(recipe: RlRecipe) -> str:
