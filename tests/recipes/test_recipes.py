@@ -39,7 +39,7 @@ CHAINS = {
         "arithmetic/mixture": [],
     },
     "hub preferences": {"ultrafeedback/dpo": [], "kto_mix/kto": []},
-    "hub sft": {"ultrachat/sft": [], "stories/pretrain": []},
+    "hub sft": {"ultrachat/sft": [], "self_instruct/sft": [], "stories/pretrain": []},
     "arithmetic": {
         "arithmetic/sft": [],
         "arithmetic/reward_model": [],
@@ -50,7 +50,8 @@ CHAINS = {
     "guess": {"arithmetic/guess": []},
     "calculator": {"arithmetic/calculator": []},
     "gsm8k": {"gsm8k/sft": [], "gsm8k/grpo": ["model.path=runs/gsm8k-sft/model"], "gsm8k/reward_model": []},
-    "hh": {"hh/reward_model": []},
+    "gsm8k preferences": {"gsm8k/dpo": [], "gsm8k/kto": []},
+    "hh": {"hh/reward_model": [], "hh/dpo": []},
     "rlhf": {"arithmetic/rlhf": []},
     "stories": {"stories/grpo": [], "stories/rlhf": []},
 }
