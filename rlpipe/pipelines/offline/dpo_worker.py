@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from rlpipe.pipelines.offline.preference_judging import HELDOUT, JudgingJob, judging, logprob_sums, of_pairs
-from rlpipe.pipelines.offline.reference import ready_made, without_reference
+from rlpipe.pipelines.offline.reference import followed, ready_made, without_reference
 from rlpipe.pipelines.offline.trl_worker import whole_batches
 from rlpipe.recipe.preference_training import DpoTraining
 
@@ -46,6 +46,10 @@ class DpoJob(JudgingJob):
             f_divergence_type=self.training.f_divergence_type,
             f_alpha_divergence_coef=self.training.f_alpha_divergence_coef,
             precompute_ref_log_probs=not kept,
+            ld_alpha=self.training.ld_alpha,
+            use_weighting=self.training.use_weighting,
+            discopop_tau=self.training.discopop_tau,
+            **followed(self.training),
             **losses(self.training),
             **common,
         )

@@ -14,7 +14,7 @@ import numpy as np
 
 from rlpipe.pipelines.offline.dpo_worker import LOGPROBS, REWARDS
 from rlpipe.pipelines.offline.preference_judging import HELDOUT, JudgingJob, judging, logprob_sums, of_judged
-from rlpipe.pipelines.offline.reference import ready_made
+from rlpipe.pipelines.offline.reference import followed, ready_made
 from rlpipe.pipelines.offline.trl_worker import whole_batches
 from rlpipe.recipe.preference_training import KtoTraining
 
@@ -42,6 +42,7 @@ class KtoJob(JudgingJob):
             desirable_weight=self.training.desirable_weight,
             undesirable_weight=self.training.undesirable_weight,
             precompute_ref_log_probs=not kept,
+            **followed(self.training),
             **common,
         )
         trainer = ready_made(whole_batches(KTOTrainer), ("ref_logps", "ref_KL_logps"), alive)
