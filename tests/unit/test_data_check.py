@@ -146,7 +146,7 @@ def test_what_stands_inside_of_a_field_is_no_record():
 def test_transcripts_that_are_read_as_plain_text():
     hh = {"chosen": "\n\nHuman: 1+1\n\nAssistant: 2", "rejected": "\n\nHuman: 1+1\n\nAssistant: 3"}
     assert found(hh) == [("warning", "texts that are transcripts of HH-RLHF", ["d.jsonl, line 1"])]
-    assert found(hh, style="hh") == []
+    assert found(hh, format="hh") == []
     assert found({"chosen": "1+1=2", "rejected": "1+1=3"}) == []
 
 

@@ -33,8 +33,8 @@ def of_transcripts(records: Sequence[Record], expected: Format) -> list[Finding]
     written = [r.origin for r, text in sides if isinstance(text, str) and HH_TURN.match(text)]
     return finding(
         "warning", "texts that are transcripts of HH-RLHF", list(dict.fromkeys(written)),
-        "They are taken as plain text. With --format hh (data.format=hh) their turns become messages, and those that both "
-        "begin with the prompt.",
+        "They are taken as plain text. With --format hh (data.format=hh) their turns become messages, and those that "
+        "both begin with the prompt.",
     )  # fmt: skip
 
 
