@@ -61,6 +61,11 @@ class SyncedReference(PreferenceTraining):
                 "sync_ref_model=true changes the reference, and precompute_ref_log_probs=true asks it only once; leave "
                 "one of them out"
             )
+        if self.save_steps is not None:
+            raise ValueError(
+                "sync_ref_model=true: a checkpoint does not hold the reference, so a run could not go on from it as it "
+                "was; leave save_steps out"
+            )
         if self.max_steps is not None and self.ref_model_sync_steps >= self.max_steps:
             raise ValueError(
                 f"ref_model_sync_steps={self.ref_model_sync_steps} is not below max_steps={self.max_steps}, so the "

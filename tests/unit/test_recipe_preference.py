@@ -46,6 +46,7 @@ def test_every_task_has_defaults(tmp_path, task):
         ("kto", ["ref_model_sync_steps=4"], "changes nothing without sync_ref_model=true; set that, too"),
         ("kto", ["sync_ref_model=true"], "ref_model_sync_steps=512 is not below max_steps=9, so the reference would"),
         ("dpo", [*FOLLOW, "precompute_ref_log_probs=true"], "asks it only once; leave one of them out"),
+        ("dpo", [*FOLLOW, "save_steps=10"], "a checkpoint does not hold the reference"),
         ("dpo", [*FOLLOW, "reference_free=true"], "leaves nothing for sync_ref_model=true to work on"),
         ("dpo", [*FOLLOW, "+adapter={kind: lora}"],
          "with adapter.kind=lora it is the policy with its adapter off; leave train.sync_ref_model out"),
