@@ -259,7 +259,7 @@ def test_gradient_checkpointing_changes_nothing(task, alone, tmp_path):
 
 @pytest.mark.parametrize("task", VARIANTS)
 def test_a_variant_of_dpo_learns_something_else(task, alone):
-    assert alone[task][0].of("loss")[-1] != pytest.approx(alone["dpo"][0].of("loss")[-1], rel=1e-3)
+    assert alone[task][0].of("loss")[-1] != pytest.approx(alone["dpo"][0].of("loss")[-1], abs=3e-4)
 
 
 @pytest.mark.parametrize("task", ["dpo", "kto"])
