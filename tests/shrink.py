@@ -25,6 +25,7 @@ FILES = {
     "Anthropic/hh-rlhf": "pairs.jsonl",
     "HuggingFaceH4/ultrafeedback_binarized": "chosen.jsonl",
     "HuggingFaceH4/ultrachat_200k": "chats.jsonl",
+    "tatsu-lab/alpaca": "alpaca.jsonl",
     "trl-lib/kto-mix-14k": "judged.jsonl",
     "roneneldan/TinyStories": "text.jsonl",
 }
@@ -62,10 +63,15 @@ def make_local(folder: Path) -> None:
     judged = [(chat[:1], chat[1:], chat in chats) for two in zip(chats, wrong, strict=True) for chat in two]
     _write(folder / "judged.jsonl", [{"prompt": p, "completion": c, "label": good} for p, c, good in judged])
 
+    told = [{"instruction": "Add.", "input": row["problem"], "output": row["solution"]} for row in rows]
+    _write(folder / "alpaca.jsonl", told)
+    task = {"id": "1", "instruction": "Add.", "instances": [{"input": "1+1", "output": "2"}]}
+    _write(folder / "seed_tasks.jsonl", [task])
+
     solved = [{"question": row["problem"], **_solved(row["solution"])} for row in rows]
     _write(folder / "example_model_solutions.jsonl", solved)
     labelled = [(s["question"], a) for s in solved for a in s.values() if isinstance(a, dict)]
-    records = [{"prompt": p, "completion": a["solution"], "label": a["is_correct"]} for p, a in labelled]
+    records = [{"prompt": p, "completion": a["solution"], "label": a["is_correct"], "answer": "1"} for p, a in labelled]
     _write(folder / "solutions.jsonl", records)
 
 
@@ -76,7 +82,8 @@ def _chat(question: str, answer: str) -> list[dict[str, str]]:
 def _solved(right: str) -> dict[str, dict[str, Any]]:
     """What three models say, the first of them rightly, in the form of OpenAI's file."""
     said = (right, "100", "many")
-    return {f"{i}b": {"is_correct": answer == right, "solution": f"A: {answer}"} for i, answer in enumerate(said)}
+    answers = {f"{i}b": {"is_correct": answer == right, "solution": f"A: {answer}"} for i, answer in enumerate(said)}
+    return {"ground_truth": f"A: {right}", **answers}
 
 
 def _write(file: Path, rows: list[dict[str, Any]]) -> None:

@@ -1,9 +1,11 @@
-"""Solutions that OpenAI's models gave to GSM8K problems, each labelled right or wrong, as records for a reward model.
+"""Solutions that OpenAI's models gave to GSM8K problems, each labelled right or wrong, as records for a reward model,
+DPO or KTO.
 
     python recipes/gsm8k/solutions.py example_model_solutions.jsonl solutions.jsonl
 
 The first file lies in grade_school_math/data of github.com/openai/grade-school-math: a question per line, with one
-solution of each of four models. The second gets TRL's unpaired preference format: prompt, completion, label.
+solution of each of four models. The second gets TRL's unpaired preference format: prompt, completion, label;
+and the right answer, which rewards compare with.
 """
 
 import json
@@ -14,11 +16,13 @@ from typing import Any
 
 
 def labelled(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A record per solution of a question; `model` says who wrote it."""
+    """A record per solution of a question; `model` says who wrote it, `answer` what is right."""
+    right = row["ground_truth"].rpartition("A: ")[2]
     for model, answer in row.items():
         if isinstance(answer, dict):
             question, solution = f"{row['question']}\n", answer["solution"]
-            yield {"prompt": question, "completion": solution, "label": answer["is_correct"], "model": model}
+            record = {"prompt": question, "completion": solution, "label": answer["is_correct"]}
+            yield record | {"answer": right, "model": model}
 
 
 def main(source: str, target: str) -> None:

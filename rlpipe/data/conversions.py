@@ -33,7 +33,8 @@ _SHAREGPT_ROLES = {
 }
 
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
-_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+"""What opens a turn of a transcript of HH-RLHF."""
 
 
 def recognised(records: list[Record], wanted: RecordFormat) -> Style:
@@ -120,7 +121,7 @@ def _plain_sides(shared: list[tuple[str, str]], *answers: list[tuple[str, str]])
 
 def _dialogue(record: Record, name: str) -> list[tuple[str, str]]:
     """(who, what was said) of each turn, as it stands."""
-    begin, *parts = _HH_TURN.split("\n\n" + _text(record, name, "hh").lstrip("\n"))
+    begin, *parts = HH_TURN.split("\n\n" + _text(record, name, "hh").lstrip("\n"))
     if begin.strip() or not parts:
         raise _unlike(record, name, "hh", r"text that begins with `\n\nHuman:` or `\n\nAssistant:`")
     return list(zip(parts[::2], parts[1::2], strict=True))

@@ -5,7 +5,7 @@ that it will be asked to score.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -78,17 +78,10 @@ def _length(pair: Pair) -> int:
     return max(len(pair.chosen), len(pair.rejected))
 
 
-def length_baseline(pairs: Sequence[Pair]) -> float:
-    """Share of pairs that length alone ranks right, by the better of the rules `longer wins` and `shorter wins`; equal
-    lengths count one half. A reward model that does no better may only be counting words."""
-    longer = sum((len(p.chosen) > len(p.rejected)) + 0.5 * (len(p.chosen) == len(p.rejected)) for p in pairs)
-    return max(longer, len(pairs) - longer) / len(pairs)
-
-
-def prompt_numbers(pairs: Sequence[Pair]) -> list[int]:
-    """Which prompt each pair is about, counted from 0."""
-    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(pair.prompt for pair in pairs))}
-    return [numbers[pair.prompt] for pair in pairs]
+def numbered(things: Iterable[Hashable]) -> list[int]:
+    """Which of the different ones each is, counted from 0 as they appear."""
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(thing, len(numbers)) for thing in things]
 
 
 def sequences(rows: list[Record], name: str, source: Records, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rlpipe.data.arithmetic import preferences, problems
 from rlpipe.data.conversions import converted, recognised
@@ -73,7 +74,9 @@ def load_preferences(data: PreferenceData) -> Records:
 
 
 def _as_pairs(records: list[Record], data: RecordsData) -> list[Record]:
-    return paired(records, data.chat) if records and is_labelled(records[0]) else records
+    if not records or not is_labelled(records[0]):
+        return records
+    return paired(_usable(records, partial(_fitting, Format.LABELLED, data.chat), data), data.chat)
 
 
 def _without_prompts_of(heldout: list[Record], train: list[Record]) -> list[Record]:
@@ -99,9 +102,31 @@ def load_judged(data: PreferenceData) -> Records:
 
 
 def _checked(train: list[Record], heldout: list[Record], expected: Format, data: RecordsData) -> Records:
-    for record in (*heldout, *train):
-        check(record, expected, data.chat)
+    heldout, train = (_usable(part, partial(_fitting, expected, data.chat), data) for part in (heldout, train))
     return Records(train, heldout, expected, data.chat, data.system, data.add_eos)
+
+
+def _fitting(expected: Format, chat: bool, record: Record) -> Record:
+    check(record, expected, chat)
+    return record
+
+
+def _usable(records: list[Record], use: Callable[[Record], Record], data: RecordsData) -> list[Record]:
+    """What `use` makes of each. A record that it refuses is an error, or left out where the recipe says so."""
+    found, refused = [], []
+    for record in records:
+        try:
+            found.append(use(record))
+        except DataError as error:
+            if not data.skip_unusable:
+                raise
+            refused.append(str(error))
+    if refused and not found:
+        raise DataError(f"None of {len(records)} records can be used. {refused[0]}")
+    if refused:
+        logger.warning("%d of %d records cannot be used and are left out (data.skip_unusable). The first: %s",
+                       len(refused), len(records), refused[0])  # fmt: skip
+    return found
 
 
 def _as_they_are(records: list[Record], data: RecordsData) -> list[Record]:
@@ -148,7 +173,7 @@ def _standard(records: list[Record], data: RecordsData) -> list[Record]:
     style = recognised(found, data.format)
     if style != data.format and style != "trl":
         logger.warning("%s has records in the format `%s` and is read so (data.format=%s).", data.path, style, style)
-    return [converted(record, style, data.chat) for record in found]
+    return _usable(found, partial(converted, style=style, chat=data.chat), data)
 
 
 def renamed(records: list[Record], columns: dict[str, str]) -> list[Record]:

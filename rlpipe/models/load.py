@@ -73,7 +73,21 @@ def load_causal_lm(spec: Model, path: str, dtype: "torch.dtype") -> "PreTrainedM
 def load_transformer(kind: Any, spec: Model, path: str, dtype: "torch.dtype", **options: Any) -> tuple[Any, dict]:
     """A model of an auto class of transformers, and what was missing in the files."""
     options |= {"dtype": dtype, "attn_implementation": "sdpa", "output_loading_info": True} | _hub_options(spec)
-    return _naming_the_line(path, "model", lambda: kind.from_pretrained(path, **options))
+    model, info = _naming_the_line(path, "model", lambda: kind.from_pretrained(path, **options))
+    _restore_frequencies(model)
+    return model, info
+
+
+def _restore_frequencies(model: "PreTrainedModel") -> None:
+    """Rotary frequencies in float32 again. Where ZeRO-3 splits a model while it is read, DeepSpeed makes bfloat16 of
+    all that is computed meanwhile; engines have them in float32, and the further a position, the further off it would
+    be."""
+    import torch
+
+    for module in model.modules():
+        if hasattr(module, "inv_freq") and module.inv_freq.dtype != torch.float32:
+            for name, buffer in type(module)(module.config).named_buffers(recurse=False):
+                setattr(module, name, buffer.to(module.inv_freq.device))
 
 
 def context_length(spec: Model, path: str) -> int:

@@ -2,7 +2,8 @@
 
 Every event has `time` (seconds since 1970), `kind` and, in a pipeline, `stage`. Kinds and their further fields:
 
-    run_started     task, steps (planned), recipe, versions, host, command        (see runinfo.py)
+    run_started     task, steps (planned, 0 if epochs are), recipe, versions, host, command        (see runinfo.py)
+    planned         steps                                         what a recipe's epochs amount to
     phase_started   phase, says (for people), step or null
     phase           phase, seconds, step or null, parent (the phase around it, or null), error (if it raised)
     metrics         step, metrics {name: number}    once per step, after its last phase (names: metrics.py)
@@ -91,6 +92,10 @@ class EventLog:
     def run_started(self, task: str, steps: int, info: dict[str, Any]) -> None:
         """`info` is `runinfo.collect(...)`."""
         self.emit("run_started", task=task, steps=steps, **info)
+
+    def planned(self, steps: int) -> None:
+        """What the epochs of a recipe amount to."""
+        self.emit("planned", steps=steps)
 
     def metrics(self, step: int, metrics: dict[str, float]) -> None:
         self.emit("metrics", step=step, metrics=metrics)

@@ -47,6 +47,8 @@ class Progress:
         match event["kind"]:
             case "run_started":
                 self.task, self.steps = event["task"], event["steps"]
+            case "planned":
+                self.steps = event["steps"]
             case "phase_started":
                 self.doing.append((event["says"], event["time"]))
                 self.done = ""

@@ -114,7 +114,7 @@ def _start(stage: Stage) -> None:
 
             run_rl(stage, recipe)
         case recipe:
-            stage.events.run_started(recipe.task, recipe.train.max_steps, runinfo.collect(recipe.model_dump()))
+            stage.events.run_started(recipe.task, recipe.train.max_steps or 0, runinfo.collect(recipe.model_dump()))
             from rlpipe.pipelines.offline.stage import run_offline_stage
 
             run_offline_stage(stage, recipe)

@@ -181,6 +181,15 @@ def check_reference(adapter: AnyAdapter | None) -> None:
         )
 
 
+def check_followed(adapter: AnyAdapter | None, sync_ref_model: bool) -> None:
+    """Raises ValueError for a reference that is to follow the policy, and is no model of its own."""
+    if sync_ref_model and adapter is not None and not isinstance(adapter, BitFitAdapter):
+        raise ValueError(
+            f"train.sync_ref_model=true needs a reference of its own, and with adapter.kind={adapter.kind} it is the "
+            "policy with its adapter off; leave train.sync_ref_model out, or train without an adapter"
+        )
+
+
 def check_learner(adapter: AnyAdapter, dropout_would: str) -> None:
     """Raises ValueError for an adapter that no role of RL can train. `dropout_would` says what dropout breaks."""
     if isinstance(adapter, BitFitAdapter):

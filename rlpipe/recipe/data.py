@@ -101,6 +101,8 @@ class RecordsData(Strict):
     """System message put before every prompt (chat only)."""
     add_eos: bool = True
     """Put the end-of-sequence token after plain text (chat=false); false for texts that were cut off at a limit."""
+    skip_unusable: bool = False
+    """Leave records that cannot be used out, with a warning that counts them; otherwise the first one is an error."""
     heldout: HeldOut = HeldOut()
     """Which records are kept for evaluation."""
 

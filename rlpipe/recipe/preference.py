@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from rlpipe.recipe.adapter import Adapter, check_evaluated, check_offline, check_reference
+from rlpipe.recipe.adapter import Adapter, check_evaluated, check_followed, check_offline, check_reference
 from rlpipe.recipe.base import FolderName, Strict
 from rlpipe.recipe.data import PreferenceData
 from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
@@ -74,9 +74,9 @@ class DpoRecipe(PreferenceRecipe):
 
     @model_validator(mode="after")
     def _has_a_reference(self) -> "DpoRecipe":
-        if self.train.reference_free:
-            return self
-        check_reference(self.adapter)
+        if not self.train.reference_free:
+            check_reference(self.adapter)
+        check_followed(self.adapter, self.train.sync_ref_model)
         return self
 
 
@@ -95,6 +95,7 @@ class KtoRecipe(PreferenceRecipe):
     @model_validator(mode="after")
     def _has_a_reference(self) -> "KtoRecipe":
         check_reference(self.adapter)
+        check_followed(self.adapter, self.train.sync_ref_model)
         return self
 
 

@@ -36,7 +36,45 @@ class PreferenceTraining(OfflineTraining):
     """Which held-out metric tells the best model."""
 
 
-class DpoTraining(PreferenceTraining):
+class SyncedReference(PreferenceTraining):
+    """A reference that may follow the policy: TR-DPO (Gorbatovski et al. 2024, arXiv 2404.09656)."""
+
+    precompute_ref_log_probs: bool = False
+    """Work out the reference's log-probabilities once before training, instead of keeping a reference in memory."""
+    sync_ref_model: bool = False
+    """Let the reference follow the policy (TR-DPO), every ref_model_sync_steps."""
+    ref_model_mixup_alpha: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """The policy's share α in the new reference; 1 makes it the policy itself."""
+    ref_model_sync_steps: PositiveInt = 512
+    """Optimizer steps between two such updates."""
+
+    @model_validator(mode="after")
+    def _reference_can_follow(self) -> "SyncedReference":
+        if not self.sync_ref_model:
+            for key in ("ref_model_mixup_alpha", "ref_model_sync_steps"):
+                value = getattr(self, key)
+                if value != SyncedReference.model_fields[key].default:
+                    raise ValueError(f"{key}={value} changes nothing without sync_ref_model=true; set that, too")
+            return self
+        if self.precompute_ref_log_probs:
+            raise ValueError(
+                "sync_ref_model=true changes the reference, and precompute_ref_log_probs=true asks it only once; leave "
+                "one of them out"
+            )
+        if self.save_steps is not None:
+            raise ValueError(
+                "sync_ref_model=true: a checkpoint does not hold the reference, so a run could not go on from it as it "
+                "was; leave save_steps out"
+            )
+        if self.max_steps is not None and self.ref_model_sync_steps >= self.max_steps:
+            raise ValueError(
+                f"ref_model_sync_steps={self.ref_model_sync_steps} is not below max_steps={self.max_steps}, so the "
+                "reference would never follow the policy; lower it"
+            )
+        return self
+
+
+class DpoTraining(SyncedReference):
     """DPO through TRL's DPOTrainer; names are TRL's."""
 
     beta: PositiveFloat = 0.1
@@ -55,8 +93,14 @@ class DpoTraining(PreferenceTraining):
     reference_free: bool = False
     """Take a reference to which all responses are equally likely: none is loaded, nothing holds the policy to its
     start."""
-    precompute_ref_log_probs: bool = False
-    """Work out the reference's log-probabilities once before training, instead of keeping a reference in memory."""
+    ld_alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Length-desensitised DPO (Liu et al. 2024, arXiv 2409.06411): weight of the tokens by which one response is longer
+    than the other; 1 each if absent."""
+    use_weighting: bool = False
+    """Weighted preference optimisation (WPO, Zhou et al. 2024, arXiv 2406.11827): pairs count by how likely the policy
+    would write them."""
+    discopop_tau: PositiveFloat = 0.05
+    """Temperature τ of discopop."""
 
     @property
     def losses(self) -> dict[DpoLoss, float]:
@@ -106,14 +150,35 @@ class DpoTraining(PreferenceTraining):
     def _reference_is_used(self) -> "DpoTraining":
         for key, unused in (
             ("precompute_ref_log_probs=true", self.precompute_ref_log_probs),
+            ("sync_ref_model=true", self.sync_ref_model),
             (f"f_divergence_type={self.f_divergence_type}", self.f_divergence_type != "reverse_kl"),
         ):
             if self.reference_free and unused:
                 raise ValueError(f"reference_free=true leaves nothing for {key} to work on; leave one of them out")
         return self
 
+    @model_validator(mode="after")
+    def _variants_fit(self) -> "DpoTraining":
+        sorting = [name for name in ("aot", "aot_unpaired") if name in self.losses]
+        if self.use_weighting and sorting:
+            raise ValueError(
+                f"use_weighting=true weighs pairs, and loss_type={sorting[0]} sorts their sides apart; leave one of "
+                "them out"
+            )
+        if "discopop" not in self.losses and self.discopop_tau != DpoTraining.model_fields["discopop_tau"].default:
+            raise ValueError(
+                f"discopop_tau={self.discopop_tau} changes nothing in loss_type={', '.join(self.losses)}; it goes with "
+                "discopop"
+            )
+        if self.ld_alpha is not None and self.precompute_ref_log_probs:
+            raise ValueError(
+                "ld_alpha: precompute_ref_log_probs=true keeps the reference's weighted sums alone, and held-out pairs "
+                "are ranked by whole ones; leave one of them out"
+            )
+        return self
 
-class KtoTraining(PreferenceTraining):
+
+class KtoTraining(SyncedReference):
     """KTO through TRL's KTOTrainer; names are TRL's."""
 
     beta: PositiveFloat = 0.1
@@ -126,8 +191,6 @@ class KtoTraining(PreferenceTraining):
     undesirable_weight: PositiveFloat = 1.0
     """Weight of bad responses in the loss. The paper's eq. 8 wants the good ones' count times weight at 1 to 4/3 of the
     bad ones'."""
-    precompute_ref_log_probs: bool = False
-    """Work out the reference's log-probabilities once before training, instead of keeping a reference in memory."""
 
     @model_validator(mode="after")
     def _kl_can_be_estimated(self) -> "KtoTraining":

@@ -102,8 +102,10 @@ class Resources(Strict):
 class OfflineTraining(Strict):
     """What TRL's trainers have in common; names are TRL's."""
 
-    max_steps: PositiveInt
-    """Optimizer steps."""
+    max_steps: PositiveInt | None = None
+    """Optimizer steps; either this or num_train_epochs."""
+    num_train_epochs: PositiveFloat | None = None
+    """Passes over the training records, in place of max_steps; 0.5 is half of them."""
     per_device_train_batch_size: PositiveInt = 64
     """Records per rank and micro-batch."""
     gradient_accumulation_steps: PositiveInt = 1
@@ -134,13 +136,26 @@ class OfflineTraining(Strict):
     early_stopping_threshold: NonNegativeFloat = 0.0
     """What counts as an improvement for that: more than this."""
 
+    @property
+    def duration(self) -> str:
+        """For people: `600 steps`."""
+        return f"{self.max_steps} steps" if self.max_steps else f"{self.num_train_epochs:g} epochs"
+
+    @model_validator(mode="after")
+    def _ends(self) -> "OfflineTraining":
+        if (self.max_steps is None) == (self.num_train_epochs is None):
+            both = "both are given; set one of them to null" if self.max_steps else "neither is given; set one of them"
+            raise ValueError(f"max_steps or num_train_epochs says when training ends, and {both}")
+        return self
+
     @model_validator(mode="after")
     def _stopping_is_possible(self) -> "OfflineTraining":
         for key, value in (
             ("early_stopping_patience", self.early_stopping_patience),
             ("load_best_model_at_end", self.load_best_model_at_end),
         ):
-            if value and (self.eval_steps is None or self.eval_steps >= self.max_steps):
+            never = self.eval_steps is None or (self.max_steps is not None and self.eval_steps >= self.max_steps)
+            if value and never:
                 raise ValueError(f"{key} needs evaluations during training; set eval_steps below max_steps")
         if self.early_stopping_threshold and self.early_stopping_patience is None:
             raise ValueError("early_stopping_threshold changes nothing without early_stopping_patience; set that, too")

@@ -72,21 +72,10 @@ def loaded(load: "Callable[[], PreTrainedModel]", sharding: Sharding, dtype: tor
     config = deepspeed_config(dtype, sharding, 0.0, _LARGEST_BUCKET, torch.cuda.is_available())
     held = HfDeepSpeedConfig(config)  # transformers looks for it in a global that does not keep it alive
     try:
-        model = load()
+        return load()
     finally:
         unset_hf_deepspeed_config()
         del held
-    _restore_frequencies(model)
-    return model
-
-
-def _restore_frequencies(model: "PreTrainedModel") -> None:
-    """Rotary frequencies in float32 again. DeepSpeed makes bfloat16 of all that is computed while it splits a model;
-    engines have them in float32, and the further a position, the further off it would be."""
-    for module in model.modules():
-        if hasattr(module, "inv_freq"):
-            for name, buffer in type(module)(module.config).named_buffers(recurse=False):
-                setattr(module, name, buffer.to(module.inv_freq.device))
 
 
 def size(parameter: torch.nn.Parameter) -> torch.Size:

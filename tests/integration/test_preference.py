@@ -30,13 +30,21 @@ TASKS = {
 }
 
 
-def recipe(task, **settings):
+VARIANTS = {
+    "wpo": {"use_weighting": True},
+    "tr-dpo": {"sync_ref_model": True, "ref_model_mixup_alpha": 0.5, "ref_model_sync_steps": 1},
+}
+"""Of DPO."""
+SETTINGS = TASKS | VARIANTS
+
+
+def recipe(task, data=OF_ONE_LENGTH, **settings):
     common = {"max_steps": STEPS, "per_device_train_batch_size": BATCH, "logging_steps": 1, "threads": 1}
-    name = "cpo" if task == "simpo" else task
+    name = "dpo" if task in VARIANTS else "cpo" if task == "simpo" else task
     return RECIPES[name].model_validate(
         {
-            "task": name, "model": TINY, "data": OF_ONE_LENGTH,
-            "train": common | {"optimizer": RATE} | TASKS.get(task, {}) | settings,
+            "task": name, "model": TINY, "data": data,
+            "train": common | {"optimizer": RATE} | SETTINGS.get(task, {}) | settings,
         }
     )  # fmt: skip
 
@@ -66,7 +74,7 @@ def run(settings, tmp_path, name):
 def alone(tmp_path_factory):
     """Figures and folder of each task on one rank, ZeRO 0, in this process."""
     folder = tmp_path_factory.mktemp("alone")
-    return {task: (run(recipe(task), folder, task), folder / task) for task in TASKS}
+    return {task: (run(recipe(task), folder, task), folder / task) for task in SETTINGS}
 
 
 def trl(task, settings, base, scratch):
@@ -79,11 +87,11 @@ def trl(task, settings, base, scratch):
     config, trainer = {
         "dpo": (DPOConfig, DPOTrainer), "kto": (KTOConfig, KTOTrainer), "orpo": (ORPOConfig, ORPOTrainer),
         "simpo": (CPOConfig, CPOTrainer),
-    }[task]  # fmt: skip
+    }["dpo" if task in VARIANTS else task]  # fmt: skip
     arguments = config(
         output_dir=str(scratch), max_steps=STEPS, per_device_train_batch_size=BATCH, logging_steps=1, seed=0,
         learning_rate=1e-3, adam_beta2=0.95, weight_decay=0.0, use_cpu=True, bf16=False, report_to="none",
-        save_strategy="no", disable_tqdm=True, gradient_checkpointing=False, max_length=64, **TASKS[task],
+        save_strategy="no", disable_tqdm=True, gradient_checkpointing=False, max_length=64, **SETTINGS[task],
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(base)
     rows = _shuffled_as_kto(settings, base) if task == "kto" else [_messages(r) for r in records(settings).train]
@@ -117,7 +125,7 @@ def _shuffled_as_kto(settings, base):
     return [rows[i] for i in np.random.default_rng(settings.seed).permutation(len(rows))]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", SETTINGS)
 def test_the_numbers_are_those_of_trl_by_itself(task, alone, tmp_path, monkeypatch):
     for name in (
         "RANK",
@@ -150,8 +158,8 @@ def train_one_after_another(jobs, progress):
 def test_two_ranks_learn_as_one_rank_does(alone, ray_cluster, tmp_path):
     before = {"precompute_ref_log_probs": True}
     cases = [
-        ("dpo", 2, {}), ("dpo", 3, {}), ("dpo", 3, before), ("kto", 2, before), ("kto", 3, {}), ("orpo", 2, {}),
-        ("simpo", 2, {}),
+        ("dpo", 2, {}), ("dpo", 3, before), ("kto", 2, before), ("kto", 3, {}), ("orpo", 2, {}), ("orpo", 3, {}),
+        ("simpo", 2, {}), ("simpo", 3, {}), ("tr-dpo", 2, {}), ("tr-dpo", 3, {}),
     ]  # fmt: skip
     jobs = []
     for number, (task, stage, changes) in enumerate(cases):
@@ -175,13 +183,18 @@ def weights(folder):
     return AutoModelForCausalLM.from_pretrained(folder).state_dict()
 
 
-def logprob(model, tokenizer, prompt, answer):
-    """Of the whole answer, from a plain forward; and how many tokens it has."""
+def token_logprobs(model, tokenizer, prompt, answer):
+    """Of the answer, from a plain forward."""
     turns = _turn("user", prompt)
     start = len(tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"])
     ids = torch.tensor([tokenizer.apply_chat_template([*turns, *_turn("assistant", answer)])["input_ids"]])
     with torch.no_grad():
-        logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[start - 1 :, 0]
+        return model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[start - 1 :, 0]
+
+
+def logprob(model, tokenizer, prompt, answer):
+    """Of the whole answer; and how many tokens it has."""
+    logprobs = token_logprobs(model, tokenizer, prompt, answer)
     return logprobs.sum().item(), len(logprobs)
 
 
@@ -242,3 +255,53 @@ def test_label_smoothing_makes_conservative_dpo(tmp_path):
 def test_gradient_checkpointing_changes_nothing(task, alone, tmp_path):
     figures = run(recipe(task, gradient_checkpointing=True), tmp_path, "out")
     np.testing.assert_allclose(figures.of("loss"), alone[task][0].of("loss"), rtol=1e-5)
+
+
+@pytest.mark.parametrize("task", VARIANTS)
+def test_a_variant_of_dpo_learns_something_else(task, alone):
+    assert alone[task][0].of("loss")[-1] != pytest.approx(alone["dpo"][0].of("loss")[-1], abs=3e-4)
+
+
+@pytest.mark.parametrize("task", ["dpo", "kto"])
+def test_a_reference_that_follows_at_once_is_the_policy(task, alone, tmp_path):
+    """So nothing is ever preferred: the margin is 0 after every step, though the policy moves."""
+    follow = {"sync_ref_model": True, "ref_model_mixup_alpha": 1.0, "ref_model_sync_steps": 1}
+    figures = run(recipe(task, zero_stage=3, **follow), tmp_path, "out")
+    assert figures.of("rewards/margins") == pytest.approx([0.0] * STEPS, abs=1e-6)
+    assert figures.of("heldout_margin") == pytest.approx([0.0, 0.0], abs=1e-6)
+    base = weights(tmp_path / "base")
+    assert not torch.equal(weights(tmp_path / "out")["model.norm.weight"], base["model.norm.weight"])
+
+
+def test_the_temperature_of_discopop(tmp_path):
+    """From the margins m of one pair: its losses are mixed by sigmoid(m / tau) (Lu et al. 2024, eq. 5)."""
+    settings = {"loss_type": "discopop", "discopop_tau": 0.5, "per_device_train_batch_size": 1}
+    figures = run(recipe("dpo", **settings), tmp_path, "out")
+    m = np.array(figures.of("rewards/margins"))
+
+    def expected(tau):
+        share = 1 / (1 + np.exp(-m / tau))
+        return (1 - share) * np.log1p(np.exp(-m)) + share * np.exp(-m)
+
+    np.testing.assert_allclose(figures.of("loss"), expected(0.5), rtol=1e-5)
+    assert abs(expected(0.5) - expected(0.05)).max() > 1e-3
+
+
+def test_what_a_longer_answer_has_more_counts_by_ld_alpha(tmp_path):
+    """Answers of 7 and 4 tokens, their ends included: the last three of the longer one count a quarter."""
+    rows = tmp_path / "d.jsonl"
+    rows.write_text("".join(f'{{"prompt": "{n}", "chosen": "abcdef", "rejected": "ghi"}}\n' for n in range(2)))
+    data = {"kind": "records", "path": str(rows), "heldout": {"count": 1}}
+    changes = {"reference_free": True, "ld_alpha": 0.25, "max_steps": 1, "per_device_train_batch_size": 1}
+    figures = run(recipe("dpo", data, **changes), tmp_path, "out")
+    model, tokenizer = (kind.from_pretrained(tmp_path / "base") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    chosen, rejected = (token_logprobs(model, tokenizer, "1", answer) for answer in ("abcdef", "ghi"))
+    assert (len(chosen), len(rejected)) == (7, 4)
+    weighted = (chosen[:4].sum() + 0.25 * chosen[4:].sum()).item()
+    assert figures.of("logps/chosen")[0] == pytest.approx(weighted, rel=1e-5)
+    assert figures.of("logps/rejected")[0] == pytest.approx(rejected.sum().item(), rel=1e-5)
+    margin = 0.1 * (weighted - rejected.sum().item())
+    assert figures.of("loss")[0] == pytest.approx(np.log1p(np.exp(-margin)), rel=1e-5)
+    whole = 0.1 * sum(token_logprobs(model, tokenizer, "0", "abcdef")).item()
+    short = 0.1 * sum(token_logprobs(model, tokenizer, "0", "ghi")).item()
+    assert figures.of("heldout_margin")[0] == pytest.approx(whole - short, rel=1e-5), "held-out pairs count whole"

@@ -31,6 +31,12 @@ pytestmark = [
 STORIES_END = "rollout.stop_token_ids=[1]"
 """The story model ends its stories with token 1, which is not its tokenizer's EOS."""
 
+SMALL = [
+    "train.threads=1", "train.gradient_accumulation_steps=1", "train.gradient_checkpointing=false", "data.chat=false",
+    f"model.path={Path(os.environ.get('RLPIPE_TEST_DATA', '')) / 'models/stories260K'}",
+]  # fmt: skip
+"""Of an offline recipe for a GPU: the story model, one small batch to a step."""
+
 
 def real(name: str) -> Path:
     return Path(os.environ["RLPIPE_TEST_DATA"]) / name
@@ -149,6 +155,77 @@ def test_labelled_solutions_become_pairs_of_a_right_and_a_wrong_one(tmp_path):
         assert _answer(record.fields["chosen"]) == truth != _answer(record.fields["rejected"])
     asked, trained_on = ({r.fields["prompt"] for r in part} for part in (records.heldout, records.train))
     assert not asked & trained_on and len(asked | trained_on) == 353, "those with a right and a wrong solution"
+
+
+def test_instructions_of_self_instruct_are_learned(tmp_path):
+    """175 tasks by people; what is learned from some lowers the loss on others."""
+    tasks, directory = tmp_path / "tasks.jsonl", tmp_path / "run"
+    source = real("data/self-instruct/seed_tasks.jsonl")
+    subprocess.run([sys.executable, folder() / "self_instruct" / "tasks.py", source, tasks], check=True)
+    assert len(tasks.read_text(encoding="utf-8").splitlines()) == 175
+    changes = [
+        *SMALL, f"data.path={tasks}", "train.packing=false", "train.per_device_train_batch_size=8",
+        "train.max_steps=16", "train.eval_steps=8", "train.max_length=160", "data.heldout.count=24",
+        "train.optimizer.learning_rate=1e-3", "train.optimizer.warmup_steps=2",
+    ]  # fmt: skip
+    assert run(load("self_instruct/sft", changes), directory, debug=True) == DONE
+    losses = [e["metrics"]["heldout_loss"] for e in events(directory, "metrics") if "heldout_loss" in e["metrics"]]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0] - 0.5, "nats per token of instructions that were not trained on"
+
+
+def test_dpo_on_what_people_prefer_is_measured_beside_length(tmp_path):
+    """16 pairs are learned by heart, the one without an answer is left out, and length is counted from the text."""
+    tokenizer, directory = AutoTokenizer.from_pretrained(real("models/stories260K")), tmp_path / "run"
+    with gzip.open(real("data/hh-rlhf/harmless-base-1800.jsonl.gz"), "rt", encoding="utf-8") as file:
+        pairs = [json.loads(line) for line in file]
+    empty = next(pair for pair in pairs if pair["chosen"].rstrip().endswith("Assistant:"))
+    lengths = [[len(tokenizer(pair[side])["input_ids"]) for side in ("chosen", "rejected")] for pair in pairs[:300]]
+    fits = [(pair, both) for pair, both in zip(pairs, lengths, strict=False) if max(both) <= 120][:32]
+    rows = [pair for pair, _ in fits]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, empty]), encoding="utf-8")
+    changes = [
+        *SMALL, f"data.path={tmp_path / 'pairs.jsonl'}", "data.data_dir=null", "data.heldout.count=16",
+        "train.per_device_train_batch_size=16", "train.max_steps=12", "train.max_length=128",
+        "train.optimizer.learning_rate=1e-3", "train.optimizer.warmup_steps=2", "train.logging_steps=1",
+    ]  # fmt: skip
+    assert run(load("hh/dpo", changes), directory, debug=True) == DONE
+    trained = [e["metrics"]["rewards/accuracies"] for e in events(directory, "metrics") if "loss" in e["metrics"]]
+    assert trained[0] == 0.0 and trained[-1] > 0.9
+    before, after = (found["metrics"] for found in events(directory, "evaluation"))
+    assert (before["pair_accuracy"], before["margin"]) == (0.5, 0.0), "the policy is its own reference"
+    assert after["margin"] != 0
+    longer = sum((chosen > rejected) + 0.5 * (chosen == rejected) for _, (chosen, rejected) in fits[:16])
+    assert after["length_baseline"] == before["length_baseline"] == max(longer, 16 - longer) / 16
+    accuracy = after["pair_accuracy"]
+    assert after["pair_accuracy_stderr"] == pytest.approx((accuracy * (1 - accuracy) / 16) ** 0.5)
+
+
+@pytest.mark.parametrize("task", ["dpo", "kto"])
+def test_right_solutions_get_likelier_than_wrong_ones(task, tmp_path):
+    """24 short solutions to a dozen problems, seen ten times; what is held out is about other problems."""
+    tokenizer, directory = AutoTokenizer.from_pretrained(real("models/stories260K")), tmp_path / "run"
+    script = runpy.run_path(str(folder() / "gsm8k" / "solutions.py"))
+    rows = map(json.loads, real("data/gsm8k/model_solutions.jsonl").read_text(encoding="utf-8").splitlines())
+    problems = [[r for r in script["labelled"](row) if len(r["completion"]) < 160] for row in rows]
+    mixed = [[one for one in answers if len(tokenizer(one["prompt"])["input_ids"]) < 120] for answers in problems]
+    mixed = [answers for answers in mixed if {one["label"] for one in answers} == {True, False}][:20]
+    assert all(_answer(one["completion"]) == one["answer"] for answers in mixed for one in answers if one["label"])
+    lines = [json.dumps(one) + "\n" for answers in mixed for one in answers]
+    (tmp_path / "solutions.jsonl").write_text("".join(lines), encoding="utf-8")
+    changes = [
+        *SMALL, f"data.path={tmp_path / 'solutions.jsonl'}", "data.heldout.count=12", "rewards=null",
+        "train.per_device_train_batch_size=8", "train.max_steps=15", "train.max_length=256",
+        "train.optimizer.learning_rate=1e-3", "train.optimizer.warmup_steps=1", "train.logging_steps=1",
+    ]  # fmt: skip
+    assert run(load(f"gsm8k/{task}", changes), directory, debug=True) == DONE
+    steps = [e["metrics"] for e in events(directory, "metrics") if "loss" in e["metrics"]]
+    assert np.mean([step["loss"] for step in steps[-3:]]) < steps[0]["loss"] - 0.03
+    assert steps[-1]["rewards/margins"] > 0.1
+    first, last = events(directory, "evaluation")
+    assert first["metrics"]["pair_accuracy"] == 0.5
+    assert 0.5 <= last["metrics"]["length_baseline"] <= 1
+    assert 0 < last["metrics"]["pair_accuracy_stderr"] < 0.5
 
 
 def _answer(solution: str) -> str:

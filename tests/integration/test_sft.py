@@ -13,6 +13,7 @@ from trl_stages import TINY, Figures, train_settings
 from rlpipe.data.records import DataError
 from rlpipe.data.source import load_sources
 from rlpipe.models.load import materialise
+from rlpipe.pipelines.offline import trl_worker
 from rlpipe.pipelines.offline.ray_train import Launch, run_local, run_remote
 from rlpipe.pipelines.offline.sft import prepare, run_sft
 from rlpipe.pipelines.offline.trl_worker import train
@@ -252,3 +253,32 @@ def test_a_mixture_is_measured_source_by_source(tmp_path):
         alone = run(recipe(data=source, max_steps=1, loss_on="all" if number == 2 else "completion"), tmp_path, "alone")
         name = ["heldout_loss", "heldout_loss/longer", "heldout_loss/text"][number]
         assert figures.of(name)[0] == pytest.approx(alone.of("heldout_loss")[0], rel=1e-4)
+
+
+def test_epochs_say_how_many_steps_there_are(tmp_path):
+    """42 records in batches of 16 are 2 steps an epoch, the rest being left out; one and a half epochs are 3."""
+    rows = tmp_path / "d.jsonl"
+    rows.write_text("".join(f'{{"prompt": "{n}", "completion": "{n}"}}\n' for n in range(50)))
+    data = {"kind": "records", "path": str(rows), "heldout": {"count": 8}}
+    figures = run(recipe(data=data, max_steps=None, num_train_epochs=1.5), tmp_path, "out")
+    assert figures[0] == (0, {"planned_steps": 3.0})
+    assert [step for step, values in figures if "loss" in values] == [1, 2, 3]
+    assert [step for step, values in figures if "heldout_loss" in values] == [0, 3]
+
+
+def test_zero_3_in_bfloat16_keeps_the_rotary_frequencies(tmp_path, monkeypatch):
+    """Splitting a model while it is read makes bfloat16 of them; the later a position, the further off it would be."""
+    seen, save = [], trl_worker._save
+
+    def look_and_save(trainer, *rest):
+        model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+        seen.append((model.model.rotary_emb.inv_freq.clone(), model.model.norm.weight.dtype))
+        save(trainer, *rest)
+
+    monkeypatch.setattr(trl_worker, "_save", look_and_save)
+    for stage in (0, 3):
+        run(recipe(TINY | {"dtype": "bfloat16"}, zero_stage=stage, max_steps=1), tmp_path, f"{stage}")
+    (whole, whole_dtype), (split, split_dtype) = seen
+    assert whole_dtype == split_dtype == torch.bfloat16
+    assert whole.dtype == split.dtype == torch.float32
+    assert torch.equal(whole, split) and not torch.equal(whole, whole.bfloat16().float())

@@ -38,8 +38,13 @@ CHAINS = {
         "arithmetic/simpo": [],
         "arithmetic/mixture": [],
     },
-    "hub preferences": {"ultrafeedback/dpo": [], "kto_mix/kto": []},
-    "hub sft": {"ultrachat/sft": [], "stories/pretrain": []},
+    "hub preferences": {
+        "ultrafeedback/dpo": [],
+        "ultrafeedback/orpo": [],
+        "ultrafeedback/simpo": [],
+        "kto_mix/kto": [],
+    },
+    "hub sft": {"ultrachat/sft": [], "ultrachat/long": [], "self_instruct/sft": [], "stories/pretrain": []},
     "arithmetic": {
         "arithmetic/sft": [],
         "arithmetic/reward_model": [],
@@ -52,7 +57,8 @@ CHAINS = {
     "guess": {"arithmetic/guess": []},
     "calculator": {"arithmetic/calculator": []},
     "gsm8k": {"gsm8k/sft": [], "gsm8k/grpo": ["model.path=runs/gsm8k-sft/model"], "gsm8k/reward_model": []},
-    "hh": {"hh/reward_model": []},
+    "gsm8k preferences": {"gsm8k/dpo": [], "gsm8k/kto": [], "gsm8k/mixture": []},
+    "hh": {"hh/reward_model": [], "hh/dpo": []},
     "rlhf": {"arithmetic/rlhf": []},
     "stories": {"stories/grpo": [], "stories/rlhf": [], "stories/sft": []},
 }
@@ -60,6 +66,8 @@ CHAINS = {
 transformers engine. Later ones may start from what earlier ones made."""
 AS_SHIPPED = ["arithmetic/pipeline"]
 """Recipes run with vLLM as their users run them, under Ray and with --debug."""
+RANKED = {"pair_accuracy", "pair_accuracy_stderr", "margin", "length_baseline"}
+"""What is said of held-out preferences."""
 
 
 def test_every_recipe_is_run():
@@ -189,7 +197,7 @@ def check_preference(task: PreferenceRecipe, found: list[dict]) -> None:
     answered = [e for e in of(found, "evaluation") if e["samples"]]
     ranked = [e for e in of(found, "evaluation") if not e["samples"]]
     assert [e["step"] for e in ranked] == steps
-    assert all(event["metrics"].keys() == {"pair_accuracy", "margin"} for event in ranked)
+    assert all(event["metrics"].keys() == RANKED for event in ranked)
     assert [e["step"] for e in answered] == ([0, steps[-1]] if task.rewards else [])
     assert all("accuracy" in event["metrics"] for event in answered)
 
@@ -198,7 +206,7 @@ def check_reward_model(task: RewardModelRecipe, found: list[dict]) -> None:
     check_losses(task, found)
     assert [e["step"] for e in of(found, "evaluation")] == [0, task.train.max_steps]
     for event in of(found, "evaluation"):
-        assert event["metrics"].keys() == {"pair_accuracy", "pair_accuracy_stderr", "margin", "length_baseline"}
+        assert event["metrics"].keys() == RANKED
 
 
 def check_sft(task: SftRecipe, found: list[dict]) -> None:

@@ -136,6 +136,20 @@ def test_unknown_fields_and_empty_files():
     assert found() == [("error", "no records", [])]
 
 
+def test_what_stands_inside_of_a_field_is_no_record():
+    write("d.jsonl", {"instruction": "Add.", "instances": [{"input": "1", "output": "2"}]})
+    [unknown] = inspect("d.jsonl", None, Reading()).findings
+    assert unknown.title == "no known format"
+    assert unknown.fix.endswith("What stands inside of `instances` has to become records of its own first.")
+
+
+def test_transcripts_that_are_read_as_plain_text():
+    hh = {"chosen": "\n\nHuman: 1+1\n\nAssistant: 2", "rejected": "\n\nHuman: 1+1\n\nAssistant: 3"}
+    assert found(hh) == [("warning", "texts that are transcripts of HH-RLHF", ["d.jsonl, line 1"])]
+    assert found(hh, format="hh") == []
+    assert found({"chosen": "1+1=2", "rejected": "1+1=3"}) == []
+
+
 def test_duplicates_and_contradictions():
     assert found(pair("q", "a", "b"), pair("q", "a", "b"), pair("q", "b", "a")) == [
         ("warning", "records that contradict an earlier one", ["d.jsonl, line 3: the opposite of d.jsonl, line 1"]),

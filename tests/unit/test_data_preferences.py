@@ -7,7 +7,7 @@ import pytest
 
 from rlpipe.data.arithmetic import mistakes, preferences, problems
 from rlpipe.data.chat import render_prompts
-from rlpipe.data.preferences import Pair, encode_pairs, length_baseline, prompt_numbers, truncated_left, within
+from rlpipe.data.preferences import Pair, encode_pairs, numbered, truncated_left, within
 from rlpipe.data.records import DataError, Format
 from rlpipe.data.source import load_preferences, load_records
 from rlpipe.models.scratch import build_tokenizer
@@ -144,19 +144,11 @@ def test_long_pairs_lose_the_beginning_that_both_sides_share(caplog):
 def test_pairs_of_one_prompt_are_told(tmp_path):
     rows = [{"prompt": p, "chosen": "a", "rejected": r} for p, r in [("x", "b"), ("p", "b"), ("q", "b"), ("p", "c")]]
     records = load(tmp_path, rows)
-    assert prompt_numbers(encode_pairs(records.train, records, build_tokenizer())) == [0, 1, 0]
+    pairs = encode_pairs(records.train, records, build_tokenizer())
+    assert numbered(pair.prompt for pair in pairs) == [0, 1, 0]
     whole = load(tmp_path, [{"chosen": "q a", "rejected": "q b"}] * 3, chat=False)
-    assert prompt_numbers(encode_pairs(whole.train, whole, build_tokenizer())) == [0, 1], "nobody knows their prompts"
-
-
-def pairs(*lengths):
-    return [Pair([0] * chosen, [0] * rejected, 0.0, "", "") for chosen, rejected in lengths]
-
-
-def test_the_baseline_takes_the_better_of_its_two_rules_and_halves_ties():
-    assert length_baseline(pairs((3, 2), (5, 2), (1, 4), (2, 2))) == 2.5 / 4
-    assert length_baseline(pairs((2, 3), (2, 5))) == 1.0
-    assert length_baseline(pairs((2, 2), (3, 3))) == 0.5
+    pairs = encode_pairs(whole.train, whole, build_tokenizer())
+    assert numbered(pair.prompt for pair in pairs) == [0, 1], "nobody knows their prompts"
 
 
 def test_mistakes_are_those_of_a_small_model():

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from rlpipe.data.records import DataError, Format
-from rlpipe.data.source import load_records
+from rlpipe.data.source import load_preferences, load_records
 from rlpipe.recipe.data import HeldOut, RecordsData
 
 ROWS = [{"prompt": f"q{i}", "completion": f"a{i}", "answer": str(i)} for i in range(6)]
@@ -157,3 +157,31 @@ def test_settings_that_do_not_fit_name_the_line_to_change(tmp_path, settings, me
         settings["heldout"] = HeldOut(path=heldout.path.format(tmp=tmp_path))
     with pytest.raises(DataError, match=message):
         load(**settings)
+
+
+def test_records_that_cannot_be_used_are_left_out_and_counted_where_the_recipe_says_so(tmp_path, caplog):
+    file = write(tmp_path / "d.jsonl", [*ROWS[:3], {"prompt": "q", "completion": ""}, {"prompt": "q"}, *ROWS[3:]])
+    with pytest.raises(DataError, match="line 4: field `completion` is empty"):
+        load(file)
+    records = load(file, skip_unusable=True)
+    assert [r.fields for r in records.train] == ROWS[2:]
+    assert "2 of 6 records cannot be used and are left out (data.skip_unusable). The first: " in caplog.text
+    assert "line 4: field `completion` is empty" in caplog.text
+    write(file, [*ROWS[:2], {"prompt": "q"}, {"prompt": "r"}])
+    with pytest.raises(DataError, match=r"None of 2 records can be used\. .*line 3: field `completion` is missing"):
+        load(file, skip_unusable=True)
+
+
+def test_transcripts_and_labelled_answers_that_cannot_be_used_are_left_out_alike(tmp_path):
+    said = [f"\n\nHuman: {n}+1\n\nAssistant:" for n in range(4)]
+    pairs = [{"chosen": f"{one} 2", "rejected": f"{one} 3"} for one in said]
+    empty, odd = {"chosen": said[0], "rejected": f"{said[0]} 3"}, {"chosen": "1", "rejected": "2"}
+    transcripts = write(tmp_path / "hh.jsonl", [*pairs[:2], empty, odd, *pairs[2:]])
+    answers = [{"prompt": f"{n}", "completion": c, "label": c == "2"} for n in range(4) for c in ("2", "3")]
+    labelled = write(tmp_path / "judged.jsonl", [*answers, {"prompt": "9", "completion": "9", "label": "maybe"}])
+    for file, style in ((transcripts, "hh"), (labelled, "auto")):
+        data = RecordsData(kind="records", path=str(file), format=style, skip_unusable=True, heldout=HeldOut(count=1))
+        records = load_preferences(data)
+        assert (len(records.train), len(records.heldout)) == (3, 1)
+        with pytest.raises(DataError):
+            load_preferences(data.model_copy(update={"skip_unusable": False}))

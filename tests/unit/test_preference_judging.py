@@ -13,27 +13,80 @@ from trl.experimental.cpo import CPOTrainer
 
 from rlpipe.data.responses import Judged
 from rlpipe.pipelines.offline.dpo_worker import losses
-from rlpipe.pipelines.offline.preference import _warn_of_balance, judged_table
-from rlpipe.pipelines.offline.preference_judging import of_judged, of_pairs
+from rlpipe.pipelines.offline.length_baseline import length_baseline
+from rlpipe.pipelines.offline.preference import _shuffled, _warn_of_balance, judged_table
+from rlpipe.pipelines.offline.preference_judging import clustered_stderr, of_judged, of_pairs
+from rlpipe.pipelines.offline.table import Table
 from rlpipe.recipe.preference_training import CpoTraining, DpoLoss, DpoTraining, KtoTraining
 
 
 def test_pairs_with_equal_rewards_count_one_half():
-    found = of_pairs(torch.tensor([1.0, 0.0, 2.0, 3.0]), torch.tensor([0.0, 1.0, 2.0, 1.0]))
-    assert found == {"pair_accuracy": 0.625, "pair_margin": 0.5}  # two won, one lost, one even
+    rewards = torch.tensor([1.0, 0.0, 2.0, 3.0]), torch.tensor([0.0, 1.0, 2.0, 1.0])
+    found = of_pairs(np.arange(4))(*rewards)
+    stderr = pytest.approx((2 * 0.375**2 + 0.625**2 + 0.125**2) ** 0.5 / 4)
+    assert found == {"pair_accuracy": 0.625, "pair_accuracy_stderr": stderr, "pair_margin": 0.5}
+
+
+def test_pairs_of_one_prompt_count_as_one_observation():
+    """Four wins and four losses: sqrt(1/4 / 8) if independent, sqrt(1/4 / 2) if they are two prompts' same four."""
+    won = np.array([1.0] * 4 + [0.0] * 4)
+    assert clustered_stderr(won, np.arange(8)) == pytest.approx((0.25 / 8) ** 0.5)
+    assert clustered_stderr(won, np.array([0] * 4 + [1] * 4)) == pytest.approx((0.25 / 2) ** 0.5)
+    assert clustered_stderr(won, np.array([0, 1, 2, 3] * 2)) == 0.0, "each prompt has one of both: the mean is sure"
 
 
 def test_single_responses_are_compared_each_with_each():
     rewards, good = torch.tensor([3.0, 1.0, 2.0, 1.0]), torch.tensor([True, True, False, False])
     # 3 beats both; 1 loses to 2 and is even with 1.
-    assert of_judged(rewards, good) == {"pair_accuracy": 0.625, "pair_margin": 0.5}
-    assert of_judged(rewards, torch.ones(4, dtype=torch.bool)) == {}
+    found = of_judged(np.arange(4))(rewards, good)
+    assert (found["pair_accuracy"], found["pair_margin"]) == (0.625, 0.5)
+    # The good ones beat 1 and 1/4 of the bad; the bad ones are beaten by 1/2 and 3/4 of the good.
+    assert found["pair_accuracy_stderr"] == pytest.approx((2 * (0.375 / 2) ** 2 + 2 * (0.125 / 2) ** 2) ** 0.5)
+    assert of_judged(np.arange(4))(rewards, torch.ones(4, dtype=torch.bool)) == {}
+
+
+def test_a_good_and_a_bad_response_to_one_prompt_are_no_independent_evidence():
+    """Effects of one prompt add up before they are squared: 3/16 and 1/16, -3/16 and -1/16."""
+    rewards, good = torch.tensor([3.0, 1.0, 2.0, 1.0]), torch.tensor([True, True, False, False])
+    # 3 beats both, and is worth +3/16; 1 beats 1/4 of them, -3/16; 2 is beaten by a half, -1/16; 1 by 3/4, +1/16.
+    found = of_judged(np.array([0, 1, 0, 1]))(rewards, good)
+    assert found["pair_accuracy_stderr"] == pytest.approx(((3 / 16 - 1 / 16) ** 2 * 2) ** 0.5)
+
+
+def test_the_error_of_many_comparisons_is_their_spread_over_samples():
+    """400 samples of 40 good and 60 bad responses: the estimate is what their accuracies vary by."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        rewards, good = torch.from_numpy(rng.normal(size=100)), torch.arange(100) < 40
+        found.append(of_judged(np.arange(100))(rewards + 0.5 * good, good))
+    spread = np.std([one["pair_accuracy"] for one in found])
+    assert np.mean([one["pair_accuracy_stderr"] for one in found]) == pytest.approx(spread, rel=0.1)
+
+
+def pairs(*lengths):
+    sides = {"chosen_ids": [[0] * chosen for chosen, _ in lengths], "rejected_ids": [[0] * bad for _, bad in lengths]}
+    return Table.of(sides)
+
+
+def test_the_baseline_takes_the_better_of_its_two_rules_and_halves_ties():
+    assert length_baseline(pairs((3, 2), (5, 2), (1, 4), (2, 2))) == 2.5 / 4
+    assert length_baseline(pairs((2, 3), (2, 5))) == 1.0
+    assert length_baseline(pairs((2, 2), (3, 3))) == 0.5
+
+
+def test_the_baseline_of_single_responses_compares_each_with_each():
+    responses = {"completion_ids": [[0] * length for length in (5, 1, 3)]}
+    # The bad one of 3 tokens is shorter than the good one of 5 and longer than that of 1.
+    assert length_baseline(Table.of(responses, {"label": np.array([True, True, False])})) == 0.5
+    assert length_baseline(Table.of(responses, {"label": np.array([True, False, False])})) == 1.0
+    assert length_baseline(Table.of(responses, {"label": np.array([True] * 3)})) == 0.5
 
 
 def test_many_responses_are_compared_as_few_are():
     generator = torch.Generator().manual_seed(0)
     rewards, good = torch.randn(5000, generator=generator), torch.rand(5000, generator=generator) < 0.5
-    found = of_judged(rewards, good)["pair_accuracy"]
+    found = of_judged(np.arange(5000))(rewards, good)["pair_accuracy"]
     assert found == pytest.approx((rewards[good][:, None] > rewards[~good]).float().mean().item(), abs=1e-6)
 
 
@@ -43,7 +96,7 @@ def kto(**settings):
 
 def test_each_prompt_gets_the_response_of_its_neighbour_in_the_batch_of_all_ranks():
     judged = [Judged([i], [100 + i], i % 2 == 0, f"{i}") for i in range(10)]
-    table = judged_table(judged, kto(), seed=0)
+    table = judged_table(_shuffled(judged, seed=0), kto())
     columns = {name: [ids.tolist() for ids in ragged.apart()] for name, ragged in table.sequences.items()}
     own = [ids[0] for ids in columns["completion_ids"]]
     assert sorted(own) == list(range(100, 110)) != own
@@ -54,7 +107,7 @@ def test_each_prompt_gets_the_response_of_its_neighbour_in_the_batch_of_all_rank
 
 
 def test_without_an_estimate_of_the_kl_there_are_no_such_responses():
-    table = judged_table([Judged([1], [2], True, "")], kto(loss_type="apo_zero_unpaired"), seed=0)
+    table = judged_table([Judged([1], [2], True, "")], kto(loss_type="apo_zero_unpaired"))
     assert table.sequences.keys() == {"prompt_ids", "completion_ids"}
 
 

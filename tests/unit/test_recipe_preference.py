@@ -9,6 +9,7 @@ from rlpipe.recipe.load import load
 from rlpipe.recipe.preference_training import DpoTraining
 
 RECIPE = "task: {}\nmodel: {{scratch: qwen2}}\ndata: {{kind: arithmetic}}\ntrain: {{max_steps: 9}}\n"
+FOLLOW = ("sync_ref_model=true", "ref_model_sync_steps=2")
 
 
 def problem(tmp_path: Path, task: str, *changes: str) -> str:
@@ -37,6 +38,20 @@ def test_every_task_has_defaults(tmp_path, task):
         ("dpo", ["f_divergence_type=forward_kl", "loss_type=apo_zero"], "does not go with loss_type=apo_zero; take"),
         ("dpo", ["reference_free=true", "precompute_ref_log_probs=true"], "leaves nothing for precompute_ref_log_prob"),
         ("dpo", ["reference_free=true", "f_divergence_type=js_divergence"], "leaves nothing for f_divergence_type=js_"),
+        ("dpo", ["ld_alpha=1.5"], "expected a number from 0 to 1, or null, found 1.5"),
+        ("dpo", ["ld_alpha=0.5", "precompute_ref_log_probs=true"], "ranked by whole ones; leave one of them out"),
+        ("dpo", ["use_weighting=true", "loss_type=aot"], "loss_type=aot sorts their sides apart; leave one of them"),
+        ("dpo", ["discopop_tau=0.1"], "changes nothing in loss_type=sigmoid; it goes with discopop"),
+        ("dpo", ["ref_model_mixup_alpha=0.5"], "changes nothing without sync_ref_model=true; set that, too"),
+        ("kto", ["ref_model_sync_steps=4"], "changes nothing without sync_ref_model=true; set that, too"),
+        ("kto", ["sync_ref_model=true"], "ref_model_sync_steps=512 is not below max_steps=9, so the reference would"),
+        ("dpo", [*FOLLOW, "precompute_ref_log_probs=true"], "asks it only once; leave one of them out"),
+        ("dpo", [*FOLLOW, "save_steps=10"], "a checkpoint does not hold the reference"),
+        ("dpo", [*FOLLOW, "reference_free=true"], "leaves nothing for sync_ref_model=true to work on"),
+        ("dpo", [*FOLLOW, "+adapter={kind: lora}"],
+         "with adapter.kind=lora it is the policy with its adapter off; leave train.sync_ref_model out"),
+        ("sft", ["num_train_epochs=2"], "says when training ends, and both are given; set one of them to null"),
+        ("sft", ["max_steps=null"], "says when training ends, and neither is given; set one of them"),
         ("kto", ["per_device_train_batch_size=1"], "leaves none; raise one of them"),
         ("kto", ["loss_type=sigmoid"], "expected one of `kto`, `apo_zero_unpaired`"),
         ("cpo", ["loss_type=hinge", "label_smoothing=0.1"], "changes nothing in loss_type=hinge"),
@@ -66,3 +81,10 @@ def test_weights_of_losses():
     assert DpoTraining(max_steps=1).losses == {"sigmoid": 1.0}
     mpo = DpoTraining(max_steps=1, loss_type=["sigmoid", "bco_pair", "sft"], loss_weights=[0.8, 0.2, 1.0])
     assert mpo.losses == {"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}
+
+
+def test_epochs_in_place_of_steps(tmp_path):
+    (tmp_path / "r.yaml").write_text(RECIPE.format("sft"))
+    changes = ["train.max_steps=null", "train.num_train_epochs=1.5", "train.eval_steps=7"]
+    train = load(tmp_path / "r.yaml", [*changes, "train.load_best_model_at_end=true"]).train
+    assert (train.max_steps, train.duration) == (None, "1.5 epochs")

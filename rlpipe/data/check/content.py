@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlpipe.data.check.part import Finding, finding
+from rlpipe.data.conversions import HH_TURN
 from rlpipe.data.records import FIELDS, DataError, Format, Record, check, label
 
 PAIRS = (Format.PREFERENCE, Format.WHOLE_PREFERENCE)
@@ -22,6 +23,19 @@ def usable(records: list[Record], expected: Format, chat: bool) -> tuple[list[Re
         except DataError as error:
             wrong.append(str(error))
     return good, wrong
+
+
+def of_transcripts(records: Sequence[Record], expected: Format) -> list[Finding]:
+    """Dialogues that were written down as one text, and are taken for plain text."""
+    if expected is not Format.WHOLE_PREFERENCE:
+        return []
+    sides = [(r, r.fields[side]) for r in records for side in ("chosen", "rejected")]
+    written = [r.origin for r, text in sides if isinstance(text, str) and HH_TURN.match(text)]
+    return finding(
+        "warning", "texts that are transcripts of HH-RLHF", list(dict.fromkeys(written)),
+        "They are taken as plain text. With --format hh (data.format=hh) their turns become messages, and those that "
+        "both begin with the prompt.",
+    )  # fmt: skip
 
 
 def of_pairs(records: Sequence[Record], expected: Format) -> list[Finding]:

@@ -81,7 +81,8 @@ def check(path: str, key: str, reading: Reading, expected: Format | None) -> Che
         return Checked(part, [], {}, {}, unreadable + _unknown(part))
     plain = is_plain(part) and (part.format in (Format.WHOLE_PREFERENCE, Format.TEXT) or not templated)
     good, wrong = content.usable(part.records, part.format, chat=not plain)
-    unusable = finding("error", "records that cannot be used", wrong)
+    left_out = "In a run, data.skip_unusable=true leaves them out."
+    unusable = finding("error", "records that cannot be used", wrong, left_out)
     if not good:
         return Checked(part, [], {}, {}, unreadable + unusable)
     found = unreadable + unusable + _of_content(good, part.format)
@@ -94,12 +95,15 @@ def _unknown(part: Part) -> list[Finding]:
         return [] if part.unreadable else [Finding("error", "no records", [], "The file is empty.")]
     first = part.records[0]
     fix = "Give the fields' names, for example --columns prompt=question,completion=answer, or the format: --format hh."
+    if nested := [name for name, value in first.fields.items() if isinstance(value, list | dict)]:
+        fix += f" What stands inside of `{nested[0]}` has to become records of its own first."
     return [Finding("error", "no known format", [f"{first.origin}: fields {', '.join(sorted(first.fields))}"], fix)]
 
 
 def _of_content(good: list[Record], expected: Format) -> list[Finding]:
     return [
         *roles.of_roles(good, expected),
+        *content.of_transcripts(good, expected),
         *content.of_pairs(good, expected),
         *content.of_labels(good, expected),
         *content.contradictions(good, expected),

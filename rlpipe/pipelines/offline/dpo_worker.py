@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rlpipe.pipelines.offline.preference_judging import judging, logprob_sums, of_pairs
-from rlpipe.pipelines.offline.reference import ready_made, without_reference
-from rlpipe.pipelines.offline.trl_worker import TrlJob, whole_batches
+import numpy as np
+
+from rlpipe.pipelines.offline.preference_judging import HELDOUT, JudgingJob, judging, logprob_sums, of_pairs
+from rlpipe.pipelines.offline.reference import followed, ready_made, without_reference
+from rlpipe.pipelines.offline.trl_worker import whole_batches
 from rlpipe.recipe.preference_training import DpoTraining
 
 if TYPE_CHECKING:
@@ -20,12 +22,11 @@ if TYPE_CHECKING:
     from trl import DPOTrainer
 
 REWARDS = {name: name for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")}
-HELDOUT = {"eval_pair_accuracy": "heldout_pair_accuracy", "eval_pair_margin": "heldout_margin"}
 LOGPROBS = {name: name for name in ("logps/chosen", "logps/rejected")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DpoJob(TrlJob):
+class DpoJob(JudgingJob):
     """Direct preference optimisation."""
 
     metric_names: ClassVar[dict[str, str]] = (
@@ -45,13 +46,17 @@ class DpoJob(TrlJob):
             f_divergence_type=self.training.f_divergence_type,
             f_alpha_divergence_coef=self.training.f_alpha_divergence_coef,
             precompute_ref_log_probs=not kept,
+            ld_alpha=self.training.ld_alpha,
+            use_weighting=self.training.use_weighting,
+            discopop_tau=self.training.discopop_tau,
+            **followed(self.training),
             **losses(self.training),
             **common,
         )
         trainer = ready_made(whole_batches(DPOTrainer), ("ref_chosen_logps", "ref_rejected_logps"), alive)
         if self.training.reference_free:
             trainer = without_reference(trainer, ("ref_chosen_logps", "ref_rejected_logps"))
-        return _judging_pairs(trainer)(
+        return _judging_pairs(trainer, self.prompts_B)(
             **self.policy_and_data(dtype), ref_model=self.reference(dtype) if kept else None, args=settings
         )
 
@@ -73,10 +78,10 @@ def losses(training: DpoTraining) -> dict[str, list]:
     return {"loss_type": list(weights), "loss_weights": list(weights.values())}
 
 
-def _judging_pairs(trainer: "type[DPOTrainer]") -> "type[DPOTrainer]":
+def _judging_pairs(trainer: "type[DPOTrainer]", prompts_B: np.ndarray) -> "type[DPOTrainer]":
     import torch
 
-    class JudgingPairs(judging(trainer, of_pairs)):
+    class JudgingPairs(judging(trainer, of_pairs(prompts_B))):
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:

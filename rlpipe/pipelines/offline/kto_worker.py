@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rlpipe.pipelines.offline.dpo_worker import HELDOUT, LOGPROBS, REWARDS
-from rlpipe.pipelines.offline.preference_judging import judging, logprob_sums, of_judged
-from rlpipe.pipelines.offline.reference import ready_made
-from rlpipe.pipelines.offline.trl_worker import TrlJob, whole_batches
+import numpy as np
+
+from rlpipe.pipelines.offline.dpo_worker import LOGPROBS, REWARDS
+from rlpipe.pipelines.offline.preference_judging import HELDOUT, JudgingJob, judging, logprob_sums, of_judged
+from rlpipe.pipelines.offline.reference import followed, ready_made
+from rlpipe.pipelines.offline.trl_worker import whole_batches
 from rlpipe.recipe.preference_training import KtoTraining
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KtoJob(TrlJob):
+class KtoJob(JudgingJob):
     """Kahneman-Tversky optimisation."""
 
     metric_names: ClassVar[dict[str, str]] = REWARDS | LOGPROBS | HELDOUT | {"kl": "kl", "entropy": "entropy"}
@@ -40,10 +42,11 @@ class KtoJob(TrlJob):
             desirable_weight=self.training.desirable_weight,
             undesirable_weight=self.training.undesirable_weight,
             precompute_ref_log_probs=not kept,
+            **followed(self.training),
             **common,
         )
         trainer = ready_made(whole_batches(KTOTrainer), ("ref_logps", "ref_KL_logps"), alive)
-        return _judging_responses(trainer)(
+        return _judging_responses(trainer, self.prompts_B)(
             **self.policy_and_data(dtype), ref_model=self.reference(dtype) if kept else None, args=settings
         )
 
@@ -51,8 +54,8 @@ class KtoJob(TrlJob):
         return "responses"
 
 
-def _judging_responses(trainer: "type[KTOTrainer]") -> "type[KTOTrainer]":
-    class JudgingResponses(judging(trainer, of_judged)):
+def _judging_responses(trainer: "type[KTOTrainer]", prompts_B: np.ndarray) -> "type[KTOTrainer]":
+    class JudgingResponses(judging(trainer, of_judged(prompts_B))):
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
+from rlpipe.data.preferences import numbered
 from rlpipe.data.responses import Judged, ResponsePair, encode_judged, encode_response_pairs
 from rlpipe.data.source import Records
 from rlpipe.models.load import load_tokenizer
 from rlpipe.pipelines.offline.dpo_worker import DpoJob
 from rlpipe.pipelines.offline.kto_worker import KtoJob
 from rlpipe.pipelines.offline.launch import fields, launch, longest_sequence
+from rlpipe.pipelines.offline.length_baseline import beside_length
+from rlpipe.pipelines.offline.preference_judging import JudgingJob
 from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.reference_free_worker import CpoJob, OrpoJob
 from rlpipe.pipelines.offline.table import Table
-from rlpipe.pipelines.offline.trl_worker import TrlJob
 from rlpipe.recipe.preference import CpoRecipe, DpoRecipe, KtoRecipe, OrpoRecipe, PreferenceRecipe
 from rlpipe.recipe.preference_training import KtoTraining
 
@@ -33,21 +35,23 @@ def run_preference(
 
     `model_path` is what `materialise` gave. `report(step, metrics)` is called every train.logging_steps with TRL's
     metrics (loss, rewards/chosen, rewards/rejected, rewards/margins, rewards/accuracies, logps/...), and before and
-    after training with heldout_loss, heldout_pair_accuracy and heldout_margin. `debug` trains in this process;
-    otherwise Ray must be connected. Raises as `run_sft` does.
+    after training with heldout_loss, heldout_pair_accuracy, heldout_pair_accuracy_stderr, heldout_margin and, for
+    comparison, heldout_length_baseline. `debug` trains in this process; otherwise Ray must be connected. Raises as
+    `run_sft` does.
     """
-    launch(recipe.task.upper(), recipe, prepare(recipe, model_path, records, output_dir), debug, report)
+    job = prepare(recipe, model_path, records, output_dir)
+    launch(recipe.task.upper(), recipe, job, debug, beside_length(report, job.heldout))
 
 
-def prepare(recipe: PreferenceRecipe, model_path: str, records: Records, output_dir: Path) -> TrlJob:
+def prepare(recipe: PreferenceRecipe, model_path: str, records: Records, output_dir: Path) -> JudgingJob:
     """Everything the ranks need, checked."""
     tokenizer = load_tokenizer(recipe.model, model_path)
     max_length = longest_sequence(recipe, model_path)
     parts = (records.train, records.heldout)
     if isinstance(recipe, KtoRecipe):
-        judged = [encode_judged(rows, records, tokenizer, max_length) for rows in parts]
+        judged = [_shuffled(encode_judged(rows, records, tokenizer, max_length), recipe.seed) for rows in parts]
         _warn_of_balance(judged[0], recipe.train)
-        train, heldout = (judged_table(part, recipe.train, recipe.seed) for part in judged)
+        train, heldout = (judged_table(part, recipe.train) for part in judged)
     else:
         train, heldout = (_pair_table(encode_response_pairs(rows, records, tokenizer, max_length)) for rows in parts)
     return _JOBS[type(recipe)](
@@ -55,6 +59,7 @@ def prepare(recipe: PreferenceRecipe, model_path: str, records: Records, output_
         training=recipe.train,
         train=train,
         heldout=heldout,
+        prompts_B=np.array(numbered(ids.tobytes() for ids in heldout.sequences["prompt_ids"].apart())),
         max_length=max_length,
     )
 
@@ -64,19 +69,22 @@ def _pair_table(pairs: list[ResponsePair]) -> Table:
     return Table.of({name: [getattr(pair, field) for pair in pairs] for name, field in columns.items()})
 
 
-def judged_table(judged: list[Judged], training: KtoTraining, seed: int) -> Table:
-    """The responses in an order of their own: KTO takes them as they stand, since those that lie in one batch estimate
-    its KL. Each prompt gets the response of its neighbour in the batch of all ranks for that, as in TRL on one rank."""
-    order = np.random.default_rng(seed).permutation(len(judged))
-    shuffled = [judged[i] for i in order]
+def _shuffled(judged: list[Judged], seed: int) -> list[Judged]:
+    """KTO takes its data as it stands, since responses that lie in one batch estimate its KL."""
+    return [judged[i] for i in np.random.default_rng(seed).permutation(len(judged))]
+
+
+def judged_table(judged: list[Judged], training: KtoTraining) -> Table:
+    """The responses; for KTO's KL each prompt gets the response of its neighbour in the batch of all ranks, too, as in
+    TRL on one rank."""
     sequences = {
-        "prompt_ids": [one.prompt for one in shuffled],
-        "completion_ids": [one.completion for one in shuffled],
+        "prompt_ids": [one.prompt for one in judged],
+        "completion_ids": [one.completion for one in judged],
     }
     if training.loss_type == "kto":
         batch = training.per_device_train_batch_size * training.ranks
         sequences["KL_completion_ids"] = _rotated(sequences["completion_ids"], batch)
-    return Table.of(sequences, {"label": np.array([one.good for one in shuffled])})
+    return Table.of(sequences, {"label": np.array([one.good for one in judged])})
 
 
 def _rotated(completions: list[list[int]], batch: int) -> list[list[int]]:

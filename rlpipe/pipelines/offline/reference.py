@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rlpipe.recipe.preference_training import SyncedReference
+
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
@@ -38,6 +40,11 @@ def ready_made(trainer: "type[Trainer]", columns: Sequence[str], alive: Callable
             return [self.accelerator.gather_for_metrics(part).float().cpu() for part in found if part is not None]
 
     return ReadyMade
+
+
+def followed(training: SyncedReference) -> dict[str, Any]:
+    """TRL's settings of a reference that follows the policy."""
+    return training.model_dump(include={"sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"})
 
 
 def without_reference(trainer: "type[Trainer]", columns: Sequence[str]) -> "type[Trainer]":

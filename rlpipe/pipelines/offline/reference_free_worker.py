@@ -15,10 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from rlpipe.models.virtual_tokens import without_their_logits
-from rlpipe.pipelines.offline.dpo_worker import HELDOUT, LOGPROBS, REWARDS
-from rlpipe.pipelines.offline.preference_judging import judging, of_pairs
-from rlpipe.pipelines.offline.trl_worker import TrlJob, whole_batches
+from rlpipe.pipelines.offline.dpo_worker import LOGPROBS, REWARDS
+from rlpipe.pipelines.offline.preference_judging import HELDOUT, JudgingJob, judging, of_pairs
+from rlpipe.pipelines.offline.trl_worker import whole_batches
 from rlpipe.recipe.preference_training import CpoTraining, OrpoTraining
 
 if TYPE_CHECKING:
@@ -29,12 +31,12 @@ COMMON = REWARDS | LOGPROBS | HELDOUT | {"nll_loss": "nll_loss"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _PairJob(TrlJob):
+class _PairJob(JudgingJob):
     def unit(self) -> str:
         return "pairs"
 
     def _trainer(self, kind: "type[Trainer]", settings: "TrainingArguments", dtype: "torch.dtype") -> "Trainer":
-        return _judging_pairs(whole_batches(kind))(args=settings, **self.policy_and_data(dtype))
+        return _judging_pairs(whole_batches(kind), self.prompts_B)(args=settings, **self.policy_and_data(dtype))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +83,8 @@ class CpoJob(_PairJob):
         return self._trainer(CPOTrainer, settings, dtype)
 
 
-def _judging_pairs(trainer: "type[Trainer]") -> "type[Trainer]":
-    class JudgingPairs(judging(trainer, of_pairs)):
+def _judging_pairs(trainer: "type[Trainer]", prompts_B: np.ndarray) -> "type[Trainer]":
+    class JudgingPairs(judging(trainer, of_pairs(prompts_B))):
         def tokenize_row(self, feature: dict[str, list[int]], model: Any = None) -> dict[str, list[int]]:
             """A record, which is tokenised already, in the columns of this trainer."""
             prompt = feature["prompt_ids"]

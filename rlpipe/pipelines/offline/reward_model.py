@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rlpipe.data.preferences import Pair, encode_pairs, length_baseline, prompt_numbers, truncated_left, within
+from rlpipe.data.preferences import Pair, encode_pairs, numbered, truncated_left, within
 from rlpipe.data.records import Record
 from rlpipe.data.source import Records
 from rlpipe.models.load import load_tokenizer
 from rlpipe.pipelines.offline.launch import fields, launch, longest_sequence
+from rlpipe.pipelines.offline.length_baseline import beside_length
 from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.reward_model_worker import RewardModelJob
 from rlpipe.pipelines.offline.table import Table
@@ -30,12 +31,8 @@ def run_reward_model(
     Raises as `run_sft` does.
     """
     train, heldout = encode(recipe, model_path, records)
-    baseline = {"heldout_length_baseline": length_baseline(heldout)}
-
-    def with_baseline(step: int, values: dict[str, float]) -> None:
-        report(step, values | (baseline if "heldout_pair_accuracy" in values else {}))
-
-    launch("reward model", recipe, prepare(recipe, model_path, train, heldout, output_dir), debug, with_baseline)
+    job = prepare(recipe, model_path, train, heldout, output_dir)
+    launch("reward model", recipe, job, debug, beside_length(report, job.heldout))
 
 
 def encode(recipe: RewardModelRecipe, model_path: str, records: Records) -> tuple[list[Pair], list[Pair]]:
@@ -61,7 +58,7 @@ def prepare(
         training=recipe.train,
         train=_table(train),
         heldout=_table(heldout),
-        prompts_B=np.array(prompt_numbers(heldout)),
+        prompts_B=np.array(numbered(pair.prompt for pair in heldout)),
         max_length=recipe.train.max_length,
     )
 

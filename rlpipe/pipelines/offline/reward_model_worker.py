@@ -14,8 +14,8 @@ import numpy as np
 
 from rlpipe.models.classifier import load_classifier
 from rlpipe.pipelines.offline.adapted import options, ready
-from rlpipe.pipelines.offline.preference_judging import judging, of_pairs, won
-from rlpipe.pipelines.offline.trl_worker import TrlJob, whole_batches
+from rlpipe.pipelines.offline.preference_judging import HELDOUT, JudgingJob, judging, of_pairs
+from rlpipe.pipelines.offline.trl_worker import whole_batches
 from rlpipe.recipe.training import RewardModelTraining
 
 if TYPE_CHECKING:
@@ -24,21 +24,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RewardModelJob(TrlJob):
+class RewardModelJob(JudgingJob):
     """Reward modelling."""
 
-    metric_names: ClassVar[dict[str, str]] = {
+    metric_names: ClassVar[dict[str, str]] = HELDOUT | {
         "accuracy": "train_pair_accuracy",
         "margin": "margin",
         "mean_reward": "mean_score",
-        "eval_pair_accuracy": "heldout_pair_accuracy",
-        "eval_pair_accuracy_stderr": "heldout_pair_accuracy_stderr",
-        "eval_pair_margin": "heldout_margin",
     }
 
     training: RewardModelTraining
-    prompts_B: np.ndarray
-    """Which prompt each held-out pair is about."""
 
     def trainer(self, common: dict[str, Any], dtype: "torch.dtype", alive: Callable[[str], None]) -> "RewardTrainer":
         from trl import RewardConfig, RewardTrainer
@@ -63,24 +58,8 @@ class RewardModelJob(TrlJob):
         return "pairs"
 
 
-def clustered_stderr(values_B: np.ndarray, clusters_B: np.ndarray) -> float:
-    """Standard error of the mean of values of which those of one cluster are not independent:
-
-        sqrt( sum over clusters c of (sum over i in c of (x_i - mean))^2 ) / n
-
-    (Liang and Zeger 1986; Miller 2024, arXiv 2411.00640, eq. 4). With clusters of one it is the usual one with n in
-    place of n - 1. Shapes: both [B].
-    """
-    sums_C = np.bincount(clusters_B, weights=values_B - values_B.mean())
-    return float(np.sqrt(np.square(sums_C).sum()) / len(values_B))
-
-
 def _judging_pairs(trainer: "type[RewardTrainer]", prompts_B: np.ndarray) -> "type[RewardTrainer]":
-    def summary(chosen_B: "torch.Tensor", rejected_B: "torch.Tensor") -> dict[str, float]:
-        won_B = won(chosen_B - rejected_B).numpy()  # in the order of the held-out data
-        return of_pairs(chosen_B, rejected_B) | {"pair_accuracy_stderr": clustered_stderr(won_B, prompts_B)}
-
-    class JudgingPairs(judging(trainer, summary)):
+    class JudgingPairs(judging(trainer, of_pairs(prompts_B))):
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:

@@ -66,7 +66,7 @@ def _together(recipe: SftRecipe, sources: list[Source], parts: list[list[Example
         return parts[0]
     training = recipe.train
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.ranks
-    most = None if training.packing else training.max_steps * batch
+    most = training.max_steps * batch if training.max_steps and not training.packing else None
     return mixed(parts, [source.weight for source in sources], most, recipe.seed)
 
 

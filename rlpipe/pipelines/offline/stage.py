@@ -14,6 +14,7 @@ from rlpipe.pipelines.offline.preference import run_preference
 from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.reward_model import run_reward_model
 from rlpipe.pipelines.offline.sft import run_sft
+from rlpipe.pipelines.offline.trl_reporter import PLANNED
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.recipe.tasks import OfflineRecipe, PreferenceRecipe, RewardModelRecipe, SftRecipe
@@ -36,19 +37,19 @@ def run_offline_stage(stage: Stage, recipe: OfflineRecipe) -> None:
 
 
 def _run_sft(stage: Stage, recipe: SftRecipe) -> None:
-    says = f"supervised fine-tuning: {recipe.train.max_steps} steps of TRL's SFTTrainer"
+    says = f"supervised fine-tuning: {recipe.train.duration} of TRL's SFTTrainer"
     _between_answers(stage, recipe, says, partial(run_sft, recipe, stage.model_path, stage.sources))
 
 
 def _run_reward_model(stage: Stage, recipe: RewardModelRecipe) -> None:
-    says = f"reward modelling: {recipe.train.max_steps} steps of TRL's RewardTrainer"
+    says = f"reward modelling: {recipe.train.duration} of TRL's RewardTrainer"
     with stage.events.phase("train", says=says):
         told = _Told(stage, _goes_on(stage))
         run_reward_model(recipe, stage.model_path, stage.records, stage.result, stage.debug, told)
 
 
 def _run_preference(stage: Stage, recipe: PreferenceRecipe) -> None:
-    says = f"preference optimisation: {recipe.train.max_steps} steps of TRL's {recipe.task.upper()}Trainer"
+    says = f"preference optimisation: {recipe.train.duration} of TRL's {recipe.task.upper()}Trainer"
     _between_answers(stage, recipe, says, partial(run_preference, recipe, stage.model_path, stage.records))
 
 
@@ -90,6 +91,9 @@ class _Told:
     def __call__(self, step: int, values: dict[str, float]) -> None:
         if "trainable_parameters" in values:
             self._tell_sizes(int(values["trainable_parameters"]), int(values["parameters"]))
+            return
+        if PLANNED in values:
+            self._events.planned(int(values[PLANNED]))
             return
         self.step = step
         if "heldout_pair_accuracy" in values:

@@ -20,7 +20,8 @@ def arguments(training: OfflineTraining, seed: int, scratch: str, dtype: "torch.
     on_gpu = torch.cuda.is_available()
     return {
         "output_dir": scratch,
-        "max_steps": training.max_steps,
+        "max_steps": training.max_steps or -1,  # -1 leaves it to the epochs
+        "num_train_epochs": training.num_train_epochs or 1.0,
         "per_device_train_batch_size": training.per_device_train_batch_size,
         "per_device_eval_batch_size": training.per_device_train_batch_size,
         "gradient_accumulation_steps": training.gradient_accumulation_steps,

@@ -20,6 +20,9 @@ COMMON = {
 """Names of metrics that all trainers share: theirs, and ours."""
 
 
+PLANNED = "planned_steps"
+"""How many optimizer steps the epochs of a recipe amount to; told once, before the first."""
+
 FIRST = ""
 """The name of the held-out records whose metrics stand for themselves, where further parts are measured beside them."""
 
@@ -46,6 +49,8 @@ def reporter(trainer: "Trainer", progress: Progress, names: Mapping[str, str], o
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if trainer.deepspeed.zero_optimization_stage() == 0:
                 _keep_gradient_norm(trainer.deepspeed)
+            if args.max_steps <= 0:
+                progress.metrics(0, {PLANNED: float(state.max_steps)})
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             progress.alive(f"step {state.global_step}")
