@@ -43,27 +43,29 @@ class OnlineAlgorithm:
         self.entropy_coefficient: float = settings["entropy_coefficient"]
         self.needs_critic: bool = settings["advantage"]["kind"] == "gae"
         """Whether `signal` wants a critic's values."""
+        self._compares: bool = settings["advantage"]["kind"] == "dpo"
+        """Whether `signal` wants log-probabilities of policy and reference."""
 
     @property
     def needs_reference(self) -> bool:
         """Whether there is a frozen reference to be asked for log-probabilities."""
-        return self._kl["coefficient"] > 0
+        return self._kl["coefficient"] > 0 or self._compares
 
     @property
     def kl_in_reward(self) -> bool:
-        return self.needs_reference and self._kl["placement"] == "reward"
+        return self._kl["coefficient"] > 0 and self._kl["placement"] == "reward"
 
     @property
     def kl_in_loss(self) -> bool:
-        return self.needs_reference and self._kl["placement"] == "loss"
+        return self._kl["coefficient"] > 0 and self._kl["placement"] == "loss"
 
     def needs_old_logprobs(self, updates_per_batch: int) -> bool:
         """Whether the policy is to be asked for log-probabilities before its first update on a batch.
 
-        A KL in the reward is made of them; a ratio or a correction needs them if there are several updates. If there is
-        one, those of its own forward pass are the same.
+        A KL in the reward is made of them, and so is DPO's margin; a ratio or a correction needs them if there are
+        several updates. If there is one, those of its own forward pass are the same.
         """
-        return updates_per_batch > 1 or self.kl_in_reward
+        return updates_per_batch > 1 or self.kl_in_reward or self._compares
 
     def kl_controller(self) -> KlController:
         """What the coefficient of the KL penalty does over the run; the driver's."""
@@ -98,7 +100,10 @@ class OnlineAlgorithm:
         if self.kl_in_reward:
             old_BT, reference_BT = _given(old_logprobs_BT, "Policy"), _given(reference_logprobs_BT, "Reference")
             penalty_BT = kl_penalty(old_BT, reference_BT, mask_BT, _above_zero(kl_coefficient), self._estimator)
-        return self._advantage(Rewarded(rewards_B, groups_B, valid_B, mask_BT, penalty_BT, values_BT))
+        it = Rewarded(
+            rewards_B, groups_B, valid_B, mask_BT, penalty_BT, values_BT, old_logprobs_BT, reference_logprobs_BT
+        )
+        return self._advantage(it)
 
     def weights(self, mask_N: torch.Tensor, sequence_of_N: torch.Tensor) -> torch.Tensor:
         """What each token's loss counts in one optimizer step, whose tokens these are: [N], see `token_weights`."""

@@ -47,6 +47,8 @@ METRICS = {
     "rewards/rejected": Label("implied reward of the rejected", "rejected", "", ".3f"),
     "logps/chosen": Label("log-probability of the chosen", "log p(chosen)", "nats", ".2f"),
     "logps/rejected": Label("log-probability of the rejected", "log p(rejected)", "nats", ".2f"),
+    "dpo/loss": Label("loss of the step's pairs", "DPO loss", "", ".4g"),
+    "dpo/pairs": Label("pairs of a better and a worse answer", "pairs", "", ".0f"),
     "kl": Label("KL to the reference, per response", "KL", "nats", ".3g"),
     "nll_loss": Label("negative log-likelihood of the chosen", "nll", "nats/token", ".4g"),
     "loss": Label("loss", "loss", "", ".4g"),
@@ -88,6 +90,8 @@ METRICS = {
     "best_step": Label("step of the best evaluation", "best at step", "", ".0f"),
     "token_accuracy": Label("token accuracy", "token accuracy", "", ".1%"),
     "heldout_token_accuracy": Label("held-out token accuracy", "held-out token accuracy", "", ".1%"),
+    "publish/bytes": Label("weights sent to each engine", "published", "bytes", ",.0f"),
+    "publish/seconds": Label("time until all engines serve them", "publish", "s", ".3f"),
     "probe_difference": Label("trainer-engine difference on probe tokens", "probes", "nats/token", ".1e"),
 }
 

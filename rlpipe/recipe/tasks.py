@@ -192,7 +192,7 @@ class RlRecipe(Strict):
     def _reference_is_used(self) -> "RlRecipe":
         if self.reference == Reference():
             return self
-        if self.algorithm.kl.coefficient == 0:
+        if not self.algorithm.needs_reference:
             raise ValueError(
                 "reference: algorithm.kl.coefficient=0 runs without one: give it a value, or leave the section out"
             )

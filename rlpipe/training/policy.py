@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,6 +65,13 @@ class PolicySpec:
     """Size of the buffers in which `export` hands weights over."""
 
 
+class Exported(NamedTuple):
+    """What was handed over, without the weights."""
+
+    digest: str
+    nbytes: int
+
+
 class Policy:
     """One rank of the policy. Every rank gets each call, with its own shard; the calls are collective."""
 
@@ -80,7 +87,7 @@ class Policy:
             model = adapters.adapt(model, spec.adapter, spec.seed)
         prepare(model, spec.gradient_checkpointing)
         self._engine = TrainingEngine(model, dtype, spec.sharding, spec.optimizer, spec.total_steps)
-        self._exported_digest = ""
+        self._exported = Exported("", 0)
         self._algorithm = OnlineAlgorithm(spec.algorithm, spec.max_new_tokens)
 
     def sizes(self) -> tuple[int, int]:
@@ -155,7 +162,7 @@ class Policy:
             tensors, config = self._full_parameters(), None
         if self._rank.index == 0:
             payload = pack(tensors, self._spec.bucket_bytes, config)
-            self._exported_digest = payload.digest
+            self._exported = Exported(payload.digest, payload.nbytes)
             return payload
         for _ in tensors:
             pass
@@ -170,10 +177,10 @@ class Policy:
         """Make room on the GPU for another role's update, until the next of one's own. It still answers."""
         self._engine.rest()
 
-    def exported_digest(self) -> str:
-        """The digest of the last `export` of rank 0: what an engine's receipt must say, told on another way than the
-        payload itself took."""
-        return self._exported_digest
+    def exported(self) -> Exported:
+        """Of the last `export` of rank 0: what an engine's receipt must say, told on another way than the payload
+        itself took."""
+        return self._exported
 
     def probe(self, sequences: list[Tokens]) -> list[np.ndarray]:
         """Log-probabilities (temperature 1) of tokens 1.. of each sequence, as `rollout.Engine.probe`; the same on

@@ -40,6 +40,11 @@ class Payload:
     adapter_config: dict[str, Any] | None = None
     """The adapter's `adapter_config.json`; None for kind `full`."""
 
+    @property
+    def nbytes(self) -> int:
+        """What each engine gets."""
+        return sum(bucket.nbytes for bucket in self.buckets)
+
 
 def check_fits(payload: Payload, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises `WeightsRejected` unless `payload` carries exactly the parameters of `shapes`."""

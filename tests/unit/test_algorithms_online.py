@@ -144,6 +144,7 @@ class TestNeeds:
             ("ppo", {}, True, True, True),
             ("ppo", {"kl": {"coefficient": 0.0}}, False, True, False),
             ("rloo", {}, True, False, True),
+            ("online_dpo", {}, True, False, True),
         ],
     )
     def test_roles_and_forward_passes(self, name, changes, reference, critic, old):

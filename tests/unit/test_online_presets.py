@@ -115,7 +115,7 @@ def test_a_step_raises_what_paid_and_lowers_what_did_not(folder, name):
     assert ((after_N - before_N) * batch.advantages_N * batch.weights_N).sum() > 0
 
 
-@pytest.mark.parametrize("name", ["ppo", "gspo", "rloo", "dr_grpo"])
+@pytest.mark.parametrize("name", ["ppo", "gspo", "rloo", "dr_grpo", "online_dpo"])
 def test_micro_batches_change_no_gradient_of_the_whole_way(folder, name):
     found = []
     for budget in (10_000, 30, 1):

@@ -57,6 +57,13 @@ DEFAULTS = {
     "reinforce++_baseline": (8, {"kind": "reinforce++_baseline"}, CLIP, "token_mean", ("loss", 1e-4, "k2")),
     "gspo": (8, GROUP, {"kind": "gspo", "clip_low": 3e-4, "clip_high": 4e-4}, "sequence_mean", NO_KL),
     "cispo": (8, GROUP, {"kind": "cispo", "clip_low": 1.0, "clip_high": 4.0}, "token_mean", NO_KL),
+    "online_dpo": (
+        2,
+        {"kind": "dpo", "beta": 0.1, "loss_type": "sigmoid"},
+        {"kind": "policy_gradient"},
+        "sequence_mean_token_sum",
+        NO_KL,
+    ),
 }
 
 
@@ -141,6 +148,10 @@ class TestLaidOverThePreset:
         # combinations
         (["algorithm.group_size=1"], "algorithm: group_size=1 leaves nothing to compare with for advantage.kind=group: sample 2 or more per prompt, or take an advantage that needs no group (gae, reinforce++, return)"),
         (["algorithm.name=dapo", "algorithm.advantage.kind=gae"], "algorithm: dynamic_sampling replaces groups whose rewards are all equal, but with group_size=16 and advantage.kind=gae they are learned from: set it to null"),
+        (["algorithm.name=online_dpo", "algorithm.aggregation=token_mean"], "algorithm: aggregation=token_mean would make another gradient than DPO's of advantage.kind=dpo; leave it out, or set it to sequence_mean_token_sum"),
+        (["algorithm.advantage.kind=dpo"], "algorithm: loss.kind=ppo_clip would make another gradient than DPO's of advantage.kind=dpo; leave it out, or set it to policy_gradient"),
+        (["algorithm.name=online_dpo", "algorithm.kl={coefficient: 0.1, placement: reward}"], "algorithm: kl.placement=reward with advantage.kind=dpo: pairs are compared by their rewards, and the reference is in their loss already; raise advantage.beta, or set kl.placement to loss"),
+        (["algorithm.name=online_dpo", "algorithm.group_size=1"], "algorithm: group_size=1 leaves nothing to compare with for advantage.kind=dpo: sample 2 or more per prompt, or take an advantage that needs no group (gae, reinforce++, return)"),
         (["algorithm.kl.controller.kind=adaptive"], "algorithm: kl.coefficient=0.0 stays 0 whatever kl.controller.kind=adaptive makes of it: give it a value to begin with"),
         (["algorithm.kl={coefficient: 0.1, estimator: k1}"], "algorithm: kl.estimator=k1 in the loss has a gradient of mean 0, which pulls nowhere: take k2 or k3, or kl.placement=reward"),
         (["algorithm.name=rloo", "train.epochs=2"], "train.minibatches=1 and train.epochs=2 train several times on a batch, which algorithm.loss.kind=policy_gradient cannot: it has no ratio. Set both to 1, or take ppo_clip"),

@@ -1,6 +1,6 @@
 """From scored groups to the flat arrays a step trains on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -41,8 +41,9 @@ def token_batch(groups: Sequence[Group], valid_B: torch.Tensor) -> TokenBatch:
 
 def with_signal(
     batch: TokenBatch, groups: Sequence[Group], shaped: Scored, algorithm: OnlineAlgorithm, kl_coefficient: float
-) -> TokenBatch:
-    """The batch with advantages, and targets if there is a critic; log-probabilities and values must be there."""
+) -> tuple[TokenBatch, Mapping[str, float]]:
+    """The batch with advantages, and targets if there is a critic; and what the algorithm says about them. Log-
+    probabilities and values must be there."""
     padded = pad(batch, range(len(batch.lengths_B)), CPU)
     signal = algorithm.signal(
         rewards_B=shaped.rewards_B,
@@ -55,7 +56,8 @@ def with_signal(
         values_BT=padded.values_BT,
     )
     returns_N = flatten(signal.returns_BT, batch.lengths_B) if algorithm.needs_critic else None
-    return replace(batch, advantages_N=flatten(signal.advantages_BT, batch.lengths_B), returns_N=returns_N)
+    advantages_N = flatten(signal.advantages_BT, batch.lengths_B)
+    return replace(batch, advantages_N=advantages_N, returns_N=returns_N), signal.metrics
 
 
 def with_weights(batch: TokenBatch, steps: Sequence[np.ndarray], algorithm: OnlineAlgorithm) -> TokenBatch:

@@ -52,9 +52,9 @@ class Trainer:
         """The groups as flat arrays, with everything the updates need beside them; and what that is in numbers."""
         shaped = self._algorithm.shaped(scored(groups))
         batch = self._asked(token_batch(groups, shaped.valid_B))
-        batch = with_signal(batch, groups, shaped, self._algorithm, self._kl.coefficient)
+        batch, said = with_signal(batch, groups, shaped, self._algorithm, self._kl.coefficient)
         batch = with_weights(batch, self._minibatches(batch), self._algorithm)
-        return batch, signal_metrics(batch, shaped)
+        return batch, signal_metrics(batch, shaped) | said
 
     def update(self, batch: TokenBatch, step: int) -> dict[str, float]:
         """All optimizer steps on this batch; means over their tokens. In the first steps a critic may learn alone."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from rlpipe.recipe.base import Strict
 
@@ -65,15 +65,28 @@ class ReturnAdvantage(Strict):
     """Bring the step's advantages to mean 0 and standard deviation 1."""
 
 
+class DpoAdvantage(Strict):
+    """Online DPO: the best answer against the worst (Rafailov et al. 2023, arXiv 2305.18290; Guo et al. 2024,
+    arXiv 2402.04792)."""
+
+    kind: Literal["dpo"] = "dpo"
+    """The pair's margin in log-ratios to the reference, as DPO's loss weighs it."""
+    beta: PositiveFloat = 0.1
+    """How strongly the policy is held to the reference; the regularisation τ of ipo."""
+    loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
+    """DPO's loss, or IPO's (Azar et al. 2023, arXiv 2310.12036)."""
+
+
 Advantage = Annotated[
     GaeAdvantage
     | GroupAdvantage
     | RlooAdvantage
     | ReinforcePlusPlusAdvantage
     | ReinforcePlusPlusBaselineAdvantage
-    | ReturnAdvantage,
+    | ReturnAdvantage
+    | DpoAdvantage,
     Field(discriminator="kind", description="How rewards become advantages."),
 ]
 
-RELATIVE_TO_GROUP = ("group", "rloo", "reinforce++_baseline")
+RELATIVE_TO_GROUP = ("group", "rloo", "reinforce++_baseline", "dpo")
 """Kinds that compare the responses to one prompt: of a group of one they learn nothing."""

@@ -5,6 +5,11 @@ from rlpipe.recipe.algorithm.preset import Preset
 
 def check(algorithm: Preset, minibatches: int, epochs: int, longest_response: int) -> None:
     """Raises ValueError where the training or the sampling does not go with the algorithm."""
+    if algorithm.advantage.kind == "dpo" and minibatches * epochs > 1:
+        raise ValueError(
+            f"train.minibatches={minibatches} and train.epochs={epochs} train several times on a batch, and "
+            "algorithm.advantage.kind=dpo takes the margins of its pairs once per batch; set both to 1"
+        )
     if algorithm.loss.kind == "policy_gradient" and minibatches * epochs > 1:
         raise ValueError(
             f"train.minibatches={minibatches} and train.epochs={epochs} train several times on a batch, which "

@@ -78,6 +78,30 @@ class Preset(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _pairs_are_learned_from_exactly(self) -> "Preset":
+        if self.advantage.kind != "dpo":
+            return self
+        needed = {"loss.kind": "policy_gradient", "aggregation": "sequence_mean_token_sum", "correction.kind": "none"}
+        found = {"loss.kind": self.loss.kind, "aggregation": self.aggregation, "correction.kind": self.correction.kind}
+        for key, value in needed.items():
+            if found[key] != value:
+                raise ValueError(
+                    f"{key}={found[key]} would make another gradient than DPO's of advantage.kind=dpo; leave it out, "
+                    f"or set it to {value}"
+                )
+        if self.kl.coefficient > 0 and self.kl.placement == "reward":
+            raise ValueError(
+                "kl.placement=reward with advantage.kind=dpo: pairs are compared by their rewards, and the reference "
+                "is in their loss already; raise advantage.beta, or set kl.placement to loss"
+            )
+        return self
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether there is a frozen model that the policy is compared with."""
+        return self.kl.coefficient > 0 or self.advantage.kind == "dpo"
+
     @classmethod
     def defaults(cls) -> dict[str, object]:
         """The default of every part."""

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from rlpipe.recipe.algorithm.advantage import (
     Advantage,
+    DpoAdvantage,
     GaeAdvantage,
     GroupAdvantage,
     ReinforcePlusPlusAdvantage,
@@ -147,8 +148,23 @@ class Cispo(Preset):
     loss: Loss = CispoLoss()
 
 
+class OnlineDpo(Preset):
+    """Online DPO (Guo et al. 2024, arXiv 2402.04792): DPO on pairs of the policy's own samples, ranked as they come.
+
+    Two responses per prompt are the paper's; of more, the best and the worst make the pair. What annotates them is the
+    mix of rewards: a rule, a reward model, or a judge behind `kind: http`. beta 0.1 is TRL's default.
+    """
+
+    name: Literal["online_dpo"]
+    """DPO's loss on the best and the worst of each group."""
+    group_size: GroupSize = 2
+    advantage: Advantage = DpoAdvantage()
+    loss: Loss = PolicyGradientLoss()
+    aggregation: Aggregation = "sequence_mean_token_sum"
+
+
 Algorithm = Annotated[
-    Ppo | Grpo | DrGrpo | Dapo | Rloo | ReinforcePlusPlus | ReinforcePlusPlusBaseline | Gspo | Cispo,
+    Ppo | Grpo | DrGrpo | Dapo | Rloo | ReinforcePlusPlus | ReinforcePlusPlusBaseline | Gspo | Cispo | OnlineDpo,
     Field(discriminator="name"),
 ]
 """The algorithms of `task: rl`, told apart by `name`."""
@@ -163,4 +179,5 @@ PRESETS: dict[str, type[Preset]] = {
     "reinforce++_baseline": ReinforcePlusPlusBaseline,
     "gspo": Gspo,
     "cispo": Cispo,
+    "online_dpo": OnlineDpo,
 }
