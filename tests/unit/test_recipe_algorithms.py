@@ -144,7 +144,7 @@ class TestLaidOverThePreset:
         (["algorithm.loss.clip_high=-1"], "algorithm.loss.clip_high: expected a number of at least 0, found -1"),
         (["algorithm.loss={kind: dual_clip, bound: 1}"], "algorithm.loss.bound: expected a number above 1, found 1"),
         (["algorithm.shaping=[{kind: overlon}]"], "algorithm.shaping.0.kind: expected one of `clip`, `mask_truncated`, `overlong`, `truncation_penalty`, `whiten`, found the text `overlon`; did you mean `overlong`?"),
-        (["algorithm.name=reinforce"], "algorithm.name: expected one of `cispo`, `dapo`, `dr_grpo`, `grpo`, `gspo`, `ppo`, `reinforce++`, `reinforce++_baseline`, `rloo`, found the text `reinforce`; did you mean `reinforce++`?"),
+        (["algorithm.name=reinforce"], "algorithm.name: expected one of `cispo`, `dapo`, `dr_grpo`, `grpo`, `gspo`, `online_dpo`, `ppo`, `reinforce++`, `reinforce++_baseline`, `rloo`, found the text `reinforce`; did you mean `reinforce++`?"),
         # combinations
         (["algorithm.group_size=1"], "algorithm: group_size=1 leaves nothing to compare with for advantage.kind=group: sample 2 or more per prompt, or take an advantage that needs no group (gae, reinforce++, return)"),
         (["algorithm.name=dapo", "algorithm.advantage.kind=gae"], "algorithm: dynamic_sampling replaces groups whose rewards are all equal, but with group_size=16 and advantage.kind=gae they are learned from: set it to null"),

@@ -175,7 +175,7 @@ def test_a_good_recipe_loads():
         (
             "{name: grpo}",
             "{name: grop}",
-            "r.yaml:7: algorithm.name: expected one of `cispo`, `dapo`, `dr_grpo`, `grpo`, `gspo`, `ppo`, `reinforce++`, `reinforce++_baseline`, `rloo`, found the text `grop`; did you mean `grpo`?",
+            "r.yaml:7: algorithm.name: expected one of `cispo`, `dapo`, `dr_grpo`, `grpo`, `gspo`, `online_dpo`, `ppo`, `reinforce++`, `reinforce++_baseline`, `rloo`, found the text `grop`; did you mean `grpo`?",
         ),
         (
             "{scratch: qwen2}",
