@@ -75,7 +75,7 @@ def test_gae_neither_decays_nor_accumulates_across_them(game, elsewhere):
     ppo = algorithm("ppo", advantage={"kind": "gae", "gamma": 0.9, "lam": 0.5, "whiten": False}, kl={"coefficient": 0})
     batch = token_batch([game], torch.tensor([True]))
     batch = replace(batch, values_N=on_all([0.1, 0.2, 0.3, 0.4], elsewhere).numpy())
-    batch = with_signal(batch, [game], scored([game]), ppo, 0.0)
+    batch, _ = with_signal(batch, [game], scored([game]), ppo, 0.0)
     advantages = [0.15554375, 0.167875, 0.2175, 0.35]
     torch.testing.assert_close(torch.from_numpy(batch.advantages_N), on_all(advantages, 0.0))
     returns = [a + v for a, v in zip(advantages, [0.1, 0.2, 0.3, 0.4], strict=True)]
@@ -91,7 +91,7 @@ def test_a_kl_in_the_reward_is_that_of_the_policys_tokens(game):
         old_logprobs_N=on_all([-1.0] * 4, 1e6).numpy(),
         reference_logprobs_N=on_all([-1.1] * 4, -1e6).numpy(),
     )
-    batch = with_signal(
+    batch, _ = with_signal(
         batch, [game], scored([game]), algorithm("grpo", advantage={"kind": "return", "whiten": False}, kl=kl), 0.5
     )
     torch.testing.assert_close(torch.from_numpy(batch.advantages_N), on_all([0.55, 0.6, 0.65, 0.7], 0.0))

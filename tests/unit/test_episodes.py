@@ -305,7 +305,7 @@ def test_environment_tokens_are_outside_the_loss():
 
     groups = [replace(group, outcomes=(Score(2.0, {}), Score(0.0, {})))]
     plain = algorithm(advantage={"kind": "return", "whiten": False})
-    batch = with_signal(token_batch(groups, torch.tensor([True, True])), groups, scored(groups), plain, 0.0)
+    batch, _ = with_signal(token_batch(groups, torch.tensor([True, True])), groups, scored(groups), plain, 0.0)
     own = [*[0] * 6, 1, 1, *[0] * 9, 1, 1]
     assert batch.mask_N.tolist() == own * 2
     assert batch.advantages_N.tolist() == [2.0 * m for m in own] + [0.0] * len(own)
