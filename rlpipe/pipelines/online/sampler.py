@@ -1,16 +1,20 @@
 """From prompts to scored groups in the ledger: the rollout side of the loop."""
 
+import logging
 from typing import TYPE_CHECKING
 
 from rlpipe.data.flow import Group, GroupRequest, Prompt, Sampling
 from rlpipe.data.seeds import sample_seed
-from rlpipe.ledger.ledger import Lease, Ledger
+from rlpipe.ledger.book import Appended, Lease
+from rlpipe.ledger.ledger import Ledger
 from rlpipe.pipelines.evaluation import SECONDS_PER_LOOK, group_of
 from rlpipe.rewards.stage import RewardStage
 from rlpipe.rollout.episodes import Rollouts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 class Sampler:
@@ -32,7 +36,8 @@ class Sampler:
         self._unanswered: dict[str, Prompt] = {}
 
     def generate(self, count: int) -> None:
-        """Answer `count` prompts from now on. Scoring goes on beside it and may not be done at the end."""
+        """Answer the next `count` prompts, those aside that are answered already. Scoring goes on beside it and may not
+        be done at the end."""
         leases = self._ledger.lease(count)
         self._unanswered |= {lease.lease_id: lease.prompt for lease in leases}
         self._pool.submit(self._model, [self._request(lease) for lease in leases])
@@ -45,6 +50,7 @@ class Sampler:
     def scored(self, count: int) -> list[Group]:
         """The step's groups in cursor order, once their rewards are there."""
         while (groups := self._ledger.take(count)) is None:
+            self.generate(count)  # anew those whose lease has expired meanwhile
             self._append(self._rewards.finished(SECONDS_PER_LOOK))
         return groups
 
@@ -54,5 +60,7 @@ class Sampler:
         return GroupRequest(lease.lease_id, prompt.prompt_id, prompt.tokens, seeds, self._sampling)
 
     def _append(self, groups: list[Group]) -> None:
-        for group in groups:
-            self._ledger.append(group)
+        """As many at once as there are: each time costs the same."""
+        for group, verdict in zip(groups, self._ledger.append(groups), strict=True):
+            if verdict is not Appended.STORED:
+                logger.warning("the answer to %s came too late, or twice (%s); it is not used", group.group_id, verdict)
