@@ -1,6 +1,7 @@
 """From prompts to scored groups in the ledger: the rollout side of the loop."""
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from rlpipe.data.flow import Group, GroupRequest, Prompt, Sampling
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+SECONDS_PER_APPEND = 0.25
+"""How long an answer may wait for others, to become durable together with them."""
 
 
 class Sampler:
@@ -34,6 +38,9 @@ class Sampler:
         self._model, self._ledger, self._pool, self._rewards = model, ledger, pool, rewards
         self._tokenizer, self._sampling, self._group_size, self._seed = tokenizer, sampling, group_size, seed
         self._unanswered: dict[str, Prompt] = {}
+        self._scored: list[Group] = []
+        """Not in the ledger yet: a death now would have them answered anew."""
+        self._appended = time.monotonic()
 
     def generate(self, count: int) -> None:
         """Answer the next `count` prompts, those aside that are answered already. Scoring goes on beside it and may not
@@ -60,7 +67,12 @@ class Sampler:
         return GroupRequest(lease.lease_id, prompt.prompt_id, prompt.tokens, seeds, self._sampling)
 
     def _append(self, groups: list[Group]) -> None:
-        """As many at once as there are: each time costs the same."""
-        for group, verdict in zip(groups, self._ledger.append(groups), strict=True):
+        """Several at once: making one durable costs as much as making all of them."""
+        self._scored += groups
+        more = self._unanswered or self._rewards.outstanding
+        if not self._scored or (more and time.monotonic() - self._appended < SECONDS_PER_APPEND):
+            return
+        for group, verdict in zip(self._scored, self._ledger.append(self._scored), strict=True):
             if verdict is not Appended.STORED:
                 logger.warning("the answer to %s came too late, or twice (%s); it is not used", group.group_id, verdict)
+        self._scored, self._appended = [], time.monotonic()
