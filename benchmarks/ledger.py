@@ -107,30 +107,24 @@ def questions(folder: Path, prompts: list[Prompt]) -> None:
 
 
 class Answers:
-    """Groups with `size` responses of `length` random tokens; the contents are shared, which the ledger cannot know."""
+    """Groups with `size` responses of `length` random tokens, no two alike: nothing compresses that would not."""
 
     def __init__(self, size: int, length: int) -> None:
-        draws = np.random.default_rng(0)
-        self.parts = [
-            (
-                draws.integers(0, VOCABULARY, length, dtype=np.int32),
-                -draws.exponential(size=length).astype(np.float32),
-                " ".join(map(str, draws.integers(0, 100, length))),
-            )
-            for _ in range(size)
-        ]
-        self.mask = np.ones(length, np.int8)
+        self.size, self.length, self.draws = size, length, np.random.default_rng(0)
+        self.words = np.array([f"{number:04d} " for number in range(10_000)])
+        self.scores = tuple(Score(float(i), {"right": float(i)}) for i in range(size))
 
     def to(self, group_id: str, prompt: Prompt) -> Group:
-        trajectories = tuple(
-            Trajectory(
-                group_id, prompt.prompt_id, i, prompt.tokens, tokens, self.mask, logprobs,
-                (VersionSpan(0, 0),), FinishReason.STOP,
-            )
-            for i, (tokens, logprobs, _) in enumerate(self.parts)
-        )  # fmt: skip
-        scores = tuple(Score(float(i), {"right": float(i)}) for i in range(len(self.parts)))
-        return Group(group_id, prompt, trajectories, tuple(text for *_, text in self.parts), scores)
+        trajectories = tuple(self._response(group_id, prompt, i) for i in range(self.size))
+        texts = tuple("".join(self.words[t.response_tokens % 10_000]) for t in trajectories)
+        return Group(group_id, prompt, trajectories, texts, self.scores)
+
+    def _response(self, group_id: str, prompt: Prompt, index: int) -> Trajectory:
+        tokens = self.draws.integers(0, VOCABULARY, self.length, dtype=np.int32)
+        logprobs = -self.draws.exponential(size=self.length).astype(np.float32)
+        mask, versions = np.ones(self.length, np.int8), (VersionSpan(0, 0),)
+        own = (prompt.tokens, tokens, mask, logprobs, versions, FinishReason.STOP)
+        return Trajectory(group_id, prompt.prompt_id, index, *own)
 
 
 class Seconds:
