@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="shrunk; the figures mean nothing")
     parser.add_argument("--folder", type=Path, default=Path("ledger-benchmark"), help="where to write; removed")
     asked = parser.parse_args()
-    shrink = 64 if asked.quick else 1
+    shrink = 256 if asked.quick else 1
     for part in (one_step, many_groups_one_by_one, a_million_prompts):
         shutil.rmtree(asked.folder, ignore_errors=True)
         try:
@@ -61,7 +61,7 @@ def one_step(folder: Path, shrink: int) -> None:
 
 def many_groups_one_by_one(folder: Path, shrink: int) -> None:
     """The same step, each of its groups handed in by itself."""
-    groups, length = 128, 2048 // shrink
+    groups, length = max(8, 128 // shrink), 2048 // shrink
     seconds = Seconds()
     with opened(folder, made(groups * 64)) as ledger:
         for step in (1, 2):
@@ -97,11 +97,12 @@ def questions(folder: Path, prompts: list[Prompt]) -> None:
     storage, seconds = Storage(folder), Seconds()
     with seconds("a cursor over the prompts (for comparison)"):
         cursor = PromptCursor(prompts, 0)
+    [(_, asked)] = cursor.draw(1)
     with seconds("open the ledger again"):
         Ledger(storage, cursor, ["right"], 600.0).close()
     for again in ("the first time, which makes the index", "again"):
         with seconds(f"`rlpipe ledger --prompt`, {again}"), history.opened(storage, standing(storage).step) as past:
-            assert len(past.of_prompt(prompts[0].prompt_id)) == 1
+            assert len(past.of_prompt(asked.prompt_id)) == 1
     print("\nThen:\n")
     show(seconds)
 

@@ -21,6 +21,7 @@ class PromptCursor:
             raise DataError("data: there are no training prompts.")
         self._prompts = prompts
         self._seed = seed
+        self._order: list[int] = []
         self._start(epoch=0, position=0)
 
     def draw(self, count: int) -> list[tuple[int, Prompt]]:
@@ -45,8 +46,10 @@ class PromptCursor:
         self._start(state["epoch"], state["position"])
 
     def _start(self, epoch: int, position: int) -> None:
-        self._epoch, self._position = epoch, position
-        self._order = sorted(range(len(self._prompts)), key=self._rank)
+        if not self._order or epoch != self._epoch:
+            self._epoch = epoch
+            self._order = sorted(range(len(self._prompts)), key=self._rank)
+        self._position = position
 
     def _rank(self, index: int) -> tuple[bytes, int]:
         return hashlib.blake2b(f"{self._seed}/{self._epoch}/{index}".encode(), digest_size=8).digest(), index
