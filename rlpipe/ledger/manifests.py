@@ -6,6 +6,7 @@ taken, or a higher one there, has been replaced and stops. That holds on object 
 """
 
 import json
+import zlib
 from typing import Any
 
 from rlpipe.data.storage import Storage
@@ -48,9 +49,9 @@ class Manifests:
 
     def put(self, content: dict[str, Any]) -> None:
         """Make this the present manifest. When it returns, it is durable and was not overtaken. Raises `Replaced`."""
-        data = json.dumps({"format": FORMAT, **content}, ensure_ascii=False, separators=(",", ":")).encode()
+        whole = {"format": FORMAT, "checksum": _checksum(content), "content": content}
         try:
-            self._storage.create(_name(self.next), data)
+            self._storage.create(_name(self.next), _encoded(whole))
         except FileExistsError:
             raise Replaced(_replaced(self._storage)) from None
         self.number += 1
@@ -75,19 +76,29 @@ def _name(number: int) -> str:
 
 
 def _parsed(storage: Storage, number: int) -> dict[str, Any]:
+    name = f"{storage}/{_name(number)}"
     try:
-        content = json.loads(storage.read(_name(number)))
-    except ValueError as error:
+        whole = json.loads(storage.read(_name(number)))
+        if whole["format"] != FORMAT:
+            raise LedgerError(
+                f"{name} has format {whole['format']}, and this rlpipe reads format {FORMAT}: use the version that "
+                "wrote it."
+            )
+        if _checksum(whole["content"]) != whole["checksum"]:
+            raise ValueError("another checksum")
+    except (ValueError, KeyError, TypeError) as error:
         raise LedgerError(
-            f"{storage}/{_name(number)} is damaged ({error}). It was whole when it was written: restore the file, or "
-            "start a new run."
+            f"{name} is damaged ({error}). It was whole when it was written: restore the file, or start a new run."
         ) from error
-    if content["format"] != FORMAT:
-        raise LedgerError(
-            f"{storage}/{_name(number)} has format {content['format']}, and this rlpipe reads format {FORMAT}: use the "
-            "version that wrote it."
-        )
-    return content
+    return whole["content"]
+
+
+def _encoded(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _checksum(content: dict[str, Any]) -> int:
+    return zlib.crc32(_encoded(content))
 
 
 def _replaced(storage: Storage) -> str:

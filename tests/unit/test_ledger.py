@@ -273,10 +273,13 @@ class TestOpenedAgain:
         assert "damaged" in caplog.text and "the 1 prompts answered there are asked again" in caplog.text
 
     def test_a_damaged_manifest_is_an_error_that_names_it(self, ledger, storage, clock):
+        ledger.lease(2)
         (name,) = storage.names("ledger/manifest-*")
-        storage.write(name, b'{"format": 1')
-        with pytest.raises(LedgerError, match=f"{name} is damaged"):
-            opened(storage, clock)
+        whole = storage.read(name)
+        for damaged in (b'{"format":1', whole.replace(b'"p1"', b'"p2"'), whole.replace(b'"checksum"', b'"checksun"')):
+            storage.write(name, damaged)
+            with pytest.raises(LedgerError, match=f"{name} is damaged"):
+                opened(storage, clock)
 
     def test_a_manifest_of_another_format_is_not_guessed_at(self, ledger, storage, clock):
         (name,) = storage.names("ledger/manifest-*")

@@ -75,7 +75,7 @@ def test_what_happened_to_a_prompt_is_told(run_dir):
 
 @pytest.mark.parametrize("harm", ["gone", "damaged", "of another version"])
 def test_the_index_is_made_again(run_dir, harm):
-    before, index = told(run_dir, "--prompt", "p1"), run_dir / history.NAME
+    before, index = told(run_dir, "--prompt", "p0"), run_dir / history.NAME
     assert index.exists()
     if harm == "damaged":
         index.write_bytes(b"no database" * 1000)
@@ -86,7 +86,7 @@ def test_the_index_is_made_again(run_dir, harm):
 
         with sqlite3.connect(index) as database:
             database.execute("create table settled (step, place)")
-    assert told(run_dir, "--prompt", "p1") == before
+    assert told(run_dir, "--prompt", "p0") == before
 
 
 def test_the_index_takes_in_what_is_new(run_dir):
