@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rlpipe import __version__, cli_models, cli_runs
+from rlpipe import __version__, cli_inspect, cli_models, cli_runs
 from rlpipe.cli_runs import Changes, RecipeArgument
 from rlpipe.terminal import mistakes_told, say, stop
 
@@ -49,6 +49,7 @@ def main(
       rlpipe study FILE                compare: a recipe over a grid of changes
       rlpipe recipes copy arithmetic/grpo my.yaml   begin a recipe of your own
       rlpipe chat runs/NAME            try the result; `export` and `merge` take it elsewhere
+      rlpipe ledger runs/NAME          see what became of every prompt of an RL run
       rlpipe data check train.jsonl    look at data of your own before a run does
 
     \b
@@ -187,26 +188,7 @@ def doctor() -> None:
     raise typer.Exit(checks_of.worst(checks))
 
 
-@app.command()
-def report(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory: runs/arithmetic.")],
-) -> None:
-    """Write the HTML report of a run, again.
-
-    One file with curves and samples, which needs nothing else to be looked at. Prints where it is.
-
-    \b
-    Example:
-      rlpipe report runs/arithmetic
-    """
-    if not run_dir.is_dir():
-        stop(f"no run directory {run_dir}; `rlpipe run` makes one below runs/")
-    from rlpipe.observe import report as reports
-
-    typer.echo(reports.write(run_dir))
-
-
-for verb in (cli_models.chat, cli_models.merge, cli_models.export):
+for verb in (cli_inspect.report, cli_inspect.ledger, cli_models.chat, cli_models.merge, cli_models.export):
     app.command()(verb)
 
 

@@ -1,16 +1,23 @@
 """One way to a run directory, whether it is a folder on disk or a prefix in an object store (any fsspec URL).
 
-`write` puts a whole object or nothing: on a disk write, fsync, rename; in an object store one put. `append` adds to a
-file where the backend can; where it cannot (object stores have no append) the whole object is put again at intervals.
+`write` puts a whole object or nothing: on a disk write, fsync, rename, and fsync of the folder; in an object store one
+put. `create` does the same for whoever comes first. `append` adds to a file where the backend can; where it cannot
+(object stores have no append) the whole object is put again at intervals.
 """
 
 import os
 import posixpath
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
+from uuid import uuid4
 
 import fsspec
+
+PARTIAL = ".partial"
+"""Ending of a file that is being written; a kill may leave one, which is of no use."""
 
 
 class Appender(Protocol):
@@ -26,7 +33,8 @@ class Storage:
     """A folder; names inside it use `/`."""
 
     def __init__(self, url: str | os.PathLike):
-        self._fs, root = fsspec.core.url_to_fs(str(url))
+        # Cached listings would hide what another process has written.
+        self._fs, root = fsspec.core.url_to_fs(str(url), use_listings_cache=False)
         self._root = root.rstrip("/")
 
     def __str__(self) -> str:
@@ -47,17 +55,32 @@ class Storage:
             self._fs.pipe_file(self._path(name), data)
             return
         path = self.local / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        with _beside(path, data) as written:
+            os.replace(written, path)
+
+    def create(self, name: str, data: bytes) -> None:
+        """Put the whole object where there is none. Raises FileExistsError where there is: of several writers one
+        succeeds. (Object stores: where fsspec's backend knows a conditional put, such as s3fs and gcsfs.)"""
+        if self.local is None:
+            self._fs.pipe_file(self._path(name), data, mode="create")
+            return
+        path = self.local / name
+        with _beside(path, data) as written:
+            os.link(written, path)
+            os.unlink(written)
+
+    def delete(self, name: str) -> None:
+        """Remove an object, if it is there."""
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(name))
 
     def read(self, name: str) -> bytes:
         """The whole object. Raises FileNotFoundError."""
         return self._fs.cat_file(self._path(name))
+
+    def open(self, name: str) -> BinaryIO:
+        """The object, for reading parts of it. Raises FileNotFoundError."""
+        return self._fs.open(self._path(name), "rb")
 
     def exists(self, name: str) -> bool:
         return self._fs.exists(self._path(name))
@@ -77,6 +100,41 @@ class Storage:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+
+@contextmanager
+def _beside(path: Path, data: bytes) -> Iterator[Path]:
+    """The data in a file beside `path`, to be moved there. It is on the disk before the move, and the move is in the
+    end."""
+    _make(path.parent)
+    beside = path.with_name(f".{path.name}.{uuid4().hex[:12]}{PARTIAL}")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield beside
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    flush(path.parent)
+
+
+def _make(folder: Path) -> None:
+    """A folder that is still there after the machine has died."""
+    if not folder.exists():
+        _make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        flush(folder.parent)
+
+
+def flush(path: Path) -> None:
+    """To the disk: the contents of a file, or which files a folder has."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class _LocalAppender:

@@ -3,7 +3,7 @@ and so does `datasets.load_dataset("parquet", data_files="runs/x/rollouts/*.parq
 
 One row per response:
 
-    step, group_id, prompt_id, sample_index
+    step, epoch, group_id, prompt_id, sample_index
     prompt, completion              text; the prompt as the chat template rendered it
     turns                           [{role, text}]: the response as messages, from the policy's first turn on; with an
                                     environment, `completion` is the last of them; null without one
@@ -12,49 +12,82 @@ One row per response:
     response_mask                   1 where the policy wrote the token, 0 where an environment did
     behaviour_logprobs              nats, as the engine sampled, one per response token
     versions                        [{first_token, version}]: which weights wrote from which response token on
+    episode                         {starts, ends, outcome}: the response tokens at which the policy's turns begin and
+                                    end, and as JSON the environment's own reward; null without an environment
     finish_reason                   stop, length, abort, turns (the environment would have gone on)
     reward                          null where it failed
     reward/NAME                     each component of the mix, unweighted; null where it failed or did not apply
     failure_kind, failure_message   null where the reward could be computed
-    advantage                       null where it is not known
+    advantage                       0 in a group that was not learned from; null where it is not known
+    fate, reason                    trained, failed or dropped, and why: see `Fate`
+
+These files are the ledger's memory of what was trained: a group stands in `ledger/` from its completion to the commit
+of its step, and here from then on.
 """
 
-import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlpipe.data.flow import Failure, Group, Outcome, Score, Trajectory
+from rlpipe.data.flow import Group
+from rlpipe.data.group_table import columns_of, text
 from rlpipe.data.storage import Storage
 
 FOLDER = "rollouts"
-_TURNS = pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())]))
-_VERSIONS = pa.list_(pa.struct([("first_token", pa.int32()), ("version", pa.int64())]))
 
 
-def write(
-    storage: Storage,
-    step: int,
-    groups: Sequence[Group],
-    rewards: Sequence[str],
-    advantages: Sequence[float] | None = None,
-) -> str:
+class Damaged(RuntimeError):
+    """The file of a step is not what was written."""
+
+
+class Fate(StrEnum):
+    """What became of a group in its step."""
+
+    TRAINED = "trained"
+    FAILED = "failed"
+    """It was in the batch, but not one of its rewards could be computed: it left no gradient."""
+    DROPPED = "dropped"
+    """Dynamic sampling replaced it before training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A group of a step. `reason` says why its fate is not `TRAINED`."""
+
+    group: Group
+    epoch: int
+    advantages: Sequence[float | None]
+    """One per response."""
+    fate: Fate = Fate.TRAINED
+    reason: str = ""
+
+
+def name_of(step: int) -> str:
+    """The file of a step in the run directory."""
+    return f"{FOLDER}/step-{step:06d}.parquet"
+
+
+def write(storage: Storage, step: int, records: Sequence[Record], rewards: Sequence[str]) -> str:
     """Write one step, whole or not at all; returns the file's name in the run directory.
 
     `rewards` are the names of the mix's components (`RewardStage.names`), so that every file has the same columns.
-    `advantages`, where known, are one per response, in the order of the groups.
     """
-    table = _table(step, groups, rewards, advantages)
+    storage.write(name_of(step), encoded(step, records, rewards))
+    return name_of(step)
+
+
+def encoded(step: int, records: Sequence[Record], rewards: Sequence[str]) -> bytes:
+    """The file of a step."""
+    table = _table(step, records, rewards)
     sink = pa.BufferOutputStream()
     texts = [column.name for column in table.schema if pa.types.is_string(column.type)]
-    pq.write_table(table, sink, compression="zstd", use_dictionary=texts)  # numbers hardly repeat: twice as fast
-    name = f"{FOLDER}/step-{step:06d}.parquet"
-    storage.write(name, sink.getvalue().to_pybytes())
-    return name
+    # Numbers hardly repeat: without a dictionary for them it is twice as fast.
+    pq.write_table(table, sink, compression="zstd", use_dictionary=texts, write_page_checksum=True)
+    return sink.getvalue().to_pybytes()
 
 
 def steps(storage: Storage) -> list[int]:
@@ -63,69 +96,28 @@ def steps(storage: Storage) -> list[int]:
     return [int(name.removeprefix(f"{FOLDER}/step-").removesuffix(".parquet")) for name in names]
 
 
+def table(storage: Storage, step: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """One step, or these columns of it. Raises FileNotFoundError, and `Damaged`."""
+    with storage.open(name_of(step)) as file:
+        try:
+            return pq.read_table(file, columns=columns, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise Damaged(f"{storage}/{name_of(step)} is damaged: {error}") from error
+
+
 def read(storage: Storage, step: int) -> list[dict[str, Any]]:
     """The rows of one step."""
-    data = storage.read(f"{FOLDER}/step-{step:06d}.parquet")
-    return pq.read_table(pa.BufferReader(data)).to_pylist()
+    return table(storage, step).to_pylist()
 
 
-def _table(step: int, groups: Sequence[Group], rewards: Sequence[str], advantages: Sequence[float] | None) -> pa.Table:
-    trajectories = [t for group in groups for t in group.trajectories]
-    outcomes = [o for group in groups for o in group.outcomes]
-    count = len(trajectories)
+def _table(step: int, records: Sequence[Record], rewards: Sequence[str]) -> pa.Table:
+    of_row = [record for record in records for _ in record.group.trajectories]
     columns = {
-        "step": pa.array([step] * count, pa.int64()),
-        "group_id": _text(t.group_id for t in trajectories),
-        "prompt_id": _text(t.prompt_id for t in trajectories),
-        "sample_index": pa.array([t.sample_index for t in trajectories], pa.int32()),
-        "prompt": _text(group.prompt.text for group in groups for _ in group.trajectories),
-        "completion": _text(text for group in groups for text in group.completions),
-        "turns": pa.array([turns for group in groups for turns in _turns(group)], _TURNS),
-        "columns": _text(text for group in groups for text in [_json(group.prompt.columns)] * len(group.trajectories)),
-        "prompt_tokens": _lists(trajectories, lambda t: t.prompt_tokens, np.int32),
-        "response_tokens": _lists(trajectories, lambda t: t.response_tokens, np.int32),
-        "response_mask": _lists(trajectories, lambda t: t.response_mask, np.int8),
-        "behaviour_logprobs": _lists(trajectories, lambda t: t.behaviour_logprobs, np.float32),
-        "versions": pa.array([[span._asdict() for span in t.versions] for t in trajectories], _VERSIONS),
-        "finish_reason": _text(t.finish_reason.value for t in trajectories),
-        **_outcome_columns(outcomes, rewards),
-        "advantage": pa.array([None] * count if advantages is None else list(map(float, advantages)), pa.float64()),
+        "step": pa.array([step] * len(of_row), pa.int64()),
+        "epoch": pa.array([record.epoch for record in of_row], pa.int64()),
+        **columns_of([record.group for record in records], rewards),
+        "advantage": pa.array([a for record in records for a in record.advantages], pa.float64()),
+        "fate": text(record.fate.value for record in of_row),
+        "reason": text(record.reason or None for record in of_row),
     }
     return pa.table(columns)
-
-
-def _outcome_columns(outcomes: Sequence[Outcome], rewards: Sequence[str]) -> dict[str, pa.Array]:
-    scores = [o if isinstance(o, Score) else None for o in outcomes]
-    failures = [o if isinstance(o, Failure) else None for o in outcomes]
-    components = {
-        f"reward/{name}": pa.array([s.components.get(name) if s else None for s in scores], pa.float64())
-        for name in rewards
-    }
-    return {
-        "reward": pa.array([s.value if s else None for s in scores], pa.float64()),
-        **components,
-        "failure_kind": _text(f.kind if f else None for f in failures),
-        "failure_message": _text(f.message if f else None for f in failures),
-    }
-
-
-def _turns(group: Group) -> list[list[dict[str, str]] | None]:
-    """Per response."""
-    if not group.conversations:
-        return [None] * len(group.trajectories)
-    return [[asdict(said) for said in turns] for turns in group.conversations]
-
-
-def _text(values: Iterable[str | None]) -> pa.Array:
-    return pa.array(list(values), pa.string())
-
-
-def _lists(trajectories: Sequence[Trajectory], field: Callable[[Trajectory], np.ndarray], dtype: type) -> pa.Array:
-    """A list column from flat arrays, without a Python object per token."""
-    arrays = [np.asarray(field(t), dtype) for t in trajectories]
-    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, np.concatenate(arrays) if arrays else np.empty(0, dtype))
-
-
-def _json(columns: dict[str, Any]) -> str:
-    return json.dumps(columns, ensure_ascii=False, default=str)

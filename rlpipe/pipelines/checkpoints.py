@@ -13,6 +13,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from rlpipe.data.storage import flush
+
 FOLDER, MANIFEST = "checkpoints", "manifest.json"
 
 logger = logging.getLogger(__name__)
@@ -29,13 +31,13 @@ def commit(partial: Path, directory: Path, step: int, keep: int) -> None:
     manifest = partial / MANIFEST
     manifest.write_text(json.dumps({"step": step, "files": files}, indent=2, sort_keys=True), encoding="utf-8")
     for path in (manifest, *(path for path in partial.rglob("*") if path.is_dir()), partial):
-        _flush(path)
+        flush(path)
     target = place(directory, step)
     if target.exists():  # of a life of the run that got further than the checkpoint this one goes on from
         shutil.rmtree(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     os.rename(partial, target)
-    _flush(target.parent)
+    flush(target.parent)
     for old in _by_age(directory)[:-keep]:
         shutil.rmtree(old)
 
@@ -87,19 +89,10 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _seal(file: Path) -> dict[str, int | str]:
-    _flush(file)
+    flush(file)
     return {"bytes": file.stat().st_size, "sha256": _digest(file)}
 
 
 def _digest(file: Path) -> str:
     with open(file, "rb") as data:
         return hashlib.file_digest(data, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """To the disk: the contents of a file, or which files a folder has."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

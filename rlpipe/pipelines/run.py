@@ -12,6 +12,7 @@ from rich.console import Console
 
 from rlpipe.data.records import DataError
 from rlpipe.data.storage import Storage
+from rlpipe.ledger.book import LedgerError
 from rlpipe.models.load import ModelError
 from rlpipe.models.quiet import quiet_libraries
 from rlpipe.observe import report, runinfo, summary
@@ -39,7 +40,7 @@ DONE, FAILED, INTERRUPTED = 0, 1, 130
 
 TOLD = (
     DataError, ModelError, RewardUnusable, RewardFailed, TrackerMissing, DeadlineExceeded, RoleDied, PlacementError,
-    TrainingFailed, WeightsRejected, WeightSyncError, CheckpointMismatch,
+    TrainingFailed, WeightsRejected, WeightSyncError, CheckpointMismatch, LedgerError,
 )  # fmt: skip
 """Errors whose message says all there is to say: no traceback."""
 

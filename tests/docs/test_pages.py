@@ -20,6 +20,7 @@ VERBS = {
     "schema",
     "doctor",
     "report",
+    "ledger",
     "recipes",
     "study",
     "data",

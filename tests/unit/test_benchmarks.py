@@ -1,4 +1,5 @@
-"""What the benchmarks compute themselves: the floor's advantages, and who is said to work while the driver waits."""
+"""What the benchmarks compute themselves: the floor's advantages, and who is said to work while the driver waits. And
+that the ledger's runs."""
 
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from rlpipe.algorithms.gae import gae
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import ledger as ledger_benchmark
 from step import bare, floor_ppo, traced, waterfall
 from step.waterfall import Bar
 
@@ -93,3 +95,11 @@ def test_a_traced_role_is_the_role_and_writes_its_calls_down(tmp_path):
     calls = traced.read((tmp_path / "calls").read_text().splitlines())
     assert [(call.lane, call.what) for call in calls] == [("mine", "double")] * 2
     assert all(call.begin <= call.end for call in calls)
+
+
+def test_the_ledger_s_benchmark_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ledger.py", "--quick", "--folder", str(tmp_path / "scratch")])
+    ledger_benchmark.main()
+    said = capsys.readouterr().out
+    assert "3,584 prompts in 7 steps of 512" in said and "which makes the index" in said
+    assert not (tmp_path / "scratch").exists()

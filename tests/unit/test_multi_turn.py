@@ -1,5 +1,6 @@
 """Sampling and evaluation of several turns, from prompts to Parquet."""
 
+from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +13,8 @@ from rlpipe.data.cursor import PromptCursor
 from rlpipe.data.flow import Failure, Sampling
 from rlpipe.data.source import load_records
 from rlpipe.data.storage import Storage
-from rlpipe.ledger.memory import MemoryLedger
+from rlpipe.ledger.ledger import Ledger
 from rlpipe.models.scratch import build_tokenizer
-from rlpipe.observe import rollouts
 from rlpipe.pipelines import episodes
 from rlpipe.pipelines.evaluation import Evaluator
 from rlpipe.pipelines.online.metrics import sample_metrics
@@ -79,7 +79,7 @@ def test_evaluation_plays_whole_games(stage):
 
 
 def test_sampling_fills_the_ledger_and_the_rollouts(stage, tmp_path):
-    ledger = MemoryLedger(PromptCursor(stage.prompts[0], 0), lease_seconds=60.0)
+    ledger = Ledger(Storage(tmp_path), PromptCursor(stage.prompts[0], 0), ["game"], lease_seconds=60.0)
     with (
         episodes.environment_of(stage) as environment,
         rewards.build(REWARDS, ".", Deadlines(), stage.debug) as scoring,
@@ -88,7 +88,8 @@ def test_sampling_fills_the_ledger_and_the_rollouts(stage, tmp_path):
         sampler = Sampler("policy", ledger, answers, scoring, TOKENIZER, Sampling(4, 1.0, ()), 2, 0)
         sampler.generate(3)
         groups = sampler.scored(3)
-    rollouts.write(Storage(tmp_path), 1, groups, scoring.names)
+        ledger.commit(1)
+    assert list(map(plain, ledger.trained(1))) == list(map(plain, groups)), "what is stored is what was sampled"
     frame = pandas.read_parquet(tmp_path / "rollouts")
     assert len(frame) == 6 and (frame["reward"] == frame["reward/game"]).all()
     for _, row in frame.iterrows():
@@ -102,6 +103,13 @@ def test_sampling_fills_the_ledger_and_the_rollouts(stage, tmp_path):
     assert metrics["response_length"] == np.mean([mask.sum() for mask in frame["response_mask"]])
 
 
+def plain(group):
+    """A group for comparison: arrays as lists with their type, and the prompt by its id."""
+    listed = lambda value: (str(value.dtype), value.tolist()) if isinstance(value, np.ndarray) else value  # noqa: E731
+    trajectories = [[listed(getattr(t, f.name)) for f in fields(t)] for t in group.trajectories]
+    return [trajectories, *(getattr(group, f.name) for f in fields(group) if f.name not in ("trajectories", "prompt"))]
+
+
 def test_a_single_turn_is_the_pool_itself(stage):
     stage.recipe.environment = SingleTurn(kind="single_turn")
     pool = pool_of(FakeEngine(bisects, {END}))
@@ -110,10 +118,10 @@ def test_a_single_turn_is_the_pool_itself(stage):
     assert episodes.longest_episode(stage) == Deadlines().rollout
 
 
-def test_a_row_without_the_number_fails_and_is_reported_as_the_environments_fault(stage):
+def test_a_row_without_the_number_fails_and_is_reported_as_the_environments_fault(stage, tmp_path):
     for prompt in stage.prompts[0]:
         prompt.columns.clear()
-    ledger = MemoryLedger(PromptCursor(stage.prompts[0], 0), lease_seconds=60.0)
+    ledger = Ledger(Storage(tmp_path), PromptCursor(stage.prompts[0], 0), ["game"], lease_seconds=60.0)
     with (
         episodes.environment_of(stage) as environment,
         rewards.build(REWARDS, ".", Deadlines(), stage.debug) as scoring,

@@ -19,6 +19,7 @@ from rlpipe.observe import report, rollouts, summary
 from rlpipe.observe.events import EventLog
 from rlpipe.observe.report import charts
 from rlpipe.observe.report.collect import milestones, stages
+from rlpipe.observe.rollouts import Record
 
 EVIL = "</pre><script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)>"
 INFO = {
@@ -67,8 +68,8 @@ def write_rl(storage):
         make_group(["ab", EVIL], {"answer": "4"}),
         outcomes=(Score(1.0, {"right": 1.0}), Failure("deadline", "right: " + EVIL)),
     )
-    rollouts.write(storage, 1, [group], ["right"])
-    rollouts.write(storage, 2, [group], ["right"], advantages=[0.5, 0.0])
+    rollouts.write(storage, 1, [Record(group, 0, [None, None])], ["right"])
+    rollouts.write(storage, 2, [Record(group, 0, [0.5, 0.0])], ["right"])
     log.close()
 
 

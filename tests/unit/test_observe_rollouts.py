@@ -12,6 +12,7 @@ from sample_groups import make_group
 from rlpipe.data.flow import Failure, Score
 from rlpipe.data.storage import Storage
 from rlpipe.observe import rollouts
+from rlpipe.observe.rollouts import Fate, Record
 
 GROUP = replace(
     make_group(["4", "five", "6"], {"answer": "4", "level": 2}, group_id="e0/p"),
@@ -26,9 +27,10 @@ GROUP = replace(
 @pytest.fixture
 def folder(tmp_path):
     storage = Storage(tmp_path)
-    name = rollouts.write(storage, 1, [GROUP], ["right", "short"], advantages=[0.5, 0.0, -0.5])
+    name = rollouts.write(storage, 1, [Record(GROUP, 3, [0.5, 0.0, -0.5])], ["right", "short"])
     assert name == "rollouts/step-000001.parquet"
-    rollouts.write(storage, 12, [replace(GROUP, outcomes=(Failure("exception", "x"),) * 3)], ["right", "short"])
+    failed = replace(GROUP, outcomes=(Failure("exception", "x"),) * 3)
+    rollouts.write(storage, 12, [Record(failed, 4, [0.0] * 3, Fate.FAILED, "no reward: x")], ["right", "short"])
     assert rollouts.steps(storage) == [1, 12]
     return tmp_path / "rollouts"
 
@@ -36,6 +38,10 @@ def folder(tmp_path):
 def test_pandas_opens_a_run(folder):
     frame = pandas.read_parquet(folder)
     assert frame["step"].tolist() == [1, 1, 1, 12, 12, 12]
+    assert frame["epoch"].tolist() == [3, 3, 3, 4, 4, 4]
+    assert frame["fate"].tolist() == ["trained"] * 3 + ["failed"] * 3
+    assert frame["reason"].isna().tolist() == [True] * 3 + [False] * 3
+    assert frame["reason"].dropna().tolist() == ["no reward: x"] * 3
     first = frame[frame["step"] == 1]
     assert first["completion"].tolist() == ["4", "five", "6"]
     assert first["prompt"].tolist() == ["2+2="] * 3

@@ -1,5 +1,6 @@
 """Dynamic sampling: groups that teach nothing make room for others within the step."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import compress
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 
 from rlpipe.algorithms.groups import has_signal
-from rlpipe.data.flow import Group
+from rlpipe.data.flow import Failure, Group
 from rlpipe.pipelines.online.batch import scored
 
 
@@ -40,7 +41,19 @@ def replace_flat(
         if not is_flat.any():
             break
         useless = list(compress(kept, is_flat))
-        drop([group.group_id for group in useless], "no signal: its rewards are all equal")
+        for reason, ids in _reasons(useless).items():
+            drop(ids, reason)
         dropped += useless
         kept = [*compress(kept, ~is_flat), *sample(len(useless))]
     return kept, dropped
+
+
+def _reasons(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Why these teach nothing, and which of them for what reason."""
+    reasons = defaultdict(list)
+    for group in groups:
+        failed = sum(isinstance(outcome, Failure) for outcome in group.outcomes)
+        few = len(group.outcomes) - failed < 2
+        equal = "no signal: its rewards are all equal"
+        reasons["its rewards could not be computed" if failed and few else equal].append(group.group_id)
+    return reasons

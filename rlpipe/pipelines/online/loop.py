@@ -11,12 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
-from rlpipe.data.flow import Group, TokenBatch
-from rlpipe.data.storage import Storage
+from rlpipe.data.flow import Group
 from rlpipe.ledger.ledger import Ledger
-from rlpipe.observe import rollouts
 from rlpipe.observe.events import EventLog
 from rlpipe.pipelines.evaluation import Evaluated, said_in, shown
 from rlpipe.pipelines.online.dynamic_sampling import flat, replace_flat
@@ -42,7 +38,6 @@ class Loop:
     trainer: Trainer
     publisher: Publisher
     evaluate: Callable[[], Evaluated]
-    storage: Storage
     events: EventLog
 
     def run(self) -> None:
@@ -60,11 +55,11 @@ class Loop:
         groups, dropped = self._groups(step)
         with phase("prepare", step):
             batch, metrics = self.trainer.batch(groups)
-        with phase("record", step):
-            self._record(step, groups, dropped, batch)
+        self.events.sample(step, groups[0].prompt.text, said_in(groups[0], 0), **shown(groups[0].outcomes[0]))
         with phase("train", step):
             metrics |= self.trainer.update(batch, step)
-        self.ledger.commit(step)
+        with phase("record", step):
+            self.ledger.commit(step, batch.advantages_N[batch.offsets_B1[1:] - 1].tolist())
         with phase("publish", step):
             metrics |= self.publisher.publish(version=step)
         self.events.commit(step, version=step)
@@ -95,14 +90,6 @@ class Loop:
             groups = self.sampler.scored(count)
             self.rewards.check(groups, step)
         return groups
-
-    def _record(self, step: int, groups: list[Group], dropped: list[Group], batch: TokenBatch) -> None:
-        advantages = np.concatenate(
-            [batch.advantages_N[batch.offsets_B1[1:] - 1], np.zeros(sum(len(g.trajectories) for g in dropped))]
-        )
-        rollouts.write(self.storage, step, groups + dropped, self.rewards.names, advantages)
-        first = groups[0]
-        self.events.sample(step, first.prompt.text, said_in(first, 0), **shown(first.outcomes[0]))
 
     def _evaluate(self, step: int) -> None:
         with self.events.phase("evaluate", step, says="answering held-out prompts"):

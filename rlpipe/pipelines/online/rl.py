@@ -1,6 +1,7 @@
 """An online RL stage: start the roles, run the loop, save the policy."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -8,7 +9,7 @@ from rlpipe.algorithms.online import OnlineAlgorithm
 from rlpipe.data.cursor import PromptCursor
 from rlpipe.data.flow import Prompt, Sampling
 from rlpipe.data.records import DataError
-from rlpipe.ledger.memory import MemoryLedger
+from rlpipe.ledger.ledger import Ledger
 from rlpipe.pipelines import episodes, reward_models, roles, sizes
 from rlpipe.pipelines.evaluation import Evaluator
 from rlpipe.pipelines.online.loop import Loop
@@ -39,7 +40,9 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
             algorithm = OnlineAlgorithm(roles.algorithm_settings(recipe), recipe.longest_response)
             started = stage.runtime.start(_roles(stage, recipe, algorithm))
             scoring = stack.enter_context(reward_models.scoring(stage, recipe.rewards, started.handles))
-            loop = _loop(stage, recipe, scoring, environment, algorithm, started.handles)
+            train, heldout = (_that_fit(prompts, recipe, stage) for prompts in stage.prompts)
+            ledger = stack.enter_context(_ledger(stage, recipe, train, scoring.names))
+            loop = _loop(stage, recipe, scoring, environment, algorithm, started.handles, ledger, heldout)
             started.ready()
             scoring.ready()
             _note_sizes(stage, recipe, started.handles)
@@ -75,6 +78,12 @@ def _starting(recipe: RlRecipe) -> str:
     return f"starting {what} and {ranks} DeepSpeed rank{'s' * (ranks > 1)}"
 
 
+def _ledger(stage: Stage, recipe: RlRecipe, train: list[Prompt], rewards: Sequence[str]) -> Ledger:
+    """A lease is good for as long as an answer and its reward may take."""
+    seconds = episodes.longest_episode(stage) + recipe.deadlines.reward
+    return Ledger(stage.storage, PromptCursor(train, recipe.seed), rewards, seconds)
+
+
 def _loop(
     stage: Stage,
     recipe: RlRecipe,
@@ -82,12 +91,11 @@ def _loop(
     environment: EnvironmentStage | None,
     algorithm: OnlineAlgorithm,
     handles: dict[str, list[Handle[Any]]],
+    ledger: Ledger,
+    heldout: list[Prompt],
 ) -> Loop:
     pool = EnginePool({roles.POLICY: handles["engine"]}, recipe.deadlines)
     rollouts = episodes.over(pool, environment, stage)
-    train, heldout = (_that_fit(prompts, recipe, stage) for prompts in stage.prompts)
-    cursor = PromptCursor(train, recipe.seed)
-    ledger = MemoryLedger(cursor, lease_seconds=episodes.longest_episode(stage) + recipe.deadlines.reward)
     group_size, resampling = recipe.algorithm.group_size, recipe.algorithm.dynamic_sampling
     sampling = Sampling(recipe.rollout.max_new_tokens, recipe.rollout.temperature, stage.stop_token_ids)
     evaluator = Evaluator(stage, heldout)
@@ -109,7 +117,6 @@ def _loop(
         ),
         publisher=_publisher(stage, recipe, handles[roles.POLICY], pool, heldout),
         evaluate=lambda: evaluator.run(rollouts, scoring, roles.POLICY),
-        storage=stage.storage,
         events=stage.events,
     )
 

@@ -1,16 +1,24 @@
 """From prompts to scored groups in the ledger: the rollout side of the loop."""
 
+import logging
+import time
 from typing import TYPE_CHECKING
 
 from rlpipe.data.flow import Group, GroupRequest, Prompt, Sampling
 from rlpipe.data.seeds import sample_seed
-from rlpipe.ledger.ledger import Lease, Ledger
+from rlpipe.ledger.book import Appended, Lease
+from rlpipe.ledger.ledger import Ledger
 from rlpipe.pipelines.evaluation import SECONDS_PER_LOOK, group_of
 from rlpipe.rewards.stage import RewardStage
 from rlpipe.rollout.episodes import Rollouts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+SECONDS_PER_APPEND = 0.25
+"""How long an answer may wait for others, to become durable together with them."""
 
 
 class Sampler:
@@ -30,9 +38,13 @@ class Sampler:
         self._model, self._ledger, self._pool, self._rewards = model, ledger, pool, rewards
         self._tokenizer, self._sampling, self._group_size, self._seed = tokenizer, sampling, group_size, seed
         self._unanswered: dict[str, Prompt] = {}
+        self._scored: list[Group] = []
+        """Not in the ledger yet: a death now would have them answered anew."""
+        self._appended = time.monotonic()
 
     def generate(self, count: int) -> None:
-        """Answer `count` prompts from now on. Scoring goes on beside it and may not be done at the end."""
+        """Answer the next `count` prompts, those aside that are answered already. Scoring goes on beside it and may not
+        be done at the end."""
         leases = self._ledger.lease(count)
         self._unanswered |= {lease.lease_id: lease.prompt for lease in leases}
         self._pool.submit(self._model, [self._request(lease) for lease in leases])
@@ -45,6 +57,7 @@ class Sampler:
     def scored(self, count: int) -> list[Group]:
         """The step's groups in cursor order, once their rewards are there."""
         while (groups := self._ledger.take(count)) is None:
+            self.generate(count)  # anew those whose lease has expired meanwhile
             self._append(self._rewards.finished(SECONDS_PER_LOOK))
         return groups
 
@@ -54,5 +67,12 @@ class Sampler:
         return GroupRequest(lease.lease_id, prompt.prompt_id, prompt.tokens, seeds, self._sampling)
 
     def _append(self, groups: list[Group]) -> None:
-        for group in groups:
-            self._ledger.append(group)
+        """Several at once: making one durable costs as much as making all of them."""
+        self._scored += groups
+        more = self._unanswered or self._rewards.outstanding
+        if not self._scored or (more and time.monotonic() - self._appended < SECONDS_PER_APPEND):
+            return
+        for group, verdict in zip(self._scored, self._ledger.append(self._scored), strict=True):
+            if verdict is not Appended.STORED:
+                logger.warning("the answer to %s came too late, or twice (%s); it is not used", group.group_id, verdict)
+        self._scored, self._appended = [], time.monotonic()
