@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from adapter_stages import load, run, scores
 from peft import PeftModel
-from test_offline_adapters import load, run, scores
 
 pytestmark = pytest.mark.integration
 
