@@ -12,7 +12,7 @@ import torch
 from rlpipe.models import virtual_tokens
 from rlpipe.models.load import ModelError
 from rlpipe.models.quiet import quiet_libraries
-from rlpipe.recipe.adapter import Ia3Adapter, LoraFaAdapter, PeftAdapter, VeraAdapter
+from rlpipe.recipe.adapter import AdaLoraAdapter, Ia3Adapter, LoraFaAdapter, PeftAdapter, VeraAdapter
 from rlpipe.recipe.prompt_adapter import VirtualTokens
 
 if TYPE_CHECKING:
@@ -44,14 +44,19 @@ def adapt(model: "PreTrainedModel", adapter: PeftAdapter, seed: int, task_type: 
     return adapted
 
 
-def peft_config(adapter: PeftAdapter, task_type: TaskType, seed: int, base: str) -> "PeftConfig":
-    """The adapter as PEFT describes it. `base` is the folder or hub id of the model it goes onto."""
+def peft_config(
+    adapter: PeftAdapter, task_type: TaskType, seed: int, base: str, steps: int | None = None
+) -> "PeftConfig":
+    """The adapter as PEFT describes it. `base` is the folder or hub id of the model it goes onto; AdaLoRA wants to know
+    how many optimizer `steps` there will be."""
     import peft
 
     if isinstance(adapter, VirtualTokens):
         return virtual_tokens.virtual_config(adapter, base)
     settings = adapter.model_dump(exclude={"kind", "loraplus_lr_ratio"})
     match adapter:
+        case AdaLoraAdapter():
+            return peft.AdaLoraConfig(task_type=task_type, total_step=steps, **settings)
         case VeraAdapter():
             return peft.VeraConfig(task_type=task_type, projection_prng_key=seed, **settings)
         case Ia3Adapter():

@@ -4,35 +4,16 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from rlpipe.recipe.adapter_base import Dropout, LoraMatrices, Targets
+from rlpipe.recipe.adapter_ranks import AdaLoraAdapter, check_allocation
 from rlpipe.recipe.base import Strict
 from rlpipe.recipe.prompt_adapter import PrefixTuningAdapter, PromptTuningAdapter, VirtualTokens
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.recipe.rollout import Rollout
 from rlpipe.recipe.training import OfflineTraining, SftTraining
 
-Targets = Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
-Dropout = Annotated[float, Field(ge=0, lt=1)]
 
-
-class _LoraMatrices(Strict):
-    """What the kinds made of two low-rank matrices have in common."""
-
-    mergeable: ClassVar[bool] = True
-    kind: str
-    """Which of them."""
-    r: PositiveInt = 16
-    """Rank of the matrices."""
-    lora_alpha: PositiveFloat = 32
-    """Numerator of the scale, which is lora_alpha / r."""
-    use_rslora: bool = False
-    """Scale by lora_alpha / sqrt(r), so that high ranks learn as fast (Kalajdzievski 2023, arXiv 2312.03732)."""
-    lora_dropout: Dropout = 0.0
-    """Share of the adapter's inputs dropped in training; 0 in RL."""
-    target_modules: Targets = "all-linear"
-    """Names of the modules that get one, such as `q_proj`; `all-linear` is every linear layer but the output head."""
-
-
-class LoraAdapter(_LoraMatrices):
+class LoraAdapter(LoraMatrices):
     """Low-rank matrices beside frozen weights (Hu et al. 2021, arXiv 2106.09685): W + scale * B A."""
 
     kind: Literal["lora"]
@@ -50,7 +31,7 @@ class LoraAdapter(_LoraMatrices):
         return not self.use_dora
 
 
-class LoraFaAdapter(_LoraMatrices):
+class LoraFaAdapter(LoraMatrices):
     """LoRA whose A stays as it was drawn (Zhang et al. 2023, arXiv 2308.03303): half of the parameters, and of each
     layer's input only its r projections are kept for the backward pass."""
 
@@ -104,7 +85,9 @@ class BitFitAdapter(Strict):
     mergeable: ClassVar[bool] = True
 
 
-PeftAdapter = LoraAdapter | LoraFaAdapter | VeraAdapter | Ia3Adapter | PromptTuningAdapter | PrefixTuningAdapter
+PeftAdapter = (
+    LoraAdapter | LoraFaAdapter | AdaLoraAdapter | VeraAdapter | Ia3Adapter | PromptTuningAdapter | PrefixTuningAdapter
+)
 """Those that PEFT puts beside the weights, and that can be switched off."""
 AnyAdapter = PeftAdapter | BitFitAdapter
 Adapter = Annotated[AnyAdapter, Field(discriminator="kind")]
@@ -141,6 +124,7 @@ def check_zero_stage(adapter: AnyAdapter | None, zero_stage: int, key: str = "tr
 def check_offline(adapter: AnyAdapter | None, training: OfflineTraining) -> None:
     """Raises ValueError for an adapter that a trainer of TRL cannot train so."""
     check_zero_stage(adapter, training.zero_stage)
+    check_allocation(adapter, training)
     if isinstance(adapter, VirtualTokens) and isinstance(training, SftTraining) and training.packing:
         raise ValueError(
             f"train.packing=true puts several records into one sequence, before which adapter.kind={adapter.kind} puts "
@@ -192,8 +176,8 @@ def check_followed(adapter: AnyAdapter | None, sync_ref_model: bool) -> None:
 
 def check_learner(adapter: AnyAdapter, dropout_would: str) -> None:
     """Raises ValueError for an adapter that no role of RL can train. `dropout_would` says what dropout breaks."""
-    if isinstance(adapter, BitFitAdapter):
-        raise ValueError("adapter.kind=bitfit is for the offline tasks; take adapter.kind=lora in RL")
+    if isinstance(adapter, BitFitAdapter | AdaLoraAdapter):
+        raise ValueError(f"adapter.kind={adapter.kind} is for the offline tasks; take adapter.kind=lora in RL")
     if is_the_result(adapter):
         raise ValueError(
             f"adapter.kind={adapter.kind} is for the offline tasks: it cannot be merged into weights, and vLLM cannot "

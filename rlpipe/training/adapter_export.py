@@ -20,6 +20,9 @@ _SAVED = f".modules_to_save.{adapters.NAME}."
 """In names of whole modules that PEFT trains in a copy of their own, such as a new score head."""
 _REPLACED = ".original_module."
 """In names of what such a module stands in for."""
+_RANK = ".ranknum."
+"""In names of the divisor that AdaLoRA keeps beside each layer's tensors, as a parameter that is neither trained nor
+written."""
 
 
 def adapter_state(model: "PeftModel") -> dict[str, torch.Tensor]:
@@ -42,7 +45,8 @@ def merged_parameters(model: "PeftModel") -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter of the base model by its Hugging Face name, with what the adapter makes of it (for LoRA
     W + scale * B A), worked out in float32 and rounded once. Collective and lazy as `export.full_parameters`."""
     prefix, layers = model.base_model.prefix, _adapted(model)
-    named = [(n, p) for n, p in model.get_base_model().named_parameters() if prefix not in n and _REPLACED not in n]
+    others = (prefix, _REPLACED, _RANK)
+    named = [(n, p) for n, p in model.get_base_model().named_parameters() if not any(part in n for part in others)]
     for layer, part in groupby(named, key=lambda item: layers.get(id(item[1]))):
         for name, tensor in gathered(list(part)) if layer is None else _of_layer(layer, list(part), prefix):
             yield name.replace(".base_layer.", ".").replace(_SAVED, "."), tensor
@@ -85,7 +89,7 @@ def _adapted(model: "PeftModel") -> "dict[int, BaseTunerLayer]":
 def _of_layer(
     layer: "BaseTunerLayer", named: list[tuple[str, torch.nn.Parameter]], prefix: str
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    own = [parameter for name, parameter in layer.named_parameters() if prefix in name]
+    own = [parameter for name, parameter in layer.named_parameters() if prefix in name or _RANK[1:] in name]
     with whole([*(parameter for _, parameter in named), *own]):
         kept = [parameter.data for _, parameter in named]
         with _merged(layer, [parameter for _, parameter in named]):

@@ -3,56 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from adapter_stages import LORA, load, on_two_ranks, run, scores
 from peft import PeftModel
-from pydantic import TypeAdapter
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
-from trl_stages import TINY, Figures, train_settings
 
-from rlpipe.data.source import load_judged, load_preferences, load_sources
-from rlpipe.models.load import materialise
 from rlpipe.pipelines.offline import trl_worker
-from rlpipe.pipelines.offline.preference import run_preference
-from rlpipe.pipelines.offline.ray_train import Launch, run_remote
-from rlpipe.pipelines.offline.reward_model import run_reward_model
-from rlpipe.pipelines.offline.sft import prepare, run_sft
-from rlpipe.recipe.run import Deadlines
-from rlpipe.recipe.tasks import Task
-from rlpipe.recipe.training import Resources
 
 pytestmark = pytest.mark.integration
-
-LORA = {"kind": "lora", "r": 4}
-FAST = {"learning_rate": 1e-2, "warmup_steps": 0}
-TOKENS = np.arange(6, 30)
-
-
-def recipe(task, adapter, **settings):
-    train = train_settings(max_steps=3, optimizer=FAST) | settings
-    data = {"kind": "arithmetic", "heldout": 32}
-    given = {"task": task, "model": TINY, "adapter": adapter, "data": data, "train": train}
-    return TypeAdapter(Task).validate_python(given)
-
-
-def run(task, adapter, folder, **settings):
-    settings, figures = recipe(task, adapter, **settings), Figures()
-    path, result = materialise(settings.model, settings.seed, folder / "base"), folder / "model"
-    if task == "sft":
-        run_sft(settings, path, load_sources(settings.data), result, True, figures)
-    elif task == "reward_model":
-        run_reward_model(settings, path, load_preferences(settings.data), result, True, figures)
-    else:
-        records = (load_judged if task == "kto" else load_preferences)(settings.data)
-        run_preference(settings, path, records, result, True, figures)
-    return figures
-
-
-def load(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-
-
-def scores(model):
-    with torch.no_grad():
-        return model(torch.from_numpy(TOKENS)[None]).logits.numpy()
 
 
 @pytest.mark.parametrize("task", ["sft", "dpo", "kto", "orpo", "reward_model"])
@@ -127,29 +84,8 @@ def test_pissa_s_adapter_goes_onto_the_base_as_it_was(tmp_path):
     np.testing.assert_allclose(scores(load(tmp_path / "model")), scores(adapted), atol=1e-4)
 
 
-class _Renumbered:
-    def __init__(self, progress, offset):
-        self.alive = progress.alive
-        self.metrics = lambda step, values: progress.metrics(offset + step, values)
-
-
-def _train_one_after_another(jobs, progress):
-    for number, job in enumerate(jobs):
-        trl_worker.train(job, _Renumbered(progress, 100 * number))
-
-
 def test_two_ranks_learn_as_one_does(tmp_path, ray_cluster):
     alone = run("sft", LORA, tmp_path).of("loss")
-    jobs = []
-    for stage in (0, 2, 3):
-        settings = recipe("sft", LORA, zero_stage=stage, ranks=2, per_device_train_batch_size=8)
-        result = tmp_path / f"two-{stage}" / "model"
-        result.parent.mkdir()
-        jobs.append(prepare(settings, str(tmp_path / "base"), load_sources(settings.data), result))
-    figures = Figures()
-    run_remote(_train_one_after_another, jobs, Launch("SFT", 2, Resources(), 1, Deadlines()), figures)
-    for number, stage in enumerate((0, 2, 3)):
-        losses = [v["loss"] for step, v in figures if "loss" in v and number * 100 < step < (number + 1) * 100]
+    for folder, losses in on_two_ranks(LORA, tmp_path, stages=(0, 2, 3)):
         np.testing.assert_allclose(losses, alone, rtol=1e-4)
-        merged = load(tmp_path / f"two-{stage}" / "model")
-        np.testing.assert_allclose(scores(merged), scores(load(tmp_path / "model")), atol=1e-4)
+        np.testing.assert_allclose(scores(load(folder / "model")), scores(load(tmp_path / "model")), atol=1e-4)

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from adapter_stages import load, run, scores
 from peft import PeftModel
-from test_offline_adapters import load, run, scores
 from trl_stages import TINY
 
 from rlpipe.data.storage import Storage

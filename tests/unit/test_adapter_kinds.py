@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from pydantic import TypeAdapter
 from tiny_models import request, teacher_forced
 
 from rlpipe.models import adapters
 from rlpipe.models.load import ModelError
 from rlpipe.recipe.adapter import Adapter
-from rlpipe.training import adapter_export
+from rlpipe.training import adapter_export, rank_allocation
 from rlpipe.weights.probes import choose_probes
 
 PROBES = choose_probes([request(0).prompt_tokens], tiny_models.VOCABULARY, longest=64)
@@ -24,6 +24,7 @@ KINDS = {
     "dora": {"kind": "lora", "r": R, "use_dora": True},
     "pissa": {"kind": "lora", "r": R, "init_lora_weights": "pissa"},
     "lora_fa": {"kind": "lora_fa", "r": R},
+    "adalora": {"kind": "adalora", "init_r": R, "target_r": 2, "lora_alpha": 1000},
     "vera": {"kind": "vera", "r": R},
     "ia3": {"kind": "ia3"},
 }
@@ -34,6 +35,7 @@ TRAINED = {
     "dora": LORA + sum(b for _, b in INPUTS_OUTPUTS),
     "pissa": LORA,
     "lora_fa": sum(R * b for _, b in INPUTS_OUTPUTS),
+    "adalora": sum(R * (a + b + 1) for a, b in INPUTS_OUTPUTS),
     "vera": sum(R + b for _, b in INPUTS_OUTPUTS),
     "ia3": 2 * KEY_VALUE + BETWEEN,
 }
@@ -47,6 +49,9 @@ def folder(tmp_path_factory):
 
 def adapted(folder, name):
     spec = TypeAdapter(Adapter).validate_python(KINDS[name])
+    if name == "adalora":  # which RL, where `adapt` makes adapters, does not have
+        torch.manual_seed(0)
+        return get_peft_model(tiny_models.load(folder), adapters.peft_config(spec, "CAUSAL_LM", 0, "", steps=10))
     return adapters.adapt(tiny_models.load(folder), spec, seed=0)
 
 
@@ -125,6 +130,17 @@ def test_lora_fa_keeps_a_as_it_was_drawn(folder):
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             assert torch.equal(parameter, before[name]) == (".lora_A." in name)
+
+
+def test_adalora_s_matrices_are_pulled_towards_orthogonality_as_in_peft(folder):
+    model = adapted(folder, "adalora")
+    tokens = torch.from_numpy(PROBES[0].astype(np.int64))[None]
+    with torch.no_grad():
+        pull = model(input_ids=tokens, labels=tokens).loss - model.get_base_model()(tokens, labels=tokens).loss
+    matrices = [(n, p) for n, p in model.named_parameters() if "lora_A" in n or "lora_B" in n]
+    assert pull.item() == pytest.approx(0.5 * rank_allocation.orthogonality(matrices).item(), rel=1e-5)
+    orthonormal = [("x.lora_A.default", torch.eye(2, 5)), ("x.lora_B.default", torch.eye(5, 2) * 2)]
+    assert rank_allocation.orthogonality(orthonormal).item() == pytest.approx((0 + 3 * 2**0.5) / 2)
 
 
 def test_vera_s_matrices_are_the_same_in_all_layers_and_stay(folder):

@@ -46,11 +46,12 @@ def test_an_adapter_has_peft_s_names_and_survives_being_written():
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["adapter.r=8"], "override `adapter.r=8`: adapter.kind: missing; expected one of `bitfit`, `ia3`, `lora`, `lora_fa`, `prefix_tuning`, `prompt_tuning`, `vera`"),
+        (["adapter.r=8"], "override `adapter.r=8`: adapter.kind: missing; expected one of `adalora`, `bitfit`, `ia3`, `lora`, `lora_fa`, `prefix_tuning`, `prompt_tuning`, `vera`"),
         (["adapter={kind: lora, alpha: 8}"], "override `adapter={kind: lora, alpha: 8}`: adapter.alpha: `alpha` is not a key of `adapter`; its keys are kind, r, lora_alpha, use_rslora, lora_dropout, target_modules, use_dora, init_lora_weights, loraplus_lr_ratio"),
         (["adapter={kind: lora, lora_dropout: 0.1}"], "override `adapter={kind: lora, lora_dropout: 0.1}`: adapter.lora_dropout=0.1 would make the policy that is trained another one than the policy that sampled; set it to 0 in RL"),
         (["adapter={kind: lora, use_dora: true}"], "override `adapter={kind: lora, use_dora: true}`: adapter.use_dora=true: vLLM cannot serve such an adapter; set publishing.adapter=merged, which sends it merged into full weights"),
         (["adapter={kind: ia3}"], "override `adapter={kind: ia3}`: adapter.kind=ia3: vLLM cannot serve such an adapter; set publishing.adapter=merged, which sends it merged into full weights"),
+        (["adapter={kind: adalora}"], "override `adapter={kind: adalora}`: adapter.kind=adalora is for the offline tasks; take adapter.kind=lora in RL"),
         (["adapter={kind: bitfit}"], "override `adapter={kind: bitfit}`: adapter.kind=bitfit is for the offline tasks; take adapter.kind=lora in RL"),
         (["adapter={kind: lora, init_lora_weights: pissa}"], "override `adapter={kind: lora, init_lora_weights: pissa}`: adapter.init_lora_weights=pissa: the reference is the model with its adapter off, and that is another one here than the model it began as; leave init_lora_weights out, or take a task without a reference (sft, orpo, cpo)"),
         (["adapter={kind: lora, loraplus_lr_ratio: 16}"], "override `adapter={kind: lora, loraplus_lr_ratio: 16}`: adapter.loraplus_lr_ratio=16 is for the offline tasks; leave it out in RL"),

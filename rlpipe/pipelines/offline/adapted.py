@@ -6,12 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlpipe.recipe.adapter import Adapter, BitFitAdapter, LoraAdapter, changes_the_base
+from rlpipe.recipe.adapter import AdaLoraAdapter, Adapter, BitFitAdapter, LoraAdapter, changes_the_base
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel, Trainer
+    from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+    from rlpipe.training.masters import AroundSteps
 
 
 def can_be_switched_off(adapter: Adapter | None) -> bool:
@@ -29,12 +31,14 @@ def ready(model: "PreTrainedModel", adapter: Adapter | None) -> "PreTrainedModel
 
 
 def options(
-    adapter: Adapter | None, seed: int, task_type: Literal["CAUSAL_LM", "SEQ_CLS"], base: str
+    adapter: Adapter | None, seed: int, task_type: Literal["CAUSAL_LM", "SEQ_CLS"], base: str, steps: int
 ) -> dict[str, Any]:
     """What a trainer of TRL is given besides. `base` is the path of the model that the adapter goes onto."""
     from rlpipe.models.adapters import peft_config
 
-    return {"peft_config": peft_config(adapter, task_type, seed, base)} if can_be_switched_off(adapter) else {}
+    if not can_be_switched_off(adapter):
+        return {}
+    return {"peft_config": peft_config(adapter, task_type, seed, base, steps)}
 
 
 @contextmanager
@@ -54,6 +58,7 @@ def finish(trainer: "Trainer", adapter: Adapter | None) -> "dict[str, torch.Tens
     """What PEFT's configuration does not say. Returns what an adapter that changes the base begins as."""
     from rlpipe.models.adapters import freeze, switched_off
     from rlpipe.training.adapter_export import adapter_state
+    from rlpipe.training.rank_allocation import RankAllocation
 
     if not can_be_switched_off(adapter):
         return None
@@ -62,6 +67,8 @@ def finish(trainer: "Trainer", adapter: Adapter | None) -> "dict[str, torch.Tens
     model.disable_adapter = partial(switched_off, model)  # TRL calls it for the reference
     if isinstance(adapter, LoraAdapter) and adapter.loraplus_lr_ratio != 1:
         trainer.create_optimizer = partial(_of_two_rates, trainer, adapter.loraplus_lr_ratio)
+    if isinstance(adapter, AdaLoraAdapter):
+        trainer.add_callback(_around_steps(trainer, RankAllocation(model)))
     return adapter_state(model) if changes_the_base(adapter) else None
 
 
@@ -109,3 +116,16 @@ def _of_two_rates(trainer: "Trainer", ratio: float, *_: Any) -> "torch.optim.Opt
         **settings,
     )
     return trainer.optimizer
+
+
+def _around_steps(trainer: "Trainer", around: "AroundSteps") -> "TrainerCallback":
+    """Has something done around each step of the engine, which is there once the training begins."""
+    from transformers import TrainerCallback
+
+    from rlpipe.training.masters import watch_steps
+
+    class Watching(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            watch_steps(trainer.deepspeed, around)
+
+    return Watching()

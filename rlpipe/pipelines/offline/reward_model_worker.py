@@ -51,7 +51,7 @@ class RewardModelJob(JudgingJob):
             train_dataset=self.train.dataset(),
             eval_dataset=self.heldout_data(),
             processing_class=self.tokenizer,
-            **options(self.adapter, self.seed, "SEQ_CLS", self.model_path),
+            **options(self.adapter, self.seed, "SEQ_CLS", self.model_path, self.training.max_steps),
         )
 
     def unit(self) -> str:

@@ -72,7 +72,7 @@ class TrlJob(ABC):
             "train_dataset": self.train.dataset(),
             "eval_dataset": self.heldout_data(),
             "processing_class": self.tokenizer,
-            **adapted.options(self.adapter, self.seed, "CAUSAL_LM", self.model_path),
+            **adapted.options(self.adapter, self.seed, "CAUSAL_LM", self.model_path, self.training.max_steps),
         }
 
     def reference(self, dtype: "torch.dtype") -> "PreTrainedModel | None":
