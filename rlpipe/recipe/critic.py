@@ -2,7 +2,7 @@
 
 from pydantic import NonNegativeInt, PositiveFloat, model_validator
 
-from rlpipe.recipe.model import Dtype, Model
+from rlpipe.recipe.model import Dtype, Model, quantization_of
 from rlpipe.recipe.roles import Share, TrainedRole, check_shared
 
 
@@ -23,4 +23,12 @@ class Critic(TrainedRole):
     @model_validator(mode="after")
     def _is_somewhere(self) -> "Critic":
         check_shared(self)
+        return self
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "Critic":
+        if self.model is not None and quantization_of(self.model) is not None:
+            raise ValueError(
+                "model.quantization: the critic trains all of its weights, which 4-bit ones do not let; leave it out"
+            )
         return self
