@@ -99,3 +99,8 @@ Model = Annotated[
 def quantization_of(model: PretrainedModel | ScratchModel) -> Quantization | None:
     """How its weights are quantised; a model from scratch never is."""
     return model.quantization if isinstance(model, PretrainedModel) else None
+
+
+def whole(model: PretrainedModel | ScratchModel) -> PretrainedModel | ScratchModel:
+    """The same model with its weights as they are, for a role that trains all of them."""
+    return model.model_copy(update={"quantization": None}) if isinstance(model, PretrainedModel) else model

@@ -13,7 +13,7 @@ from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, MixtureDat
 from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
 from rlpipe.recipe.model import Model, quantization_of
 from rlpipe.recipe.preference import CpoRecipe, DpoRecipe, KtoRecipe, OrpoRecipe, PreferenceRecipe
-from rlpipe.recipe.qlora import check_quantized
+from rlpipe.recipe.qlora import check_published, check_quantized
 from rlpipe.recipe.rewards import RewardMix, check_correct_by, check_nothing_shared
 from rlpipe.recipe.roles import PolicyTraining, Reference
 from rlpipe.recipe.rollout import Evaluation, Rollout
@@ -204,8 +204,8 @@ class RlRecipe(Strict):
             )
         if self.adapter is not None:
             check_online(self.adapter, self.publishing.adapter)
-        if quantization_of(self.model) is not None:
-            raise ValueError("model.quantization is for the offline tasks; leave it out in RL")
+        check_quantized(quantization_of(self.model), self.adapter)
+        check_published(quantization_of(self.model), self.publishing)
         return self
 
     @model_validator(mode="after")

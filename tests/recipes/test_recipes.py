@@ -45,6 +45,7 @@ CHAINS = {
         "arithmetic/reward_model": [],
         "arithmetic/grpo": [],
         "arithmetic/grpo_lora": [],
+        "arithmetic/grpo_qlora": [],
         "arithmetic/ppo": [],
     },
     "guess": {"arithmetic/guess": []},
