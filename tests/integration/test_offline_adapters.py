@@ -34,8 +34,13 @@ def recipe(task, adapter, **settings):
 
 
 def run(task, adapter, folder, **settings):
-    settings, figures = recipe(task, adapter, **settings), Figures()
-    path, result = materialise(settings.model, settings.seed, folder / "base"), folder / "model"
+    settings = recipe(task, adapter, **settings)
+    return run_stage(settings, materialise(settings.model, settings.seed, folder / "base"), folder / "model")
+
+
+def run_stage(settings, path, result):
+    """What a stage of any offline task reports."""
+    task, figures = settings.task, Figures()
     if task == "sft":
         run_sft(settings, path, load_sources(settings.data), result, True, figures)
     elif task == "reward_model":

@@ -6,7 +6,7 @@ import tiny_models
 import torch
 from peft import PeftModel
 from pydantic import TypeAdapter
-from test_offline_adapters import FAST, LORA, _train_one_after_another, load, scores
+from test_offline_adapters import FAST, LORA, _train_one_after_another, load, run_stage, scores
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -15,12 +15,10 @@ from transformers import (
 )
 from trl_stages import Figures, train_settings
 
-from rlpipe.data.source import load_judged, load_preferences, load_sources
+from rlpipe.data.source import load_sources
 from rlpipe.pipelines.offline import trl_worker
-from rlpipe.pipelines.offline.preference import run_preference
 from rlpipe.pipelines.offline.ray_train import Launch, run_remote
-from rlpipe.pipelines.offline.reward_model import run_reward_model
-from rlpipe.pipelines.offline.sft import prepare, run_sft
+from rlpipe.pipelines.offline.sft import prepare
 from rlpipe.recipe.run import Deadlines
 from rlpipe.recipe.tasks import Task
 from rlpipe.recipe.training import Resources
@@ -44,17 +42,8 @@ def recipe(task, base, adapter=LORA, quantization={"load_in_4bit": True}, **sett
 
 
 def run(task, base, folder, **settings):
-    settings, figures = recipe(task, base, **settings), Figures()
     folder.mkdir(exist_ok=True)
-    path, result = str(base), folder / "model"
-    if task == "sft":
-        run_sft(settings, path, load_sources(settings.data), result, True, figures)
-    elif task == "reward_model":
-        run_reward_model(settings, path, load_preferences(settings.data), result, True, figures)
-    else:
-        records = (load_judged if task == "kto" else load_preferences)(settings.data)
-        run_preference(settings, path, records, result, True, figures)
-    return figures
+    return run_stage(recipe(task, base, **settings), str(base), folder / "model")
 
 
 STAGES = {"sft": (2, 3), "dpo": (3,), "kto": (2,), "orpo": (3,), "cpo": (2,), "reward_model": (2, 3)}
