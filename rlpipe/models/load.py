@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlpipe.models.quiet import quiet_libraries
-from rlpipe.recipe.model import Dtype, Model, PretrainedModel, RopeScaling, ScratchModel
+from rlpipe.recipe.model import Dtype, Model, PretrainedModel, RopeScaling, ScratchModel, quantization_of
 
 if TYPE_CHECKING:
     import torch
@@ -72,9 +72,13 @@ def load_causal_lm(spec: Model, path: str, dtype: "torch.dtype") -> "PreTrainedM
 
 def load_transformer(kind: Any, spec: Model, path: str, dtype: "torch.dtype", **options: Any) -> tuple[Any, dict]:
     """A model of an auto class of transformers, and what was missing in the files."""
+    from rlpipe.models import quantized
+
     options |= {"dtype": dtype, "attn_implementation": "sdpa", "output_loading_info": True} | _hub_options(spec)
+    options |= quantized.options(quantization_of(spec), dtype)
     model, info = _naming_the_line(path, "model", lambda: kind.from_pretrained(path, **options))
     _restore_frequencies(model)
+    quantized.keep_trainable(model)
     return model, info
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rlpipe.models.load import ModelError, load_tokenizer, materialise
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.critic import Critic as CriticSettings
-from rlpipe.recipe.model import PretrainedModel
+from rlpipe.recipe.model import PretrainedModel, whole
 from rlpipe.recipe.roles import FrozenRole, TrainedRole
 from rlpipe.recipe.tasks import RlRecipe
 from rlpipe.rollout.engine import EngineSpec
@@ -104,7 +104,7 @@ def critic(stage: Stage) -> RoleSpec:
     """The value model's ranks."""
     recipe = _rl(stage)
     train, settings = recipe.train, recipe.critic
-    model, path = recipe.model, stage.model_path
+    model, path = whole(recipe.model), stage.model_path
     if settings.model is not None:
         model, path = settings.model, materialise(settings.model, recipe.seed, stage.directory / "critic-base")
         _check_vocabulary(stage, load_tokenizer(model, path))

@@ -9,11 +9,12 @@ from rlpipe.data.chat import render_prompts
 from rlpipe.data.flow import Prompt
 from rlpipe.data.source import Records, Source, load_judged, load_preferences, load_records, load_sources
 from rlpipe.data.storage import Storage
-from rlpipe.models.load import context_length, load_tokenizer, materialise, resolve_dtype
+from rlpipe.models.load import context_length, load_causal_lm, load_tokenizer, materialise, resolve_dtype
 from rlpipe.observe.events import EventLog
 from rlpipe.recipe.adapter import is_the_result, virtual_tokens
+from rlpipe.recipe.model import quantization_of
 from rlpipe.recipe.preference import KtoRecipe, PreferenceRecipe
-from rlpipe.recipe.tasks import RewardModelRecipe, SftRecipe, StageRecipe
+from rlpipe.recipe.tasks import RewardModelRecipe, RlRecipe, SftRecipe, StageRecipe
 from rlpipe.runtime.roles import Runtime
 
 if TYPE_CHECKING:
@@ -47,6 +48,22 @@ class Stage:
     def model_path(self) -> str:
         """The model the stage starts from; a scratch model is built here."""
         return materialise(self.recipe.model, self.recipe.seed, self.directory / "base")
+
+    @cached_property
+    def served_path(self) -> str:
+        """What engines hold before anything is published to them: that model, or what a policy that is trained on 4-bit
+        weights has in its place, which is written here."""
+        recipe = self.recipe
+        if not isinstance(recipe, RlRecipe) or quantization_of(recipe.model) is None:
+            return self.model_path
+        if recipe.publishing.base == "original":
+            return self.model_path
+        from rlpipe.training.export import save_pretrained
+
+        directory = self.directory / "dequantized"
+        model = load_causal_lm(recipe.model, self.model_path, resolve_dtype(recipe.model.dtype))
+        save_pretrained(model, self.model_path, directory, writer=True)
+        return str(directory)
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":

@@ -5,6 +5,7 @@ from typing import Literal
 
 from rlpipe.plan.architecture import Architecture, Linear, Unpredictable
 from rlpipe.recipe.adapter import (
+    AdaLoraAdapter,
     AnyAdapter,
     BitFitAdapter,
     Ia3Adapter,
@@ -36,6 +37,10 @@ def _beside(model: Architecture, adapter: AnyAdapter) -> int:
             return _over(model, adapter.target_modules, lambda name, one: _scaled(name, one, adapter))
         case VeraAdapter():
             return _over(model, adapter.target_modules, lambda name, one: adapter.r + one.outputs)
+        case AdaLoraAdapter():
+            return _over(
+                model, adapter.target_modules, lambda name, one: adapter.init_r * (one.inputs + one.outputs + 1)
+            )
         case LoraFaAdapter():
             return _over(model, adapter.target_modules, lambda name, one: adapter.r * one.outputs)
         case LoraAdapter():

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
 from rlpipe.recipe.adapter import Adapter, changes_the_base, check_learner, check_zero_stage
-from rlpipe.recipe.model import Dtype, Model
+from rlpipe.recipe.model import Dtype, Model, quantization_of
 from rlpipe.recipe.roles import TrainedRole, check_shared
 
 
@@ -35,6 +35,14 @@ class Critic(TrainedRole):
     @model_validator(mode="after")
     def _is_somewhere(self) -> "Critic":
         check_shared(self)
+        return self
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "Critic":
+        if self.model is not None and quantization_of(self.model) is not None:
+            raise ValueError(
+                "model.quantization: the critic trains all of its weights, which 4-bit ones do not let; leave it out"
+            )
         return self
 
     @model_validator(mode="after")

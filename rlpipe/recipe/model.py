@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
 from rlpipe.recipe.base import FilePath, PathOrHubId, Strict
+from rlpipe.recipe.quantization import Quantization
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -32,6 +33,8 @@ class PretrainedModel(Strict):
     """File with a Jinja chat template that replaces the tokenizer's own."""
     rope_scaling: RopeScaling | None = None
     """Stretch the model's context: its configuration's rope_parameters and max_position_embeddings are changed."""
+    quantization: Quantization | None = None
+    """Keep its weights in 4 bits, under an adapter (QLoRA)."""
     dtype: Dtype = "auto"
     """Computation type of training and rollout alike; auto is float32 on CPU and bfloat16 on GPU."""
 
@@ -91,3 +94,13 @@ Model = Annotated[
         json_schema_extra=_allow_text,
     ),
 ]
+
+
+def quantization_of(model: PretrainedModel | ScratchModel) -> Quantization | None:
+    """How its weights are quantised; a model from scratch never is."""
+    return model.quantization if isinstance(model, PretrainedModel) else None
+
+
+def whole(model: PretrainedModel | ScratchModel) -> PretrainedModel | ScratchModel:
+    """The same model with its weights as they are, for a role that trains all of them."""
+    return model.model_copy(update={"quantization": None}) if isinstance(model, PretrainedModel) else model

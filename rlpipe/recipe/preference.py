@@ -8,8 +8,9 @@ from rlpipe.recipe.adapter import Adapter, check_evaluated, check_followed, chec
 from rlpipe.recipe.base import FolderName, Strict
 from rlpipe.recipe.data import PreferenceData
 from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
-from rlpipe.recipe.model import Model
+from rlpipe.recipe.model import Model, quantization_of
 from rlpipe.recipe.preference_training import CpoTraining, DpoTraining, KtoTraining, OrpoTraining, PreferenceTraining
+from rlpipe.recipe.qlora import check_quantized
 from rlpipe.recipe.rewards import RewardMix, check_correct_by, check_nothing_shared
 from rlpipe.recipe.rollout import Evaluation, Rollout
 from rlpipe.recipe.run import Deadlines, Tracking
@@ -51,6 +52,7 @@ class PreferenceRecipe(Strict):
     def _adapter_fits(self) -> "PreferenceRecipe":
         check_offline(self.adapter, self.train)
         check_evaluated(self.adapter, self.rewards, self.rollout)
+        check_quantized(quantization_of(self.model), self.adapter)
         return self
 
     @model_validator(mode="after")

@@ -44,6 +44,11 @@ class TrainedRole(Strict):
                     f"{key}=true with zero_stage={self.zero_stage}: DeepSpeed offloads what it shards; set zero_stage "
                     f"to {least}{'' if least == 3 else ' or more'}"
                 )
+        if self.offload_optimizer and self.optimizer.optim != "adamw_torch":
+            raise ValueError(
+                f"offload_optimizer=true steps in host memory, which optimizer.optim={self.optimizer.optim} is not "
+                "for; set optim to adamw_torch, or leave offload_optimizer out"
+            )
         return self
 
 

@@ -32,6 +32,9 @@ class Publishing(Strict):
     adapter: Literal["served", "merged"] = "served"
     """How an adapter reaches them: `served` on the base model, which they have, or `merged` into full weights: more to
     send, and faster for vLLM to sample from."""
+    base: Literal["dequantized", "original"] = "dequantized"
+    """Under model.quantization, what the engines hold beneath the adapter: the 4-bit weights that the policy is trained
+    on, dequantised, or the model as it was, from which samples come that the policy would not have written so."""
     tolerance: PositiveFloat | Literal["auto"] = "auto"
     """Largest mean absolute difference between the engine's and the trainer's log-probabilities of the
     probe tokens; auto is 1e-3 in float32 and 0.05 in bfloat16."""

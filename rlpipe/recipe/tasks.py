@@ -11,8 +11,9 @@ from rlpipe.recipe.base import FolderName, Strict
 from rlpipe.recipe.critic import Critic, check_unsplit
 from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, MixtureData, PreferenceData, SftData
 from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
-from rlpipe.recipe.model import Model
+from rlpipe.recipe.model import Model, quantization_of
 from rlpipe.recipe.preference import CpoRecipe, DpoRecipe, KtoRecipe, OrpoRecipe, PreferenceRecipe
+from rlpipe.recipe.qlora import check_published, check_quantized
 from rlpipe.recipe.rewards import RewardMix, check_correct_by, check_nothing_shared
 from rlpipe.recipe.roles import PolicyTraining, Reference
 from rlpipe.recipe.rollout import Evaluation, Rollout
@@ -53,6 +54,7 @@ class SftRecipe(Strict):
     def _adapter_fits(self) -> "SftRecipe":
         check_offline(self.adapter, self.train)
         check_evaluated(self.adapter, self.rewards, self.rollout)
+        check_quantized(quantization_of(self.model), self.adapter)
         return self
 
     @model_validator(mode="after")
@@ -104,6 +106,7 @@ class RewardModelRecipe(Strict):
     def _adapter_fits(self) -> "RewardModelRecipe":
         check_offline(self.adapter, self.train)
         check_whole(self.adapter)
+        check_quantized(quantization_of(self.model), self.adapter)
         return self
 
 
@@ -212,6 +215,8 @@ class RlRecipe(Strict):
             )
         if self.adapter is not None:
             check_online(self.adapter, self.publishing.adapter)
+        check_quantized(quantization_of(self.model), self.adapter)
+        check_published(quantization_of(self.model), self.publishing)
         return self
 
     @model_validator(mode="after")

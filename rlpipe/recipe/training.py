@@ -15,6 +15,10 @@ Threads = Annotated[
 class Optimizer(Strict):
     """AdamW with a learning-rate schedule."""
 
+    optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
+    """AdamW in TRL's names: torch's, with running means in float32; bitsandbytes' with them in 8 bits (Dettmers et al.
+    2022, arXiv 2110.02861), a quarter of that memory; or that one with them in memory that a GPU pages out to the
+    host."""
     learning_rate: PositiveFloat = 1e-4
     """Highest learning rate, reached after warm-up."""
     weight_decay: NonNegativeFloat = 0.0

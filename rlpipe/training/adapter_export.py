@@ -10,6 +10,7 @@ import torch
 
 from rlpipe.models import adapters, virtual_tokens
 from rlpipe.models.folders import appearing
+from rlpipe.models.quantized import unpacked_layer
 from rlpipe.training.export import gathered, whole
 
 if TYPE_CHECKING:
@@ -91,9 +92,11 @@ def _of_layer(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     own = [parameter for name, parameter in layer.named_parameters() if prefix in name or _RANK[1:] in name]
     with whole([*(parameter for _, parameter in named), *own]):
-        kept = [parameter.data for _, parameter in named]
-        with _merged(layer, [parameter for _, parameter in named]):
-            merged = [parameter.data.to(before.dtype) for (_, parameter), before in zip(named, kept, strict=True)]
+        with unpacked_layer(layer) as base:
+            parameters = [base.get_parameter(name.rpartition(".")[2]) for name, _ in named]
+            dtypes = [parameter.dtype for parameter in parameters]
+            with _merged(layer, parameters):
+                merged = [parameter.data.to(dtype) for parameter, dtype in zip(parameters, dtypes, strict=True)]
         yield from zip((name for name, _ in named), merged, strict=True)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlpipe.recipe.training import Optimizer
+from rlpipe.training.optimizer import adamw
 from rlpipe.training.resting import Resting
 from rlpipe.training.schedule import learning_rate
 from rlpipe.training.sharding import Sharding, deepspeed_config, size
@@ -35,7 +36,7 @@ class TrainingEngine:
         config = deepspeed_config(dtype, sharding, optimizer.max_grad_norm, parameters, on_gpu)
         self._settings = optimizer
         self._total_steps = total_steps
-        self._adamw = _adamw(model, optimizer)
+        self._adamw = adamw(model, optimizer)
         self.module: DeepSpeedEngine = deepspeed.initialize(
             model=model, optimizer=self._adamw, config=config, dist_init_required=False
         )[0]
@@ -74,7 +75,9 @@ class TrainingEngine:
     def _needed_by_steps(self) -> list[torch.Tensor]:
         sharded = self.module.zero_optimization()
         masters = list(self._adamw.state) if sharded else []  # else the model's own weights
-        return masters + [value for state in self._adamw.state.values() for value in state.values()]
+        kept = [value for state in self._adamw.state.values() for value in state.values()]
+        # bitsandbytes counts steps in a number, and what it pages goes to the host by itself.
+        return masters + [value for value in kept if torch.is_tensor(value) and not getattr(value, "is_paged", False)]
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         """Add this micro-batch's gradient; `last` says that `step` comes next."""
@@ -111,22 +114,3 @@ def _finite(norm: torch.Tensor | float, step: int) -> float:
             "mismatch metrics of the steps before; a lower train.optimizer.learning_rate is the usual remedy"
         )
     return norm
-
-
-def _adamw(model: torch.nn.Module, settings: Optimizer) -> torch.optim.AdamW:
-    """AdamW that spares biases and norms from weight decay, as transformers' Trainer does."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": parameters}]
-    if settings.weight_decay:
-        groups = [
-            {"params": [p for p in parameters if len(size(p)) >= 2]},
-            {"params": [p for p in parameters if len(size(p)) < 2], "weight_decay": 0.0},
-        ]
-    return torch.optim.AdamW(
-        groups,
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        eps=settings.adam_epsilon,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )

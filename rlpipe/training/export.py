@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlpipe.models.folders import appearing, copy_tokenizer
+from rlpipe.models.quantized import described_as_plain, unpacked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,13 +26,13 @@ def full_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]
 
 
 def gathered(named: list[tuple[str, torch.nn.Parameter]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The whole tensors of some parameters of a model; as `full_parameters`."""
+    """The whole tensors of some parameters of a model, 4-bit ones dequantised; as `full_parameters`."""
     if not any(is_split(parameter) for _, parameter in named):
-        yield from ((name, parameter.detach()) for name, parameter in named)
+        yield from ((name, unpacked(parameter)) for name, parameter in named)
         return
     for part in _portions(named):
         with whole([parameter for _, parameter in part]):
-            yield from ((name, parameter.detach()) for name, parameter in part)
+            yield from ((name, unpacked(parameter)) for name, parameter in part)
 
 
 def is_split(parameter: torch.nn.Parameter) -> bool:
@@ -67,7 +68,7 @@ def save_weights(
     # Copies: under ZeRO-3 a tensor is gone with the next one, and safetensors wants them all.
     state = {name: tensor.to("cpu", copy=True) for name, tensor in weights}
     state |= _persistent_buffers(model)
-    with appearing(directory) as partial:
+    with appearing(directory) as partial, described_as_plain(model):
         model.save_pretrained(partial, state_dict=state)
         copy_tokenizer(source, partial)
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rlpipe.models.quantized import is_packed
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -79,7 +81,9 @@ def loaded(load: "Callable[[], PreTrainedModel]", sharding: Sharding, dtype: tor
 
 
 def size(parameter: torch.nn.Parameter) -> torch.Size:
-    """The shape of the whole parameter, which may be split."""
+    """The shape of the whole parameter, which may be split, or packed into 4 bits a weight."""
+    if is_packed(parameter):
+        return torch.Size(parameter.quant_state.shape)
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 

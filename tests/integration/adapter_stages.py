@@ -30,8 +30,13 @@ def recipe(task, adapter, **settings):
 
 
 def run(task, adapter, folder, **settings):
-    settings, figures = recipe(task, adapter, **settings), Figures()
-    path, result = materialise(settings.model, settings.seed, folder / "base"), folder / "model"
+    settings = recipe(task, adapter, **settings)
+    return run_stage(settings, materialise(settings.model, settings.seed, folder / "base"), folder / "model")
+
+
+def run_stage(settings, path, result):
+    """What a stage of any offline task reports."""
+    task, figures = settings.task, Figures()
     if task == "sft":
         run_sft(settings, path, load_sources(settings.data), result, True, figures)
     elif task == "reward_model":
@@ -57,7 +62,7 @@ class _Renumbered:
         self.metrics = lambda step, values: progress.metrics(offset + step, values)
 
 
-def _train_one_after_another(jobs, progress):
+def train_one_after_another(jobs, progress):
     for number, job in enumerate(jobs):
         trl_worker.train(job, _Renumbered(progress, 100 * number))
 
@@ -70,7 +75,7 @@ def on_two_ranks(adapter, alone, stages, **settings):
         split = recipe("sft", adapter, zero_stage=stage, ranks=2, per_device_train_batch_size=8, **settings)
         jobs.append(prepare(split, str(alone / "base"), load_sources(split.data), folder / "model"))
     figures = Figures()
-    run_remote(_train_one_after_another, jobs, Launch("SFT", 2, Resources(), 1, Deadlines()), figures)
+    run_remote(train_one_after_another, jobs, Launch("SFT", 2, Resources(), 1, Deadlines()), figures)
     for number, folder in enumerate(folders):
         own = [values["loss"] for step, values in figures if "loss" in values and step // 100 == number]
         yield folder, own

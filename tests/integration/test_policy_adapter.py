@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tiny_models
+import torch
 from peft import AutoPeftModelForCausalLM
 from test_policy import STAGES, TEMPERATURE, assert_same_run, shards, spec, train_alone, weights_of
 
@@ -140,3 +141,21 @@ def test_gradient_checkpointing_changes_nothing_but_memory(folder, alone):
     metrics = train_alone(policy)
     assert len(calls) == 2 * sum(len(shards(seed, 1)[0].micro_batches) for seed in range(3))
     assert_same_run(metrics, weights_of(policy.export()), alone)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_the_optimizer_of_the_recipe_steps_and_goes_on_bit_equal(folder, stage, tmp_path):
+    """Read from what DeepSpeed steps; its running means are bytes."""
+    settings = spec(folder, stage, adapter=LoraAdapter(kind="lora", r=64))
+    settings = dataclasses.replace(settings, optimizer=settings.optimizer.model_copy(update={"optim": "adamw_8bit"}))
+    first = Policy(settings, Rank())
+    train_alone(first, range(2))
+    wrapped = first._engine.module.optimizer
+    stepped = getattr(wrapped, "optimizer", wrapped)
+    assert (type(stepped).__module__, stepped.args.optim_bits) == ("bitsandbytes.optim.adamw", 8)
+    assert any(state["state1"].dtype == torch.uint8 for state in stepped.state.values())
+    first.save_state(str(tmp_path))
+    expected = train_alone(first, range(2, 4)), first.export().digest
+    second = Policy(settings, Rank())
+    second.load_state(str(tmp_path))
+    assert (train_alone(second, range(2, 4)), second.export().digest) == expected

@@ -51,6 +51,7 @@ CHAINS = {
         "arithmetic/grpo": [],
         "arithmetic/grpo_lora": [],
         "arithmetic/online_dpo": [],
+        "arithmetic/grpo_qlora": [],
         "arithmetic/ppo": [],
         "arithmetic/ppo_lora": [],
     },

@@ -54,7 +54,7 @@ def seeded(adapter: Adapter | None, seed: int) -> Iterator[None]:
         yield
 
 
-def finish(trainer: "Trainer", adapter: Adapter | None) -> "dict[str, torch.Tensor] | None":
+def finish(trainer: "Trainer", adapter: Adapter | None, dtype: "torch.dtype") -> "dict[str, torch.Tensor] | None":
     """What PEFT's configuration does not say. Returns what an adapter that changes the base begins as."""
     from rlpipe.models.adapters import freeze, switched_off
     from rlpipe.training.adapter_export import adapter_state
@@ -64,6 +64,8 @@ def finish(trainer: "Trainer", adapter: Adapter | None) -> "dict[str, torch.Tens
         return None
     model = trainer.model
     freeze(model, adapter)
+    if getattr(model, "is_loaded_in_4bit", False):
+        _compute_in(dtype, model)
     model.disable_adapter = partial(switched_off, model)  # TRL calls it for the reference
     if isinstance(adapter, LoraAdapter) and adapter.loraplus_lr_ratio != 1:
         trainer.create_optimizer = partial(_of_two_rates, trainer, adapter.loraplus_lr_ratio)
@@ -100,6 +102,15 @@ def save(
         save_adapter(model, adapter_folder, writer)
     else:
         save_changed(model, initial, adapter_folder, writer)
+
+
+def _compute_in(dtype: "torch.dtype", model: "PeftModel") -> None:
+    """TRL makes bfloat16 of every adapter on 4-bit weights, whatever the model computes in. In float32 that would mix
+    types within a layer, and round away small steps; an adapter has hardly begun here, so the cast back loses
+    nothing that counts."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
 
 
 def _of_two_rates(trainer: "Trainer", ratio: float, *_: Any) -> "torch.optim.Optimizer":

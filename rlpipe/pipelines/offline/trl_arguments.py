@@ -46,8 +46,9 @@ def arguments(training: OfflineTraining, seed: int, scratch: str, dtype: "torch.
 
 def _optimizer(settings: OfflineOptimizer) -> dict[str, Any]:
     schedule = settings.lr_scheduler_type
+    optim = settings.optim
     return settings.model_dump() | {
-        "optim": "adamw_torch_fused",
+        "optim": "adamw_torch_fused" if optim == "adamw_torch" else optim,
         # transformers' `constant` ignores the warm-up.
         "lr_scheduler_type": "constant_with_warmup" if schedule == "constant" else schedule,
     }

@@ -146,7 +146,7 @@ def _trainer(job: TrlJob, scratch: str, progress: Progress) -> "Trainer":
     with adapted.seeded(job.adapter, job.seed):
         trainer = job.trainer(common, dtype, progress.alive)
     _check_size(trainer, job)
-    initial = adapted.finish(trainer, job.adapter)
+    initial = adapted.finish(trainer, job.adapter, dtype)
     progress.metrics(0, adapted.sizes(trainer.model))
     save = partial(_save, trainer, job, initial)
     trainer.save_result = partial(save, Path(job.output_dir), Path(job.adapter_dir))

@@ -53,7 +53,7 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
 
 def _roles(stage: Stage, recipe: RlRecipe, algorithm: OnlineAlgorithm) -> list[RoleSpec]:
     """Those that the algorithm and the rewards need."""
-    specs = [*reward_models.specs(stage), roles.policy(stage), roles.engines(stage, stage.model_path)]
+    specs = [*reward_models.specs(stage), roles.policy(stage), roles.engines(stage, stage.served_path)]
     specs += [roles.reference(stage)] if _has_own_reference(recipe, algorithm) else []
     return specs + ([roles.critic(stage)] if algorithm.needs_critic else [])
 
@@ -125,7 +125,8 @@ def _publisher(
     stage: Stage, recipe: RlRecipe, policy: list[Handle[Policy]], pool: EnginePool, heldout: list[Prompt]
 ) -> Publisher:
     probes = choose_probes([p.tokens for p in heldout], len(stage.tokenizer), _longest(recipe, stage))
-    verifier = Verifier(tolerance_for(recipe.publishing.tolerance, stage.dtype))
+    by_change = recipe.publishing.base == "original"
+    verifier = Verifier(tolerance_for(recipe.publishing.tolerance, stage.dtype), by_change)
     return Publisher(roles.POLICY, policy, pool, verifier, probes, recipe.deadlines.publish)
 
 
