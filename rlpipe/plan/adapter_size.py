@@ -53,6 +53,11 @@ def _low_rank(one: Linear, adapter: LoraAdapter) -> int:
     return adapter.r * (one.inputs + one.outputs) + (one.outputs if adapter.use_dora else 0)
 
 
+def _with_values(one: Linear, rank: int) -> int:
+    """A, B and a singular value for each of their ranks."""
+    return rank * (one.inputs + one.outputs + 1)
+
+
 def _scaled(name: str, one: Linear, adapter: Ia3Adapter) -> int:
     return one.inputs if _is_named(name, adapter.feedforward_modules) else one.outputs
 

@@ -38,6 +38,7 @@ ADAPTERS = {
     "lora+": {"kind": "lora", "r": 4, "loraplus_lr_ratio": 16.0},
     "lora of some": {"kind": "lora", "r": 4, "target_modules": ["q_proj", "layers.1.mlp.down_proj"]},
     "lora_fa": {"kind": "lora_fa", "r": 4},
+    "adalora": {"kind": "adalora", "init_r": 4, "target_r": 2},
     "vera": {"kind": "vera", "r": 8},
     "ia3": {"kind": "ia3"},
     "ia3 of others": {"kind": "ia3", "target_modules": ["q_proj", "o_proj"], "feedforward_modules": ["o_proj"]},
