@@ -35,7 +35,7 @@ def message(*overrides):
 def test_an_adapter_has_peft_s_names_and_survives_being_written():
     recipe = load("r.yaml", ["adapter={kind: lora, r: 8}", "adapter.target_modules=[q_proj, v_proj]"])
     assert recipe.adapter.model_dump() == {
-        "kind": "lora", "r": 8, "lora_alpha": 32, "use_rslora": False, "lora_dropout": 0.0,
+        "kind": "lora", "r": 8, "lora_alpha": 32, "use_rslora": False, "lora_dropout": 0.0, "bias": "none",
         "target_modules": ["q_proj", "v_proj"], "use_dora": False, "init_lora_weights": True, "loraplus_lr_ratio": 1.0,
     }  # fmt: skip
     Path("again.yaml").write_text(to_yaml(recipe))
@@ -46,12 +46,14 @@ def test_an_adapter_has_peft_s_names_and_survives_being_written():
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["adapter.r=8"], "override `adapter.r=8`: adapter.kind: missing; expected one of `adalora`, `bitfit`, `ia3`, `lora`, `lora_fa`, `prefix_tuning`, `prompt_tuning`, `vera`"),
-        (["adapter={kind: lora, alpha: 8}"], "override `adapter={kind: lora, alpha: 8}`: adapter.alpha: `alpha` is not a key of `adapter`; its keys are kind, r, lora_alpha, use_rslora, lora_dropout, target_modules, use_dora, init_lora_weights, loraplus_lr_ratio"),
+        (["adapter.r=8"], "override `adapter.r=8`: adapter.kind: missing; expected one of `adalora`, `bitfit`, `delta_lora`, `ia3`, `lora`, `lora_fa`, `prefix_tuning`, `prompt_tuning`, `vera`"),
+        (["adapter={kind: lora, alpha: 8}"], "override `adapter={kind: lora, alpha: 8}`: adapter.alpha: `alpha` is not a key of `adapter`; its keys are kind, r, lora_alpha, use_rslora, lora_dropout, bias, target_modules, use_dora, init_lora_weights, loraplus_lr_ratio"),
         (["adapter={kind: lora, lora_dropout: 0.1}"], "override `adapter={kind: lora, lora_dropout: 0.1}`: adapter.lora_dropout=0.1 would make the policy that is trained another one than the policy that sampled; set it to 0 in RL"),
         (["adapter={kind: lora, use_dora: true}"], "override `adapter={kind: lora, use_dora: true}`: adapter.use_dora=true: vLLM cannot serve such an adapter; set publishing.adapter=merged, which sends it merged into full weights"),
         (["adapter={kind: ia3}"], "override `adapter={kind: ia3}`: adapter.kind=ia3: vLLM cannot serve such an adapter; set publishing.adapter=merged, which sends it merged into full weights"),
         (["adapter={kind: adalora}"], "override `adapter={kind: adalora}`: adapter.kind=adalora is for the offline tasks; take adapter.kind=lora in RL"),
+        (["adapter={kind: delta_lora}"], "override `adapter={kind: delta_lora}`: adapter.kind=delta_lora is for the offline tasks; take adapter.kind=lora in RL"),
+        (["adapter={kind: lora, bias: all}"], "override `adapter={kind: lora, bias: all}`: adapter.bias=all: the reference is the model with its adapter off, and that is another one here than the model it began as; leave bias out, or take a task without a reference (sft, orpo, cpo)"),
         (["adapter={kind: bitfit}"], "override `adapter={kind: bitfit}`: adapter.kind=bitfit is for the offline tasks; take adapter.kind=lora in RL"),
         (["adapter={kind: lora, init_lora_weights: pissa}"], "override `adapter={kind: lora, init_lora_weights: pissa}`: adapter.init_lora_weights=pissa: the reference is the model with its adapter off, and that is another one here than the model it began as; leave init_lora_weights out, or take a task without a reference (sft, orpo, cpo)"),
         (["adapter={kind: lora, loraplus_lr_ratio: 16}"], "override `adapter={kind: lora, loraplus_lr_ratio: 16}`: adapter.loraplus_lr_ratio=16 is for the offline tasks; leave it out in RL"),

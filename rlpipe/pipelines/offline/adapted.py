@@ -1,18 +1,26 @@
 """Adapters in TRL's trainers, which hand them to PEFT."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlpipe.recipe.adapter import AdaLoraAdapter, Adapter, BitFitAdapter, LoraAdapter, changes_the_base
+from rlpipe.recipe.adapter import (
+    AdaLoraAdapter,
+    Adapter,
+    BitFitAdapter,
+    DeltaLoraAdapter,
+    LoraAdapter,
+    takes_weights_apart,
+)
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedModel, Trainer, TrainerCallback
 
+    from rlpipe.training.adapter_export import Departure
     from rlpipe.training.masters import AroundSteps
 
 
@@ -54,14 +62,15 @@ def seeded(adapter: Adapter | None, seed: int) -> Iterator[None]:
         yield
 
 
-def finish(trainer: "Trainer", adapter: Adapter | None) -> "dict[str, torch.Tensor] | None":
-    """What PEFT's configuration does not say. Returns what an adapter that changes the base begins as."""
+def finish(trainer: "Trainer", adapter: Adapter | None) -> "Callable[[], Departure | None]":
+    """What PEFT's configuration does not say. Returns what tells, later on, how the base's weights have changed."""
     from rlpipe.models.adapters import freeze, switched_off
-    from rlpipe.training.adapter_export import adapter_state
+    from rlpipe.training.adapter_export import Departure, adapter_state
+    from rlpipe.training.base_update import BaseUpdate
     from rlpipe.training.rank_allocation import RankAllocation
 
     if not can_be_switched_off(adapter):
-        return None
+        return lambda: None
     model = trainer.model
     freeze(model, adapter)
     model.disable_adapter = partial(switched_off, model)  # TRL calls it for the reference
@@ -69,7 +78,12 @@ def finish(trainer: "Trainer", adapter: Adapter | None) -> "dict[str, torch.Tens
         trainer.create_optimizer = partial(_of_two_rates, trainer, adapter.loraplus_lr_ratio)
     if isinstance(adapter, AdaLoraAdapter):
         trainer.add_callback(_around_steps(trainer, RankAllocation(model)))
-    return adapter_state(model) if changes_the_base(adapter) else None
+    if isinstance(adapter, DeltaLoraAdapter):
+        update = BaseUpdate(model, adapter.update_ratio, adapter.start_step)
+        trainer.add_callback(_around_steps(trainer, update))
+        return update.departure
+    departure = Departure(adapter_state(model)) if takes_weights_apart(adapter) else None
+    return lambda: departure
 
 
 def sizes(model: "torch.nn.Module") -> dict[str, float]:
@@ -84,7 +98,7 @@ def sizes(model: "torch.nn.Module") -> dict[str, float]:
 def save(
     model: "PeftModel",
     adapter: Adapter,
-    initial: "dict[str, torch.Tensor] | None",
+    departure: "Departure | None",
     tokenizer_folder: str,
     merged_folder: Path,
     adapter_folder: Path,
@@ -96,10 +110,10 @@ def save(
 
     if adapter.mergeable:
         save_weights(model.get_base_model(), merged_parameters(model), tokenizer_folder, merged_folder, writer)
-    if initial is None:
+    if departure is None:
         save_adapter(model, adapter_folder, writer)
     else:
-        save_changed(model, initial, adapter_folder, writer)
+        save_changed(model, departure, adapter_folder, writer)
 
 
 def _of_two_rates(trainer: "Trainer", ratio: float, *_: Any) -> "torch.optim.Optimizer":

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+    from rlpipe.training.adapter_export import Departure
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrlJob(ABC):
@@ -140,10 +142,10 @@ def _trainer(job: TrlJob, scratch: str, progress: Progress) -> "Trainer":
     with adapted.seeded(job.adapter, job.seed):
         trainer = job.trainer(arguments(job.training, job.seed, scratch, dtype), dtype, progress.alive)
     _check_size(trainer, job)
-    initial = adapted.finish(trainer, job.adapter)
+    departure = adapted.finish(trainer, job.adapter)
     if job.adapter is not None:
         progress.metrics(0, adapted.sizes(trainer.model))
-    trainer.save_result = partial(_save, trainer, job, initial)
+    trainer.save_result = partial(_save, trainer, job, departure)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(reporter(trainer, progress, job.metric_names, job.others))
     if job.training.load_best_model_at_end or job.training.early_stopping_patience:
@@ -162,9 +164,9 @@ def _check_size(trainer: "Trainer", job: TrlJob) -> None:
         )
 
 
-def _save(trainer: "Trainer", job: TrlJob, initial: "dict[str, torch.Tensor] | None") -> None:
-    """The result: all weights, an adapter of PEFT merged into them, and that beside it. `initial` is what an adapter
-    that changes the base began as."""
+def _save(trainer: "Trainer", job: TrlJob, departure: "Callable[[], Departure | None]") -> None:
+    """The result: all weights, an adapter of PEFT merged into them, and that beside it. `departure` tells how the
+    base's weights have changed."""
     from peft import PeftModel
 
     from rlpipe.training.export import save_pretrained
@@ -177,7 +179,7 @@ def _save(trainer: "Trainer", job: TrlJob, initial: "dict[str, torch.Tensor] | N
         model.config.use_cache = True  # the trainer turns it off; whoever generates with the result wants it
         if isinstance(model, PeftModel):
             folders = (folder, Path(job.output_dir), Path(job.adapter_dir))
-            adapted.save(model, job.adapter, initial, *folders, writer)
+            adapted.save(model, job.adapter, departure(), *folders, writer)
         else:
             save_pretrained(model, folder, Path(job.output_dir), writer)
 
