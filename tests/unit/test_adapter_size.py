@@ -38,7 +38,6 @@ ADAPTERS = {
     "lora+": {"kind": "lora", "r": 4, "loraplus_lr_ratio": 16.0},
     "lora of some": {"kind": "lora", "r": 4, "target_modules": ["q_proj", "layers.1.mlp.down_proj"]},
     "lora_fa": {"kind": "lora_fa", "r": 4},
-    "adalora": {"kind": "adalora", "init_r": 4, "target_r": 2},
     "vera": {"kind": "vera", "r": 8},
     "ia3": {"kind": "ia3"},
     "ia3 of others": {"kind": "ia3", "target_modules": ["q_proj", "o_proj"], "feedforward_modules": ["o_proj"]},
@@ -76,6 +75,8 @@ def test_by_hand():
     """Of the story model: 5 layers, width 64, keys of 4 * 32 = 128, queries of 8 * 32 = 256."""
     low_rank = 5 * 4 * ((64 + 256) * 2 + (64 + 128) * 2 + (64 + 172) * 3)
     assert predicted("llama", spec("lora")) == low_rank == 34640
+    ranks = TypeAdapter(Adapter).validate_python({"kind": "adalora", "init_r": 4, "target_r": 2})
+    assert predicted("llama", ranks) == low_rank + 5 * 7 * 4  # a singular value for each rank of seven layers
     assert predicted("llama", spec("prompt")) == 7 * 64
     assert predicted("llama", spec("prefix")) == 7 * 2 * 5 * 128
     full = 512 * 64 + 5 * (2 * 64 * 256 + 2 * 64 * 128 + 3 * 64 * 172 + 2 * 64) + 64

@@ -71,7 +71,7 @@ def test_a_good_recipe_loads():
         (
             "task: rl",
             "task: rl\npublishing: {zzz: 1}",
-            "r.yaml:2: publishing.zzz: `zzz` is not a key of `publishing`; its keys are adapter, tolerance",
+            "r.yaml:2: publishing.zzz: `zzz` is not a key of `publishing`; its keys are adapter, base, tolerance",
         ),
         (
             "{kind: arithmetic}",
@@ -134,7 +134,7 @@ def test_a_good_recipe_loads():
         (
             "task: rl",
             "task: rl\ntrain: {optimizer: 1e-3}",
-            "r.yaml:2: train.optimizer: expected a section with keys such as `learning_rate`, `weight_decay`, `adam_beta1`, found 0.001",
+            "r.yaml:2: train.optimizer: expected a section with keys such as `optim`, `learning_rate`, `weight_decay`, found 0.001",
         ),
         (
             "task: rl",
