@@ -273,7 +273,7 @@ def shown(text: str) -> re.Pattern:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_reader_gets_through(page, warm_rlpipe, local, tmp_path):
-    for name in ("FOLDER", "train.jsonl", "example_model_solutions.jsonl"):
+    for name in ("FOLDER", "train.jsonl", "example_model_solutions.jsonl", "seed_tasks.jsonl"):
         (tmp_path / name).symlink_to(local / name)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     if page.name in MADE_BEFORE:

@@ -82,7 +82,7 @@ def test_two_ranks_in_every_zero_stage_learn_as_one_rank_does(alone, ray_cluster
     run_remote(train_one_after_another, jobs, launch(), figures)
     for stage in stages:
         ours = Figures((step % 100, values) for step, values in figures if step // 100 == stage)
-        assert [step for step, _ in ours] == [step for step, _ in expected] == [0, 1, 2, 3, 4, 5, 5]
+        assert [step for step, _ in ours] == [step for step, _ in expected] == [0, 0, 1, 2, 3, 4, 5, 5]
         for name in ("loss", "grad_norm", "learning_rate", "tokens"):
             np.testing.assert_allclose(ours.of(name), expected.of(name), rtol=2e-5, err_msg=f"ZeRO {stage}, {name}")
         # The trainer averages it over batches, and these are of another size.
@@ -261,7 +261,7 @@ def test_epochs_say_how_many_steps_there_are(tmp_path):
     rows.write_text("".join(f'{{"prompt": "{n}", "completion": "{n}"}}\n' for n in range(50)))
     data = {"kind": "records", "path": str(rows), "heldout": {"count": 8}}
     figures = run(recipe(data=data, max_steps=None, num_train_epochs=1.5), tmp_path, "out")
-    assert figures[0] == (0, {"planned_steps": 3.0})
+    assert (0, {"planned_steps": 3.0}) in figures[:2]
     assert [step for step, values in figures if "loss" in values] == [1, 2, 3]
     assert [step for step, values in figures if "heldout_loss" in values] == [0, 3]
 
