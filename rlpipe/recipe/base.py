@@ -10,7 +10,12 @@ class Strict(BaseModel):
     """A recipe section. Unknown keys and silently converted types are errors."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        defer_build=True,  # sections hold sections: each is built once, with the first recipe that has it
     )
 
 

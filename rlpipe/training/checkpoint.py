@@ -77,8 +77,10 @@ def _frozen(model: torch.nn.Module) -> set[str]:
 
 
 def _is_of(key: str, names: set[str]) -> bool:
-    """Whether an entry of a state is one of these parameters, or belongs to one (`weight.absmax`)."""
-    return key in names or key.rpartition(".")[0] in names
+    """Whether an entry of a state is one of these parameters, or belongs to one: `weight.absmax`,
+    `weight.quant_state.bitsandbytes__nf4`."""
+    words = key.split(".")
+    return any(".".join(words[:count]) in names for count in range(1, len(words) + 1))
 
 
 def _random_state() -> dict[str, torch.Tensor]:

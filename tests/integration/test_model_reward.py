@@ -42,7 +42,7 @@ def test_a_stage_is_rewarded_by_an_earlier_stage_s_model(debug, tmp_path, capsys
     evaluated = [event["metrics"] for event in found if event["kind"] == "evaluation"]
     assert len(evaluated) == 2
     assert all(metrics["failures"] == 0 and abs(metrics["reward"]) > 0 for metrics in evaluated)
-    notes = [event["message"] for event in found if event["kind"] == "note"]
+    notes = [event["message"] for event in found if event["kind"] == "note" and "reward" in event["message"]]
     assert [note.split(":")[0] for note in notes] == ["reward `mine`", "reward `same`"]
     assert all("as they were sampled" in note for note in notes)
     output = capsys.readouterr().out

@@ -177,7 +177,7 @@ def test_a_run_is_on_policy_or_says_by_how_much_it_is_not(recipe_file, tmp_path)
         assert theirs["probe_difference"] > 0.05 and theirs["mismatch/abs"] > 0.01
     assert same[1]["reference_kl"] == pytest.approx(0.0, abs=1e-6) and same[3]["reference_kl"] > 1e-4
     [note] = [e["message"] for e in events(tmp_path / "same", "note") if e["message"].startswith("trainable")]
-    assert note == "trainable: 8,192 of 99,264 (8.3 %)"
+    assert note == "trainable: 8,192 of 99,264 (8.3 %), as predicted"
 
 
 def test_on_the_original_base_a_lost_adapter_stops_the_run(recipe_file, tmp_path, monkeypatch):

@@ -54,5 +54,5 @@ def test_every_adapter_arrives_also_in_running_requests(engine, adapted, tmp_pat
         for t in engine.step():
             first = t.versions[-1].first_token
             expected = teacher_forced(adapted, t.prompt_tokens, t.response_tokens)
-            np.testing.assert_allclose(t.behaviour_logprobs[first:], expected[first:], atol=2e-5)
+            np.testing.assert_allclose(t.behaviour_logprobs[first:], expected[first:], atol=5e-5)
             assert t.versions[-1].version == 3

@@ -1,4 +1,4 @@
-"""Stands in for `rlpipe run` in tests of studies: reads the recipe, writes what a run would, and ends as its seed says.
+"""Stands in for `rlpipe run` in tests of studies: leaves what a run would, and ends as its seed says.
 
 seed 0 to 9     accuracy 0.5 + seed/10 after 4 steps of 8 samples
 13              prints three lines and ends with exit code 3
@@ -6,40 +6,35 @@ seed 0 to 9     accuracy 0.5 + seed/10 after 4 steps of 8 samples
 15              as 14, but Ctrl-C does not stop it
 """
 
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from rlpipe.data.storage import Storage
-from rlpipe.observe.events import EventLog
-from rlpipe.recipe.load import load
-from rlpipe.recipe.resolved import to_yaml
-from rlpipe.recipe.study_plan import Plan, PlannedCell
-
-
-def main(arguments: list[str]) -> int:
-    place = arguments.index("--run-dir")
-    recipe, run_dir = load(arguments[0], arguments[1:place]), Path(arguments[place + 1])
+def main(seed: int, prepared: Path, run_dir: Path) -> int:
     with open("ran.txt", "a") as file:
         file.write(f"{run_dir.name}\n")
-    Storage(run_dir).write("recipe.yaml", to_yaml(recipe).encode())
-    if recipe.seed == 13:
+    if seed == 13:
         print("one\ntwo\nthree")
         return 3
-    if recipe.seed >= 14:
-        return sleep(stubborn=recipe.seed == 15)
-    succeed(Storage(run_dir), recipe.seed)
+    if seed >= 14:
+        return sleep(stubborn=seed == 15)
+    shutil.copytree(prepared, run_dir, dirs_exist_ok=True)
+    time.sleep(0.3)  # long enough to be looked at
     return 0
 
 
-def command(plan: Plan, cell: PlannedCell, folder: Path) -> list[str]:
-    """In the place of `rlpipe.pipelines.study.run.command`."""
-    return [sys.executable, __file__, str(plan.recipe), *cell.changes, "--run-dir", str(folder / "cells" / cell.name)]
+def command(plan, cell, folder: Path) -> list[str]:
+    """In the place of `rlpipe.pipelines.study.run.command`. Writes here what the run will have written, so that the
+    cell needs to import nothing."""
+    from rlpipe.recipe.load import load
+
+    recipe, prepared = load(str(plan.recipe), list(cell.changes)), Path("prepared", cell.name)
+    finished_run(recipe, prepared)
+    return [sys.executable, "-I", __file__, str(recipe.seed), str(prepared), str(folder / "cells" / cell.name)]
 
 
 def study(arguments: list[str]) -> None:
@@ -51,7 +46,17 @@ def study(arguments: list[str]) -> None:
     app(["study", *arguments])
 
 
-def succeed(storage: Storage, seed: int) -> None:
+def finished_run(recipe, folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from rlpipe.data.storage import Storage
+    from rlpipe.observe.events import EventLog
+    from rlpipe.recipe.resolved import to_yaml
+
+    shutil.rmtree(folder, ignore_errors=True)
+    storage = Storage(folder)
+    storage.write("recipe.yaml", to_yaml(recipe).encode())
     log = EventLog(storage)
     log.emit("run_started", task="rl", steps=4, recipe={})
     log.evaluation(0, {"accuracy": 0.5, "failures": 0.0}, [])
@@ -59,7 +64,7 @@ def succeed(storage: Storage, seed: int) -> None:
     for step in range(1, 5):
         pq.write_table(pa.table({"step": [step] * 8}), storage.local / f"rollouts/step-{step:06d}.parquet")
         log.metrics(step, {"reward": 0.1 * step, "step_seconds": float(step)})
-        log.evaluation(step, {"accuracy": 0.5 + 0.1 * seed * step / 4, "failures": 0.0}, [])
+        log.evaluation(step, {"accuracy": 0.5 + 0.1 * recipe.seed * step / 4, "failures": 0.0}, [])
     log.run_finished("completed")
     log.close()
 
@@ -79,4 +84,6 @@ def sleep(stubborn: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(study(sys.argv[2:]) if sys.argv[1] == "study" else main(sys.argv[1:]))
+    if sys.argv[1] == "study":
+        study(sys.argv[2:])
+    sys.exit(main(int(sys.argv[1]), *map(Path, sys.argv[2:])))
