@@ -53,4 +53,4 @@ class FakeWorker(RolloutWorker):
 
 def pool_of(*engines: FakeEngine) -> EnginePool:
     handles = [LocalHandle(f"policy[{i}]", FakeWorker(engine)) for i, engine in enumerate(engines)]
-    return EnginePool({"policy": handles}, Deadlines(rollout=5.0))
+    return EnginePool({"policy": handles}, Deadlines(rollout=5.0), max_restarts=0)

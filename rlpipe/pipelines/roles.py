@@ -49,7 +49,18 @@ def engines(stage: Stage, model_path: str, adapter: Path | None = None) -> RoleS
         trust_remote_code=model.trust_remote_code if hub else False,
     )
     count = 1 if stage.debug else rollout.engines
-    return RoleSpec("engine", RolloutWorker, lambda seat: (spec,), count, rollout.resources, rollout.threads, "rollout")
+    # One that takes another's place serves nothing before it has what the others were published.
+    again = replace(spec, version=None) if isinstance(stage.recipe, RlRecipe) else spec
+    return RoleSpec(
+        "engine",
+        RolloutWorker,
+        lambda seat: (spec,),
+        count,
+        rollout.resources,
+        rollout.threads,
+        "rollout",
+        again=(again,),
+    )
 
 
 def _served_rank(stage: Stage) -> int | None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from rlpipe.recipe.base import Strict
 from rlpipe.recipe.training import Resources, Threads
@@ -15,6 +15,9 @@ class Rollout(Strict):
     """vLLM, or the reference engine on plain transformers."""
     engines: PositiveInt = 1
     """Engines, spread over the cluster."""
+    max_restarts: NonNegativeInt = 3
+    """How often in a row a new process takes the place of an engine that died, hung or does not answer, before the run
+    gives up; the count begins anew with what the engine finishes."""
     max_new_tokens: PositiveInt = 16
     """Longest response in tokens."""
     max_model_len: PositiveInt | None = None

@@ -24,6 +24,8 @@ class Deadlines(Strict):
     """One call of a training role."""
     publish: PositiveFloat = 120.0
     """Getting new weights into every engine and proving it."""
+    heartbeat: PositiveFloat = 30.0
+    """A sign of life from the process of an engine, which it gives while it computes, too."""
 
 
 class Publishing(Strict):

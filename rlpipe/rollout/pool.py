@@ -1,23 +1,33 @@
 """All engines of a run, by the model they serve."""
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
-
-from rlpipe.data.flow import GroupRequest, Tokens, Trajectory
+from rlpipe.data.flow import GroupRequest, Trajectory
 from rlpipe.recipe.run import Deadlines
-from rlpipe.rollout.engine import Receipt
+from rlpipe.rollout.delivery import Delivered, Publication
+from rlpipe.rollout.revival import Revival
+from rlpipe.rollout.seat import AskedGroup, FinishedGroup, Seat
 from rlpipe.rollout.worker import RolloutWorker
-from rlpipe.runtime.handle import DeadlineExceeded, Handle, Pending, Within, first_ready
-from rlpipe.weights.payload import Payload
+from rlpipe.runtime.handle import DeadlineExceeded, Handle, Pending, RoleDied, Within, first_ready
+
+logger = logging.getLogger(__name__)
 
 SLICE_SECONDS = 0.25
 """How long an engine generates before it hands over what is finished; new requests and weights wait that long."""
 
-FinishedGroup = tuple[Trajectory, ...]
-"""All responses to one request, by sample index."""
+_Lost = (RoleDied, DeadlineExceeded)
+"""What says that a process is gone or hangs. Any other error is the engine's word about what it was asked."""
+
+
+class EngineLost(RuntimeError):
+    """Engines are lost faster than replacing them helps; the message names the fault that recurs."""
+
+
+class Barren(RuntimeError):
+    """An engine that lives and generates finishes nothing; another process in its place would not, either."""
 
 
 class EnginePool:
@@ -25,27 +35,78 @@ class EnginePool:
 
     Every engine with work has one `advance` call under way at all times, so that it does not wait for the driver
     between slices. Which engine serves a group depends on load; what it answers does not.
+
+    An engine that dies, hangs or gives no sign of life is replaced while the others go on: what it was asked goes to
+    them, and the new process gets requests once it has the weights that they have, and has proven it.
     """
 
-    def __init__(self, models: Mapping[str, Sequence[Handle[RolloutWorker]]], deadlines: Deadlines) -> None:
-        self._seats = {model: [_Seat(handle) for handle in handles] for model, handles in models.items()}
-        self._deadlines = deadlines
+    def __init__(
+        self, models: Mapping[str, Sequence[Handle[RolloutWorker]]], deadlines: Deadlines, max_restarts: int
+    ) -> None:
+        """`max_restarts`: how often in a row an engine is replaced without having finished a group."""
+        self._seats = {model: [Seat(model, handle) for handle in handles] for model, handles in models.items()}
+        self._deadlines, self._max_restarts = deadlines, max_restarts
+        self._published: dict[str, Publication] = {}
+        self._homeless: dict[str, list[AskedGroup]] = {model: [] for model in models}
+        """Groups of engines that are lost, while none serves that could take them."""
 
     @property
     def outstanding(self) -> int:
         """Groups submitted and not yet handed over."""
-        return sum(len(seat.groups) for seat in self._all())
+        return len(self._outstanding())
 
     def submit(self, model: str, requests: Sequence[GroupRequest]) -> None:
         """Give each group to the engine of `model` that has the fewest tokens to generate. Raises ValueError for a
         group id that is outstanding already."""
-        outstanding = {group_id for seat in self._all() for group_id in seat.groups}
-        if twice := outstanding & {request.group_id for request in requests}:
+        if twice := self._outstanding() & {request.group_id for request in requests}:
             raise ValueError(f"groups submitted twice: {', '.join(sorted(twice)[:3])}")
+        self._spread(model, [AskedGroup(request) for request in requests])
+
+    def finished(self, seconds: float) -> list[FinishedGroup]:
+        """Groups of any model that are complete, waiting up to `seconds` for the first.
+
+        Raises `EngineLost` if engines cannot be replaced; `Barren` naming the engine if any response from it takes
+        longer than deadlines.rollout; whatever else an engine raised is raised here.
+        """
+        until = time.monotonic() + seconds
+        done: list[FinishedGroup] = []
+        while not done and self.outstanding:
+            done = self._look(max(0.0, until - time.monotonic()))
+            if time.monotonic() >= until:
+                break
+        return done
+
+    def publish(self, model: str, publication: Publication) -> dict[str, Delivered]:
+        """Weights to every engine of `model` at once, and the proof of each that serves them, by engine name. An engine
+        that is lost on the way is replaced, and waited for only if no other serves. Raises `WeightSyncError`."""
+        self._published[model] = publication
         seats = self._seats[model]
+        for seat in seats:
+            seat.delivered = None
+        deliveries = [(seat, publication.deliver(seat.handle)) for seat in seats if seat.serves]
+        while deliveries:  # every engine has its call before one is waited for
+            deliveries = [(seat, delivery) for seat, delivery in deliveries if not self._delivered(seat, delivery)]
+        while not any(seat.delivered for seat in seats):
+            self._look(SLICE_SECONDS)
+        return {seat.handle.name: seat.delivered for seat in seats if seat.delivered}
+
+    def abort(self, group_ids: Sequence[str]) -> None:
+        """Forget these groups; nothing of them is handed over later."""
+        for groups in self._homeless.values():
+            groups[:] = [group for group in groups if group.request.group_id not in group_ids]
+        for seat in self._all():
+            doomed = [group_id for group_id in group_ids if seat.groups.pop(group_id, None) is not None]
+            if doomed:
+                seat.submitted.append(seat.handle.call(self._rollout, RolloutWorker.abort, doomed))
+
+    def _spread(self, model: str, groups: Sequence[AskedGroup]) -> None:
+        seats = [seat for seat in self._seats[model] if seat.serves]
+        if not seats:
+            self._homeless[model] += groups
+            return
         loads = [seat.tokens for seat in seats]
-        shares: list[list[_Group]] = [[] for _ in seats]
-        for group in map(_Group, requests):
+        shares: list[list[AskedGroup]] = [[] for _ in seats]
+        for group in groups:
             chosen = loads.index(min(loads))
             loads[chosen] += group.tokens
             shares[chosen].append(group)
@@ -53,48 +114,7 @@ class EnginePool:
             if share:
                 self._hand_over(seat, share)
 
-    def finished(self, seconds: float) -> list[FinishedGroup]:
-        """Groups of any model that are complete, waiting up to `seconds` for the first.
-
-        Raises `DeadlineExceeded` naming the engine if a call of it, or any response from it, takes longer than
-        deadlines.rollout; whatever else an engine raised is raised here.
-        """
-        until = time.monotonic() + seconds
-        done: list[FinishedGroup] = []
-        while not done and (busy := [seat for seat in self._all() if seat.advancing is not None]):
-            ready = first_ready([seat.advancing for seat in busy], max(0.0, until - time.monotonic()))
-            for seat in busy:
-                if any(seat.advancing is pending for pending in ready):
-                    done += self._harvest(seat)
-            if time.monotonic() >= until:
-                break
-        return done
-
-    def publish(self, model: str, version: int, payload: Payload | Pending[Payload]) -> dict[str, Receipt]:
-        """Weights to every engine of `model` at once; receipts by engine name."""
-        within = Within("publish", self._deadlines.publish)
-        calls = {
-            seat.handle.name: seat.handle.call(within, RolloutWorker.publish, version, payload)
-            for seat in self._seats[model]
-        }
-        return {name: call.result() for name, call in calls.items()}
-
-    def probe(self, model: str, sequences: list[Tokens]) -> dict[str, list[np.ndarray]]:
-        """Every engine's log-probabilities of tokens 1.. of each sequence, by engine name."""
-        within = Within("publish", self._deadlines.publish)
-        calls = {
-            seat.handle.name: seat.handle.call(within, RolloutWorker.probe, sequences) for seat in self._seats[model]
-        }
-        return {name: call.result() for name, call in calls.items()}
-
-    def abort(self, group_ids: Sequence[str]) -> None:
-        """Forget these groups; nothing of them is handed over later."""
-        for seat in self._all():
-            doomed = [group_id for group_id in group_ids if seat.groups.pop(group_id, None) is not None]
-            if doomed:
-                seat.submitted.append(seat.handle.call(self._rollout, RolloutWorker.abort, doomed))
-
-    def _hand_over(self, seat: "_Seat", share: list["_Group"]) -> None:
+    def _hand_over(self, seat: Seat, share: list[AskedGroup]) -> None:
         seat.groups |= {group.request.group_id: group for group in share}
         requests = [group.request for group in share]
         seat.submitted.append(seat.handle.call(self._rollout, RolloutWorker.submit, requests))
@@ -104,14 +124,49 @@ class EnginePool:
     def _rollout(self) -> Within:
         return Within("rollout", self._deadlines.rollout)
 
-    def _all(self) -> list["_Seat"]:
+    def _all(self) -> list[Seat]:
         return [seat for seats in self._seats.values() for seat in seats]
 
-    def _keep_busy(self, seat: "_Seat") -> None:
+    def _outstanding(self) -> set[str]:
+        homeless = {group.request.group_id for groups in self._homeless.values() for group in groups}
+        return homeless | {group_id for seat in self._all() for group_id in seat.groups}
+
+    def _keep_busy(self, seat: Seat) -> None:
         if seat.groups and seat.advancing is None:
             seat.advancing = seat.handle.call(self._rollout, RolloutWorker.advance, SLICE_SECONDS)
 
-    def _harvest(self, seat: "_Seat") -> list[FinishedGroup]:
+    def _look(self, seconds: float) -> list[FinishedGroup]:
+        """Wait for the first engine that has something to say, and hear all that have."""
+        seats = [seat for seat in self._all() if seat.awaited is not None]
+        if not seats:  # all that are lost rest before they are tried again
+            time.sleep(min(seconds, SLICE_SECONDS))
+        ready = first_ready([seat.awaited for seat in seats], min(seconds, SLICE_SECONDS))
+        done: list[FinishedGroup] = []
+        for seat in self._all():
+            try:
+                if seat.revival is not None:
+                    self._revive(seat, any(seat.awaited is pending for pending in ready))
+                    continue
+                if any(seat.advancing is pending for pending in ready):
+                    done += self._harvest(seat)
+                seat.check_pulse(Within("heartbeat", self._deadlines.heartbeat))
+            except _Lost as fault:
+                self._lose(seat, fault)
+        return done
+
+    def _delivered(self, seat: Seat, delivery: Generator[Pending[Any], None, Delivered]) -> bool:
+        """Wait for the delivery's next step; whether it has come to an end, good or bad."""
+        try:
+            next(delivery)
+        except StopIteration as end:
+            seat.delivered = end.value
+        except _Lost as fault:
+            self._lose(seat, fault)
+        else:
+            return False
+        return True
+
+    def _harvest(self, seat: Seat) -> list[FinishedGroup]:
         """Take what the engine's last slice brought, and start the next one at once."""
         trajectories = seat.advancing.result()
         seat.advancing = None
@@ -123,48 +178,46 @@ class EnginePool:
         # A group aborted meanwhile is not in `groups` any more.
         return [whole for t in trajectories if t.group_id in seat.groups and (whole := seat.take(t))]
 
-    def _check_progress(self, seat: "_Seat", trajectories: list[Trajectory]) -> None:
+    def _check_progress(self, seat: Seat, trajectories: list[Trajectory]) -> None:
         # Counted in the engine's own time: a driver that was busy elsewhere does not make an engine late.
         seat.barren_seconds = 0.0 if trajectories else seat.barren_seconds + SLICE_SECONDS
         if seat.groups and seat.barren_seconds > self._deadlines.rollout:
-            raise DeadlineExceeded(
+            raise Barren(
                 f"{seat.handle.name} (rollout): generated for {seat.barren_seconds:.0f} s without finishing any of the "
                 f"{len(seat.groups)} groups it has; deadlines.rollout is {self._deadlines.rollout:g} s. If responses "
                 "are that long, raise deadlines.rollout; else look at the engine's log."
             )
 
+    def _lose(self, seat: Seat, fault: Exception) -> None:
+        """Put another process in the place of an engine, and have the others do what it was asked."""
+        name, groups = seat.handle.name, seat.lose()
+        if seat.losses > self._max_restarts or any(group.lost > self._max_restarts for group in groups):
+            raise EngineLost(_given_up(name, seat, groups, self._max_restarts, fault)) from fault
+        others = sum(other.serves for other in self._seats[seat.model] if other is not seat)
+        logger.warning(
+            "%s is lost: %s\nA new process takes its place (%d of %d in a row); the %d groups it had go to %s.",
+            name, fault, seat.losses, self._max_restarts, len(groups),
+            f"the {others} others" if others else "it, as no other serves",
+        )  # fmt: skip
+        seat.revival = Revival(seat.handle, lambda: self._published.get(seat.model), seat.losses)
+        self._spread(seat.model, groups)
 
-@dataclass(slots=True)
-class _Group:
-    request: GroupRequest
-    finished: list[Trajectory] = field(default_factory=list)
+    def _revive(self, seat: Seat, ready: bool) -> None:
+        if seat.revival.pending is not None and not ready:
+            return
+        if not seat.revival.go_on():
+            return
+        revival, seat.revival = seat.revival, None
+        seat.delivered, seat.heard = revival.delivered, time.monotonic()
+        logger.warning("%s serves again, after %.1f s", seat.handle.name, seat.heard - revival.began)
+        homeless, self._homeless[seat.model] = self._homeless[seat.model], []
+        self._spread(seat.model, homeless)
 
-    @property
-    def tokens(self) -> int:
-        """Most tokens still to come: the prompt is read once, each missing response may be as long as allowed."""
-        missing = len(self.request.seeds) - len(self.finished)
-        return len(self.request.prompt_tokens) + missing * self.request.sampling.max_new_tokens
 
-
-@dataclass(slots=True)
-class _Seat:
-    """One engine, what it has to do, and the calls to it that are under way."""
-
-    handle: Handle[RolloutWorker]
-    groups: dict[str, _Group] = field(default_factory=dict)
-    advancing: Pending[list[Trajectory]] | None = None
-    submitted: list[Pending[None]] = field(default_factory=list)
-    barren_seconds: float = 0.0
-
-    @property
-    def tokens(self) -> int:
-        return sum(group.tokens for group in self.groups.values())
-
-    def take(self, trajectory: Trajectory) -> FinishedGroup | None:
-        """File a response; the whole group once it is the last one."""
-        group = self.groups[trajectory.group_id]
-        group.finished.append(trajectory)
-        if len(group.finished) < len(group.request.seeds):
-            return None
-        del self.groups[trajectory.group_id]
-        return tuple(sorted(group.finished, key=lambda t: t.sample_index))
+def _given_up(name: str, seat: Seat, groups: list[AskedGroup], most: int, fault: Exception) -> str:
+    if seat.losses > most:
+        what = f"{name} was lost {seat.losses} times without finishing anything in between"
+    else:
+        worst = next(group for group in groups if group.lost > most)
+        what = f"{worst.lost} engines were lost while they had the group {worst.request.group_id}"
+    return f"{what}; rollout.max_restarts is {most}. The last fault: {fault}"

@@ -54,6 +54,14 @@ class Handle(Protocol, Generic[R]):
         self, within: Within, method: Callable[Concatenate[R, P], T], /, *args: P.args, **kwargs: P.kwargs
     ) -> Pending[T]: ...
 
+    def pulse(self, within: Within) -> Pending[None]:
+        """A sign of life of the process, which it gives while the role computes, too."""
+
+    def restart(self) -> Pending[None]:
+        """End the process, whatever it does, and build the role in a new one in its place, with the arguments that its
+        `RoleSpec.again` names. The handle's next calls go there; those under way are lost. Raises TypeError for a role
+        without `again`."""
+
 
 def first_ready(pendings: Sequence[Pending[Any]], seconds: float) -> list[Pending[Any]]:
     """The finished ones among `pendings` (all of one runtime), after waiting up to `seconds` for the first."""

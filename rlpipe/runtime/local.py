@@ -8,6 +8,7 @@ import gc
 import os
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from rlpipe.runtime.handle import Handle, Within
@@ -44,13 +45,26 @@ def _value(argument: Any) -> Any:
 class LocalHandle:
     """A role object in this process."""
 
-    def __init__(self, name: str, role: Any) -> None:
+    def __init__(self, name: str, role: Any, again: Callable[[], Any] | None = None) -> None:
+        """`again` builds a role in the place of this one."""
         self.name = name
-        self._role = role
+        self._role, self._again = role, again
 
     def call(self, within: Within, method: Callable[..., T], /, *args: Any, **kwargs: Any) -> LocalPending[T]:
         # Looked up by name, so that a subclass of the role is honoured as it would be remotely.
         return LocalPending(getattr(self._role, method.__name__), args, kwargs)
+
+    def pulse(self, within: Within) -> LocalPending[None]:
+        return LocalPending(lambda: None, (), {})
+
+    def restart(self) -> LocalPending[None]:
+        if self._again is None:
+            raise TypeError(f"{self.name} has nothing that could take its place")
+        self.close()
+        return LocalPending(self._build, (), {})
+
+    def _build(self) -> None:
+        self._role = self._again()
 
     def close(self) -> None:
         """Let the role go; one that holds more than memory says so by a `close` of its own."""
@@ -85,7 +99,8 @@ class LocalRuntime:
         [seat] = seats_at([("here", "127.0.0.1", free_port())])
         host = [self._roles[spec.host]] if spec.host else []
         role = self._roles[spec.name] = spec.role(*spec.arguments(seat), *host)
-        handle = LocalHandle(spec.name, role)
+        again = None if spec.again is None else partial(spec.role, *spec.again)
+        handle = LocalHandle(spec.name, role, again)
         self._handles.append(handle)
         return handle
 

@@ -37,6 +37,10 @@ class Host:
         return getattr(self._roles[name], method)(*args, **kwargs)
 
     @ray.method(concurrency_group="alive")
+    def pulse(self) -> None:
+        """Answers while the role computes."""
+
+    @ray.method(concurrency_group="alive")
     def stacks(self) -> str:
         """Where every thread of this process stands now, for the report of a missed deadline."""
         import sys

@@ -1,7 +1,7 @@
 """Calls of roles in Ray actors."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -61,22 +61,3 @@ def _unwrapped(error: RayTaskError, role_name: str) -> BaseException:
     if cause is not error:
         cause.add_note(f"raised in {role_name}:\n{error}")
     return cause
-
-
-class RayHandle:
-    """A role in a Ray actor."""
-
-    def __init__(self, name: str, role: str, host: Any) -> None:
-        """`name` is this process's, as messages show it; `role` is the same for all processes of the role."""
-        self.name = name
-        self._role, self._host = role, host
-
-    def call(self, within: Within, method: Callable[..., T], /, *args: Any, **kwargs: Any) -> RayPending[T]:
-        ref = self._host.run.remote(
-            self._role, method.__name__, *(_forward(a) for a in args), **{k: _forward(v) for k, v in kwargs.items()}
-        )
-        return RayPending(self._host, self.name, method.__qualname__, ref, within)
-
-
-def _forward(argument: Any) -> Any:
-    return argument.ref if isinstance(argument, RayPending) else argument

@@ -7,15 +7,14 @@ from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlpipe.recipe.run import Deadlines
 from rlpipe.runtime.handle import Handle, Within, results
-from rlpipe.runtime.ray_host import RemoteHost
-from rlpipe.runtime.ray_pending import RayHandle, RayPending
+from rlpipe.runtime.ray_handle import RayHandle
+from rlpipe.runtime.ray_pending import RayPending
+from rlpipe.runtime.ray_process import RayProcess
 from rlpipe.runtime.reservation import OWN_MACHINE, Bundle, bundle, fitted, shown
 from rlpipe.runtime.roles import PlacementError, RoleSpec, Seat, seats_at
-from rlpipe.runtime.threads import threads_of
 
 
 @contextlib.contextmanager
@@ -42,14 +41,15 @@ class RayStarted:
         self.handles: dict[str, list[Handle[Any]]] = {}
         self._builds: list[RayPending[None]] = []
 
-    def add(self, spec: RoleSpec, hosts: list[Any], within: Within) -> None:
+    def add(self, spec: RoleSpec, processes: list[RayProcess], within: Within) -> None:
         """Build one role in its processes."""
-        names = [spec.name if len(hosts) == 1 else f"{spec.name}[{i}]" for i in range(len(hosts))]
-        for name, host, seat in zip(names, hosts, _seats(names, hosts, within), strict=True):
-            what = (spec.name, spec.role, spec.arguments(seat), spec.host)
-            build = host.build.remote(*what, spec.threads, seat.local_count)
-            self._builds.append(RayPending(host, name, f"building {spec.role.__name__}", build, within))
-        self.handles[spec.name] = [RayHandle(name, spec.name, host) for name, host in zip(names, hosts, strict=True)]
+        names = [spec.name if len(processes) == 1 else f"{spec.name}[{i}]" for i in range(len(processes))]
+        handles: list[Handle[Any]] = []
+        for name, process, seat in zip(names, processes, _seats(names, processes, within), strict=True):
+            handle = RayHandle(name, process, spec, seat.local_count, within)
+            self._builds.append(handle.build(spec.arguments(seat)))
+            handles.append(handle)
+        self.handles[spec.name] = handles
 
     def ready(self) -> None:
         results(self._builds)
@@ -61,67 +61,43 @@ class RayRuntime:
 
     def __init__(self, deadlines: Deadlines) -> None:
         self._deadlines = deadlines
-        self._hosts: list[Any] = []
+        self._processes: list[RayProcess] = []
         self._groups: list[PlacementGroup] = []
 
     def start(self, roles: list[RoleSpec]) -> RayStarted:
         owners = [spec for spec in roles if spec.shares is None]
-        hosts = self._placed(owners, roles)
+        processes = self._placed(owners, roles)
         within = Within("start", self._deadlines.start)
         started = RayStarted()
         for spec in owners + [spec for spec in roles if spec.shares is not None]:
-            started.add(spec, hosts[spec.shares or spec.name], within)
+            started.add(spec, processes[spec.shares or spec.name], within)
         return started
 
-    def _placed(self, owners: list[RoleSpec], roles: list[RoleSpec]) -> dict[str, list[Any]]:
+    def _placed(self, owners: list[RoleSpec], roles: list[RoleSpec]) -> dict[str, list[RayProcess]]:
         """The processes of the roles that have their own, each in its bundle, by role name."""
         seats = [spec for spec in owners for _ in range(spec.count)]
         bundles = fitted([bundle(spec.resources) for spec in seats])
         group = _reserve(bundles, roles, self._deadlines.placement)
         self._groups.append(group)
-        hosts = [_host(spec, group, i) for i, spec in enumerate(seats)]
-        self._hosts += hosts
-        rest = iter(hosts)
+        processes = [RayProcess(spec, group, i) for i, spec in enumerate(seats)]
+        self._processes += processes
+        rest = iter(processes)
         return {spec.name: [next(rest) for _ in range(spec.count)] for spec in owners}
 
     def stop(self) -> None:
-        for host in self._hosts:
-            with contextlib.suppress(ray.exceptions.RayError):
-                ray.kill(host)
+        for process in self._processes:
+            process.end()
         for group in self._groups:
             remove_placement_group(group)
-        self._hosts, self._groups = [], []
+        self._processes, self._groups = [], []
 
 
-def _seats(names: list[str], hosts: list[Any], within: Within) -> list[Seat]:
+def _seats(names: list[str], processes: list[RayProcess], within: Within) -> list[Seat]:
     pendings = [
-        RayPending(host, name, "its process start", host.meeting_point.remote(), within)
-        for name, host in zip(names, hosts, strict=True)
+        RayPending(process.host, name, "its process start", process.host.meeting_point.remote(), within)
+        for name, process in zip(names, processes, strict=True)
     ]
     return seats_at(results(pendings))
-
-
-def _host(spec: RoleSpec, group: PlacementGroup, index: int) -> Any:
-    reserved = group.bundle_specs[index]
-    return RemoteHost.options(
-        num_cpus=reserved["CPU"],
-        num_gpus=reserved.get("GPU", 0),
-        scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
-        runtime_env={"env_vars": _environment(spec)},
-    ).remote()
-
-
-def _environment(spec: RoleSpec) -> dict[str, str]:
-    """What must stand before a process imports torch. Its threads are set again once its node's processes are known."""
-    ours = {
-        # Ray sets it to the reserved CPUs, here a fraction of one; the recipe's thread count is what counts.
-        "OMP_NUM_THREADS": str(threads_of(spec.threads, sharing=1)),
-        # Waiting threads sleep: spinning ones slow a shared node down several times over, and the roles of a step take
-        # turns anyway.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    return ours | spec.environment
 
 
 def _reserve(bundles: list[Bundle], roles: list[RoleSpec], seconds: float) -> PlacementGroup:

@@ -54,6 +54,9 @@ class RoleSpec:
     which a role finds the memory that another gave back, and one process group; and they take turns by themselves, as a
     process answers one call at a time. `--debug` has all roles in one process anyway.
     """
+    again: tuple[Any, ...] | None = None
+    """Arguments of a process that takes the place of one that died. None where the processes of the role hang together,
+    so that one alone cannot be replaced."""
     takes_host: bool = False
     """Whether the constructor gets the object of the role that it shares with as its last argument."""
 

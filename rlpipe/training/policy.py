@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from rlpipe.training.padding import pad
 from rlpipe.training.prepare import prepare
 from rlpipe.training.sharding import Sharding, loaded, sizes
 from rlpipe.weights.packing import pack
-from rlpipe.weights.payload import Payload
+from rlpipe.weights.payload import Exported, Payload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,13 +63,6 @@ class PolicySpec:
     """How long a rank waits for the others, at the start and in each collective."""
     bucket_bytes: int = 256 << 20
     """Size of the buffers in which `export` hands weights over."""
-
-
-class Exported(NamedTuple):
-    """What was handed over, without the weights."""
-
-    digest: str
-    nbytes: int
 
 
 class Policy:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -44,6 +44,13 @@ class Payload:
     def nbytes(self) -> int:
         """What each engine gets."""
         return sum(bucket.nbytes for bucket in self.buckets)
+
+
+class Exported(NamedTuple):
+    """What was handed over, without the weights."""
+
+    digest: str
+    nbytes: int
 
 
 def check_fits(payload: Payload, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -68,7 +68,7 @@ def engine(folder):
 
 
 def test_alone_and_in_company_the_same_is_said(folder, engine):
-    pool = EnginePool({"policy": [LocalHandle("policy[0]", engine)]}, Deadlines())
+    pool = EnginePool({"policy": [LocalHandle("policy[0]", engine)]}, Deadlines(), max_restarts=0)
     tokenizer = build_tokenizer()
     decode = partial(tokenizer.decode, skip_special_tokens=True)
     prompts = {"p": Prompt("p", np.array([7], np.int32), "?")}

@@ -338,7 +338,7 @@ def test_the_real_engine_says_the_same_in_any_company(tmp_path):
     for engines, places in ((1, 64), (3, 4)):
         spec = EngineSpec("transformers", str(folder), "float32", (END,), version=0, max_num_seqs=places)
         handles = [LocalHandle(f"policy[{i}]", RolloutWorker(spec)) for i in range(engines)]
-        pool = EnginePool({"policy": handles}, Deadlines())
+        pool = EnginePool({"policy": handles}, Deadlines(), max_restarts=0)
         subject = episodes(pool, Always(Reply("go")), max_turns=3)
         stops = tuple(range(6, 60))  # a fifth of all tokens: turns end early, and seldom with the template's mark
         subject.submit("policy", [ask(f"g{i}", (i, 50 + i, 90 + i), stops, 30) for i in range(4)])

@@ -1,18 +1,27 @@
 """The pool over several engines: whole groups, whichever engine serves them."""
 
+import time
+from functools import partial
+
 import numpy as np
 import pytest
 import tiny_models
 from tiny_models import END, request
 
 from rlpipe.recipe.run import Deadlines
+from rlpipe.rollout import revival
+from rlpipe.rollout import seat as seats
+from rlpipe.rollout.delivery import Publication
 from rlpipe.rollout.engine import EngineSpec
-from rlpipe.rollout.pool import EnginePool
+from rlpipe.rollout.pool import Barren, EngineLost, EnginePool
 from rlpipe.rollout.records import NotCurrent
+from rlpipe.rollout.transformers_engine import TransformersEngine
 from rlpipe.rollout.worker import RolloutWorker
-from rlpipe.runtime.handle import DeadlineExceeded
+from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Within
 from rlpipe.runtime.local import LocalHandle, LocalPending
 from rlpipe.weights.packing import pack
+from rlpipe.weights.payload import Exported
+from rlpipe.weights.verify import Verifier, WeightSyncError
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +36,21 @@ def spec(folder, **settings) -> EngineSpec:
 def pool(folder, engines: int, model: str = "policy", **settings) -> EnginePool:
     workers = [RolloutWorker(spec(folder, **settings)) for _ in range(engines)]
     handles = [LocalHandle(f"{model}[{i}]", worker) for i, worker in enumerate(workers)]
-    return EnginePool({model: handles}, Deadlines(rollout=5.0))
+    return EnginePool({model: handles}, Deadlines(rollout=5.0), max_restarts=0)
+
+
+def published(model, version: int) -> Publication:
+    """What a trainer with these weights would send."""
+    payload, probe = pack(model.named_parameters()), np.arange(5, dtype=np.int32)
+    answer = tiny_models.teacher_forced(model, probe[:1], probe[1:])
+    said = (payload, Exported(payload.digest, payload.nbytes), [answer])
+    return Publication(
+        version,
+        *(LocalPending(lambda it=it: it, (), {}) for it in said),
+        [probe],
+        Verifier(1e-4),
+        Within("publish", 9.0),
+    )
 
 
 def drain(engines: EnginePool) -> dict[str, tuple]:
@@ -59,18 +82,14 @@ def test_groups_stay_together_and_go_where_least_is_to_be_done(folder):
     assert [[r.group_id for r in share] for share in submitted] == [["g0"], ["g1", "g2", "g3"]]
 
 
-def test_publish_and_probe_reach_every_engine(folder):
+def test_a_publication_reaches_every_engine_and_is_proven(folder):
     subject = pool(folder, 2, version=None)
     weights = tiny_models.scramble(tiny_models.load(folder), seed=4)
-    payload = pack(weights.named_parameters())
-    receipts = subject.publish("policy", 6, LocalPending(lambda: payload, (), {}))
-    assert {name: (r.version, r.digest) for name, r in receipts.items()} == {
-        f"policy[{i}]": (6, payload.digest) for i in range(2)
-    }
-    answers = subject.probe("policy", [np.arange(5, dtype=np.int32)])
-    expected = tiny_models.teacher_forced(weights, np.arange(1), np.arange(1, 5))
-    for answer in answers.values():
-        np.testing.assert_allclose(answer[0], expected, atol=1e-5)
+    delivered = subject.publish("policy", published(weights, 6))
+    assert delivered.keys() == {"policy[0]", "policy[1]"}
+    assert all(engine.found.largest_difference < 1e-5 for engine in delivered.values())
+    for seat in subject._seats["policy"]:
+        assert seat.handle._role.health().version == 6
 
 
 def test_models_have_engines_of_their_own(folder, tmp_path):
@@ -79,7 +98,7 @@ def test_models_have_engines_of_their_own(folder, tmp_path):
         name: [LocalHandle(f"{name}[0]", RolloutWorker(spec(path)))]
         for name, path in (("policy", folder), ("judge", other))
     }
-    subject = EnginePool(handles, Deadlines())
+    subject = EnginePool(handles, Deadlines(), max_restarts=0)
     subject.submit("policy", [request(0)])
     policy = drain(subject)["g0"]
     subject.submit("judge", [request(0)])
@@ -110,7 +129,7 @@ def test_an_engine_that_finishes_nothing_is_named_at_the_deadline(folder):
     for seat in subject._seats["policy"]:
         seat.handle._role.advance = lambda seconds: []
     subject.submit("policy", [request(0)])
-    with pytest.raises(DeadlineExceeded, match=r"policy\[0\] \(rollout\): .* any of the 1 groups .* is 5 s"):
+    with pytest.raises(Barren, match=r"policy\[0\] \(rollout\): .* any of the 1 groups .* is 5 s"):
         while True:
             subject.finished(0.0)
 
@@ -123,3 +142,154 @@ def test_a_slice_ends_on_time_and_early_when_all_is_done(folder):
     assert worker.health().outstanding == 4
     assert len(worker.advance(60.0)) == 4
     assert worker.health().outstanding == 0
+
+
+class Mortal(RolloutWorker):
+    """An engine whose process dies at its n-th slice, n counted over all processes in its place; the deaths to come
+    stand in `dies_at`."""
+
+    def __init__(self, spec: EngineSpec, dies_at: list[int], slices: list[int]) -> None:
+        super().__init__(spec)
+        self._dies_at, self._slices = dies_at, slices
+
+    def advance(self, seconds: float):
+        self._slices.append(len(self._slices))
+        if self._slices[-1] in self._dies_at:
+            raise RoleDied("killed by the test")
+        return self._engine.step()  # a short slice, so that a death finds work half done
+
+
+def mortal(folder, *deaths: tuple[int, ...], max_restarts: int = 3, heartbeat: float = 9.0) -> EnginePool:
+    """Engines that die at the given slices. In their place come some that wait for weights."""
+    handles = []
+    for i, dies_at in enumerate(deaths):
+        slices: list[int] = []
+        build = partial(Mortal, dies_at=list(dies_at), slices=slices)
+        again = partial(build, spec(folder, version=None))
+        handles.append(LocalHandle(f"policy[{i}]", build(spec(folder)), again))
+    return EnginePool({"policy": handles}, Deadlines(rollout=5.0, heartbeat=heartbeat), max_restarts)
+
+
+@pytest.fixture(autouse=True)
+def rests_are_short(monkeypatch):
+    monkeypatch.setattr(revival, "FIRST_REST_SECONDS", 0.01)
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    return tiny_models.scramble(tiny_models.load(folder), seed=5)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, trained):
+    subject = mortal(folder, ())
+    subject.publish("policy", published(trained, 4))
+    return tokens_of(subject)
+
+
+def tokens_of(subject: EnginePool) -> dict[str, list]:
+    """What is said to six prompts, with the version that said it."""
+    subject.submit("policy", [request(i, prompt_length=4 + i) for i in range(6)])
+    found = drain(subject)
+    return {g: [(t.response_tokens.tolist(), t.versions) for t in group] for g, group in found.items()}
+
+
+@pytest.mark.parametrize("deaths", [((), (2,)), ((0,), ()), ((3,), (2,)), ((2, 9),)], ids=str)
+def test_lost_engines_are_replaced_and_nothing_is_lost(folder, trained, undisturbed, deaths, caplog):
+    subject = mortal(folder, *deaths)
+    subject.publish("policy", published(trained, 4))
+    assert tokens_of(subject) == undisturbed
+    while not all(seat.serves for seat in subject._seats["policy"]):
+        subject._look(0.0)
+    assert all(seat.handle._role.health().version == 4 for seat in subject._seats["policy"])
+    said = [record.message for record in caplog.records]
+    assert sum("is lost: killed by the test" in line for line in said) == sum(map(len, deaths))
+    assert sum("serves again" in line for line in said) == sum(map(len, deaths))
+
+
+def test_what_takes_an_engine_s_place_has_the_newest_weights_and_proves_it(folder, trained):
+    subject = mortal(folder, (), (0,))
+    subject.publish("policy", published(tiny_models.load(folder), 4))
+    subject.submit("policy", [request(i) for i in range(2)])
+    while all(seat.serves for seat in subject._seats["policy"]):
+        subject._look(0.0)
+    # The trainer goes on while the new process starts.
+    assert subject.publish("policy", published(trained, 5)).keys() == {"policy[0]"}
+    while not all(seat.serves for seat in subject._seats["policy"]):
+        subject._look(0.0)
+    new = subject._seats["policy"][1]
+    assert new.handle._role.health().version == 5 and new.delivered.found.largest_difference < 1e-5
+
+
+def test_one_that_takes_the_place_and_answers_wrongly_stops_the_run(folder, trained, monkeypatch):
+    subject = mortal(folder, (1,))
+    subject.publish("policy", published(trained, 4))
+    monkeypatch.setattr(TransformersEngine, "_load", lambda self, payload: None)
+    with pytest.raises(WeightSyncError, match=r"policy\[0\], weight version 4"):
+        tokens_of(subject)
+
+
+def test_an_engine_lost_while_it_is_published_to_is_replaced(folder, trained, undisturbed):
+    subject = mortal(folder, ())
+    [only] = subject._seats["policy"]
+    monkey = only.handle._role
+
+    def dies(version, payload):
+        raise DeadlineExceeded("hangs by design")
+
+    monkey.publish = dies
+    [delivered] = subject.publish("policy", published(trained, 4)).values()
+    assert delivered.found.largest_difference < 1e-5 and only.handle._role is not monkey
+    assert tokens_of(subject) == undisturbed
+
+
+def test_losses_in_a_row_end_with_the_fault_that_recurs(folder, trained):
+    subject = mortal(folder, (0, 1, 2), max_restarts=2)
+    subject.publish("policy", published(trained, 4))
+    said = r"policy\[0\] was lost 3 times without .* rollout.max_restarts is 2. The last fault: killed by the test"
+    with pytest.raises(EngineLost, match=said):
+        tokens_of(subject)
+
+
+def test_a_group_that_takes_every_engine_with_it_is_named(folder, trained, monkeypatch):
+    subject = mortal(folder, (), (), (), max_restarts=1)
+    subject.publish("policy", published(trained, 4))
+    advance = Mortal.advance
+
+    def dies_of_poison(self, seconds):
+        if self._poisoned:
+            raise RoleDied("killed by the test")
+        return advance(self, seconds)
+
+    def submit(self, requests):
+        self._poisoned = any(r.group_id == "g1" for r in requests)
+        RolloutWorker.submit(self, requests)
+
+    monkeypatch.setattr(Mortal, "advance", dies_of_poison)
+    monkeypatch.setattr(Mortal, "submit", submit)
+    with pytest.raises(EngineLost, match="2 engines were lost while they had the group g1;"):
+        tokens_of(subject)
+
+
+class Mute:
+    """The answer of a process that gives none."""
+
+    def result(self):
+        raise DeadlineExceeded("its sign of life did not come")
+
+    @classmethod
+    def ready(cls, pendings, seconds):
+        return []
+
+
+def test_a_process_without_a_sign_of_life_is_replaced(folder, trained, undisturbed, monkeypatch):
+    monkeypatch.setattr(seats, "SECONDS_PER_PULSE", 0.0)
+    subject = mortal(folder, (), (), heartbeat=0.01)
+    subject.publish("policy", published(trained, 4))
+    hung = subject._seats["policy"][1].handle
+    before = hung._role
+    monkeypatch.setattr(before, "advance", lambda seconds: time.sleep(0.01) or [])
+    alive = hung.pulse
+    monkeypatch.setattr(hung, "pulse", lambda within: Mute() if hung._role is before else alive(within))
+    assert tokens_of(subject) == undisturbed
+    assert hung._role is not before

@@ -119,7 +119,8 @@ def _evaluate(stage: Stage, recipe: Answering, mix: RewardMix, engines: RoleSpec
             started.ready()
             scoring.ready()
         evaluator = Evaluator(stage, heldout)
-        pool = over(EnginePool({roles.POLICY: started.handles["engine"]}, recipe.deadlines), environment, stage)
+        engines = EnginePool({roles.POLICY: started.handles["engine"]}, recipe.deadlines, recipe.rollout.max_restarts)
+        pool = over(engines, environment, stage)
         with stage.events.phase("evaluate", says="answering held-out prompts"):
             found = evaluator.run(pool, scoring, roles.POLICY)
     stage.events.evaluation(step, found.metrics, found.samples)

@@ -4,8 +4,9 @@ import time
 from collections.abc import Sequence
 
 from rlpipe.data.flow import Tokens
+from rlpipe.rollout.delivery import Publication
 from rlpipe.rollout.pool import EnginePool
-from rlpipe.runtime.handle import Handle, Within, results
+from rlpipe.runtime.handle import Handle, Within
 from rlpipe.training.policy import Policy
 from rlpipe.weights.verify import Verifier
 
@@ -31,22 +32,16 @@ class Publisher:
 
         Raises `WeightSyncError` if an engine does not answer as the trainer does.
         """
-        started = time.perf_counter()
+        started = time.monotonic()
         # Every rank takes part in gathering; rank 0 holds the payload. Nothing is waited for until all is under way.
         exports = [rank.call(self._within, Policy.export) for rank in self._policy]
         expected = [rank.call(self._within, Policy.probe, self._probes) for rank in self._policy]
-        receipts = self._pool.publish(self._model, version, exports[0])
-        seconds = time.perf_counter() - started
-        answers = self._pool.probe(self._model, self._probes)
-        sent = self._policy[0].call(self._within, Policy.exported).result()
-        trainer = results(expected)[0]
-        checked = [
-            self._verifier.check(engine, version, sent.digest, receipts[engine].digest, trainer, answers[engine])
-            for engine in receipts
-        ]
+        sent = self._policy[0].call(self._within, Policy.exported)
+        what = Publication(version, exports[0], sent, expected[0], self._probes, self._verifier, self._within)
+        delivered = self._pool.publish(self._model, what).values()
         return {
-            "publish/bytes": float(sent.nbytes),
-            "publish/seconds": seconds,
-            "probe_difference": max(found.mean_difference for found in checked),
-            "probe_difference_max": max(found.largest_difference for found in checked),
+            "publish/bytes": float(what.truth[0].nbytes),
+            "publish/seconds": max(engine.at for engine in delivered) - started,
+            "probe_difference": max(engine.found.mean_difference for engine in delivered),
+            "probe_difference_max": max(engine.found.largest_difference for engine in delivered),
         }

@@ -94,7 +94,7 @@ def _loop(
     ledger: Ledger,
     heldout: list[Prompt],
 ) -> Loop:
-    pool = EnginePool({roles.POLICY: handles["engine"]}, recipe.deadlines)
+    pool = EnginePool({roles.POLICY: handles["engine"]}, recipe.deadlines, recipe.rollout.max_restarts)
     rollouts = episodes.over(pool, environment, stage)
     group_size, resampling = recipe.algorithm.group_size, recipe.algorithm.dynamic_sampling
     sampling = Sampling(recipe.rollout.max_new_tokens, recipe.rollout.temperature, stage.stop_token_ids)

@@ -1,0 +1,55 @@
+"""One version of a model's weights on its way to engines, and the proof that it arrived."""
+
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from rlpipe.data.flow import Tokens
+from rlpipe.rollout.worker import RolloutWorker
+from rlpipe.runtime.handle import Handle, Pending, Within
+from rlpipe.weights.payload import Exported, Payload
+from rlpipe.weights.verify import Verification, Verifier
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """An engine serves a version, and has proven it."""
+
+    found: Verification
+    at: float
+    """`time.monotonic()` when the weights were in the engine."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What is sent, and what the trainer answered to the same probes."""
+
+    version: int
+    payload: Pending[Payload]
+    sent: Pending[Exported]
+    expected: Pending[list[np.ndarray]]
+    probes: list[Tokens]
+    verifier: Verifier
+    within: Within
+
+    def deliver(self, engine: Handle[RolloutWorker]) -> Generator[Pending[Any], None, Delivered]:
+        """Yields what it waits for, and goes on once that is there. Raises `WeightSyncError` if the engine does not
+        answer as the trainer does, and whatever its calls raise."""
+        receiving = engine.call(self.within, RolloutWorker.publish, self.version, self.payload)
+        yield receiving
+        receipt, at = receiving.result(), time.monotonic()
+        answering = engine.call(self.within, RolloutWorker.probe, self.probes)
+        yield answering
+        answers, (sent, trainer) = answering.result(), self.truth
+        found = self.verifier.check(engine.name, self.version, sent.digest, receipt.digest, trainer, answers)
+        return Delivered(found, at)
+
+    @cached_property
+    def truth(self) -> tuple[Exported, list[np.ndarray]]:
+        """What an engine's receipt and answers must say. Kept, as an engine that is restarted long after is asked the
+        same."""
+        return self.sent.result(), self.expected.result()

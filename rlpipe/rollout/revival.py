@@ -1,0 +1,50 @@
+"""A new process in the place of an engine that is lost, until it serves what the others serve."""
+
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+from rlpipe.rollout.delivery import Delivered, Publication
+from rlpipe.rollout.worker import RolloutWorker
+from rlpipe.runtime.handle import Handle, Pending
+
+FIRST_REST_SECONDS = 1.0
+"""Before the second attempt in a row; each further one waits twice as long."""
+
+
+class Revival:
+    """Restart, weights, proof: one step at a time, so that the other engines are heard meanwhile."""
+
+    def __init__(
+        self, engine: Handle[RolloutWorker], published: Callable[[], Publication | None], attempt: int
+    ) -> None:
+        """`published` is what the other engines serve at the time of asking; `attempt` counts from 1."""
+        self.began = time.monotonic()
+        self.begins = self.began + (FIRST_REST_SECONDS * 2 ** (attempt - 2) if attempt > 1 else 0.0)
+        self.delivered: Delivered | None = None
+        """The proof, once it is there; None for engines to which nothing is published."""
+        self.pending: Pending[Any] | None = None
+        """What it waits for; None while it rests."""
+        self._steps = self._run(engine, published)
+
+    def go_on(self) -> bool:
+        """Take the next step, if it is time; whether the engine serves now. Raises what the engine raised."""
+        if time.monotonic() < self.begins:
+            return False
+        try:
+            self.pending = next(self._steps)
+        except StopIteration:
+            return True
+        return False
+
+    def _run(
+        self, engine: Handle[RolloutWorker], published: Callable[[], Publication | None]
+    ) -> Generator[Pending[Any], None, None]:
+        built = engine.restart()
+        yield built
+        built.result()
+        served = None
+        # Others may have been published to while this one took its weights.
+        while (publication := published()) is not served:
+            self.delivered = yield from publication.deliver(engine)
+            served = publication

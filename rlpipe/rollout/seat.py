@@ -1,0 +1,99 @@
+"""One engine of the pool: what it has to do, the calls to it that are under way, and whether it serves."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlpipe.data.flow import GroupRequest, Trajectory
+from rlpipe.rollout.delivery import Delivered
+from rlpipe.rollout.revival import Revival
+from rlpipe.rollout.worker import RolloutWorker
+from rlpipe.runtime.handle import Handle, Pending, Within
+
+SECONDS_PER_PULSE = 5.0
+"""Between an engine's sign of life and the question for the next."""
+
+FinishedGroup = tuple[Trajectory, ...]
+"""All responses to one request, by sample index."""
+
+
+@dataclass(slots=True)
+class AskedGroup:
+    """A group that is to be generated."""
+
+    request: GroupRequest
+    finished: list[Trajectory] = field(default_factory=list)
+    lost: int = 0
+    """How many engines were lost that had it."""
+
+    @property
+    def tokens(self) -> int:
+        """Most tokens still to come: the prompt is read once, each missing response may be as long as allowed."""
+        missing = len(self.request.seeds) - len(self.finished)
+        return len(self.request.prompt_tokens) + missing * self.request.sampling.max_new_tokens
+
+    def again(self) -> "AskedGroup":
+        """As it is asked of another engine. What there is of it is sampled anew: its seeds make the same of it."""
+        return AskedGroup(self.request, lost=self.lost + 1)
+
+
+@dataclass(slots=True)
+class Seat:
+    """See above."""
+
+    model: str
+    handle: Handle[RolloutWorker]
+    groups: dict[str, AskedGroup] = field(default_factory=dict)
+    advancing: Pending[list[Trajectory]] | None = None
+    submitted: list[Pending[None]] = field(default_factory=list)
+    barren_seconds: float = 0.0
+    delivered: Delivered | None = None
+    """Proof that it serves what was published last."""
+    revival: Revival | None = None
+    """Under way while the engine is lost."""
+    losses: int = 0
+    """Engines lost here since one has finished a group."""
+    pulse: Pending[None] | None = None
+    heard: float = field(default_factory=time.monotonic)
+
+    @property
+    def serves(self) -> bool:
+        return self.revival is None
+
+    @property
+    def tokens(self) -> int:
+        return sum(group.tokens for group in self.groups.values())
+
+    @property
+    def awaited(self) -> Pending[Any] | None:
+        """What must be there before it has something to say."""
+        return self.advancing if self.revival is None else self.revival.pending
+
+    def take(self, trajectory: Trajectory) -> FinishedGroup | None:
+        """File a response; the whole group once it is the last one."""
+        group = self.groups[trajectory.group_id]
+        group.finished.append(trajectory)
+        if len(group.finished) < len(group.request.seeds):
+            return None
+        del self.groups[trajectory.group_id]
+        self.losses = 0
+        return tuple(sorted(group.finished, key=lambda t: t.sample_index))
+
+    def lose(self) -> list[AskedGroup]:
+        """The engine is gone; what it was asked is to be asked of others."""
+        groups = [group.again() for group in self.groups.values()]
+        self.groups, self.advancing, self.submitted, self.pulse = {}, None, [], None
+        self.barren_seconds, self.delivered = 0.0, None
+        self.losses += 1
+        return groups
+
+    def check_pulse(self, within: Within) -> None:
+        """Raises `DeadlineExceeded` or `RoleDied` for a process that gives no sign of life. One that starts gives none,
+        and has a deadline of its own."""
+        now = time.monotonic()
+        if self.pulse is None:
+            if now - self.heard >= SECONDS_PER_PULSE:
+                self.pulse, self.heard = self.handle.pulse(within), now
+        elif type(self.pulse).ready([self.pulse], 0.0) or now - self.heard > within.seconds:
+            self.pulse.result()
+            self.pulse, self.heard = None, now

@@ -1,0 +1,52 @@
+"""A process of a role: a Ray actor at its place in a placement group, where another one can take over."""
+
+import contextlib
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rlpipe.runtime.ray_host import RemoteHost
+from rlpipe.runtime.roles import RoleSpec
+from rlpipe.runtime.threads import threads_of
+
+
+class RayProcess:
+    """See above; `host` is the actor that is there now."""
+
+    def __init__(self, spec: RoleSpec, group: PlacementGroup, index: int) -> None:
+        self._spec, self._group, self._index = spec, group, index
+        self.host = self._start()
+
+    def restart(self) -> None:
+        """Another actor in the same bundle, which Ray places anew if its node is gone."""
+        self.end()
+        self.host = self._start()
+
+    def end(self) -> None:
+        """Also one that is stopped (SIGSTOP) or computes: Ray asks first, and kills after some 5 s."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(self.host)
+
+    def _start(self) -> Any:
+        reserved = self._group.bundle_specs[self._index]
+        return RemoteHost.options(
+            num_cpus=reserved["CPU"],
+            num_gpus=reserved.get("GPU", 0),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=self._index),
+            runtime_env={"env_vars": _environment(self._spec)},
+        ).remote()
+
+
+def _environment(spec: RoleSpec) -> dict[str, str]:
+    """What must stand before a process imports torch. Its threads are set again once its node's processes are known."""
+    ours = {
+        # Ray sets it to the reserved CPUs, here a fraction of one; the recipe's thread count is what counts.
+        "OMP_NUM_THREADS": str(threads_of(spec.threads, sharing=1)),
+        # Waiting threads sleep: spinning ones slow a shared node down several times over, and the roles of a step take
+        # turns anyway.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return ours | spec.environment
