@@ -53,7 +53,7 @@ class Seat:
     """Under way while the engine is lost."""
     losses: int = 0
     """Engines lost here since one has finished a group."""
-    pulse: Pending[None] | None = None
+    pulse: Pending[int] | None = None
     heard: float = field(default_factory=time.monotonic)
 
     @property

@@ -54,8 +54,8 @@ class Handle(Protocol, Generic[R]):
         self, within: Within, method: Callable[Concatenate[R, P], T], /, *args: P.args, **kwargs: P.kwargs
     ) -> Pending[T]: ...
 
-    def pulse(self, within: Within) -> Pending[None]:
-        """A sign of life of the process, which it gives while the role computes, too."""
+    def pulse(self, within: Within) -> Pending[int]:
+        """A sign of life of the process, which it gives while the role computes, too: its id."""
 
     def restart(self) -> Pending[None]:
         """End the process, whatever it does, and build the role in a new one in its place, with the arguments that its

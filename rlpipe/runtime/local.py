@@ -54,8 +54,8 @@ class LocalHandle:
         # Looked up by name, so that a subclass of the role is honoured as it would be remotely.
         return LocalPending(getattr(self._role, method.__name__), args, kwargs)
 
-    def pulse(self, within: Within) -> LocalPending[None]:
-        return LocalPending(lambda: None, (), {})
+    def pulse(self, within: Within) -> LocalPending[int]:
+        return LocalPending(os.getpid, (), {})
 
     def restart(self) -> LocalPending[None]:
         if self._again is None:

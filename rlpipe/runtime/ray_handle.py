@@ -36,7 +36,7 @@ class RayHandle:
         )
         return RayPending(host, self.name, method.__qualname__, ref, within)
 
-    def pulse(self, within: Within) -> RayPending[None]:
+    def pulse(self, within: Within) -> RayPending[int]:
         host = self._process.host
         return RayPending(host, self.name, "its sign of life", host.pulse.remote(), within)
 

@@ -1,5 +1,6 @@
 """The Ray actor that hosts a role, and those that share its process."""
 
+import os
 from typing import Any
 
 import ray
@@ -37,8 +38,9 @@ class Host:
         return getattr(self._roles[name], method)(*args, **kwargs)
 
     @ray.method(concurrency_group="alive")
-    def pulse(self) -> None:
-        """Answers while the role computes."""
+    def pulse(self) -> int:
+        """This process's id; answered while the role computes, too."""
+        return os.getpid()
 
     @ray.method(concurrency_group="alive")
     def stacks(self) -> str:
