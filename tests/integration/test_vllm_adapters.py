@@ -25,7 +25,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine(folder):
     spec = EngineSpec("vllm", str(folder), "float32", (END,), 0, max_num_seqs=16, kv_cache_gib=0.05, lora_rank=5)
-    return VllmEngine(spec)
+    engine = VllmEngine(spec)
+    yield engine
+    engine.close()  # tests of training follow in this process, and take its process group down
 
 
 @pytest.fixture
