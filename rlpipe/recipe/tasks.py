@@ -217,6 +217,8 @@ class RlRecipe(Strict):
             check_online(self.adapter, self.publishing.adapter)
         check_quantized(quantization_of(self.model), self.adapter)
         check_published(quantization_of(self.model), self.publishing)
+        if self.critic.adapter is not None and self.critic.model is None:
+            check_quantized(quantization_of(self.model), self.critic.adapter, "critic.adapter")
         return self
 
     @model_validator(mode="after")
