@@ -66,10 +66,11 @@ class Critic(TrainedRole):
                     f"share=base has the critic stand on the policy's own model; leave {key} out, or set share to "
                     "policy"
                 )
-        if changes_the_base(self.adapter):
+        setting = changes_the_base(self.adapter)
+        if setting:
             raise ValueError(
-                "adapter.init_lora_weights=pissa takes its matrices out of the base model, which share=base has the "
-                "policy use, too; leave init_lora_weights out, or set share to policy"
+                f"adapter.{setting} changes the base model, which share=base has the policy use, too; leave "
+                f"{setting.split('=')[0]} out, or set share to policy"
             )
         check_unsplit(self.zero_stage, "critic")
         return self

@@ -26,7 +26,7 @@ NF4 = [
     0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
 ]  # fmt: skip
 """Dettmers et al. 2023, appendix E."""
-ON_4_BITS = [name for name in KINDS if name not in ("pissa", "adalora")]
+ON_4_BITS = [name for name in KINDS if name not in ("pissa", "adalora", "delta_lora")]
 
 
 @pytest.fixture(scope="module")
