@@ -59,9 +59,9 @@ def resume(
 ) -> None:
     """Go on with a run that was stopped, killed, or failed.
 
-    Stages that were finished stay as they are. SFT, reward modelling and preference optimisation go on from the last
-    whole checkpoint, exactly as if nothing had happened (train.save_steps says how often there is one), or begin again
-    without one. An RL stage begins again; what it had done is kept in set-aside/.
+    Stages that were finished stay as they are. The others go on from their last whole checkpoint, exactly as if nothing
+    had happened (train.save_steps says how often there is one). Steps of RL that were recorded after it, or all of them
+    without one, are trained again on their stored trajectories; an offline stage without one begins again.
 
     Its recipe is RUN_DIR/recipe.yaml, in which credentials are left out: give them again as changes.
 

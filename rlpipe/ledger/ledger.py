@@ -140,12 +140,33 @@ class Ledger:
         self._put()
         self._discard(before - self._book.segments)
 
-    def trained(self, step: int) -> list[Group]:
-        """The groups that a committed step was trained on, in order. Raises `rollouts.Damaged`."""
-        table = rollouts.table(self._storage, step)
-        groups = groups_of(table, self._cursor.prompt)
-        dropped = dict(zip(table["group_id"].to_pylist(), table["fate"].to_pylist(), strict=True))
-        return [group for group in groups if dropped[group.group_id] != Fate.DROPPED]
+    def committed(self, step: int) -> tuple[list[Group], list[Group]]:
+        """The groups that a committed step was trained on, in order, and those that it dropped. Raises `LedgerError` if
+        its file is damaged or gone."""
+        try:
+            table = rollouts.table(self._storage, step)
+        except (FileNotFoundError, rollouts.Damaged) as error:
+            raise LedgerError(
+                f"what step {step} was trained on cannot be read: {error}. It was there when the step was committed: "
+                "restore the file, or start a new run."
+            ) from error
+        fates = dict(zip(table["group_id"].to_pylist(), table["fate"].to_pylist(), strict=True))
+        trained, dropped = [], []
+        for group in groups_of(table, self._cursor.prompt):
+            (dropped if fates[group.group_id] == Fate.DROPPED else trained).append(group)
+        return trained, dropped
+
+    def require(self, step: int, who: str) -> None:
+        """Raises `LedgerError` if this step is not committed, of which `who` knows."""
+        if step > self.step:
+            raise LedgerError(
+                f"{who} is of step {step}, and {self._folder} knows of {self.step} committed steps only: part of it is "
+                "missing. Bring the whole run directory back, or start a new run."
+            )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint says of it: the last committed step, the present manifest's number, and the cursor."""
+        return {"step": self.step, "manifest": self._manifests.number, "cursor": self._cursor.state()}
 
     def counts(self) -> dict[str, int]:
         """Prompts by state: pending (expired and not leased again), leased, completed, trained, failed, dropped."""

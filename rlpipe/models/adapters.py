@@ -13,6 +13,7 @@ from rlpipe.models import virtual_tokens
 from rlpipe.models.load import ModelError
 from rlpipe.models.quiet import quiet_libraries
 from rlpipe.recipe.adapter import AdaLoraAdapter, Ia3Adapter, LoraFaAdapter, PeftAdapter, VeraAdapter
+from rlpipe.recipe.adapter_base import LoraMatrices
 from rlpipe.recipe.prompt_adapter import VirtualTokens
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def peft_config(
 
     if isinstance(adapter, VirtualTokens):
         return virtual_tokens.virtual_config(adapter, base)
-    settings = adapter.model_dump(exclude={"kind", "loraplus_lr_ratio"})
+    settings = adapter.model_dump(exclude={"kind", "loraplus_lr_ratio", "update_ratio", "start_step"})
     match adapter:
         case AdaLoraAdapter():
             return peft.AdaLoraConfig(task_type=task_type, total_step=steps, **settings)
@@ -76,7 +77,10 @@ def naming_the_targets() -> Iterator[None]:
 
 
 def freeze(model: "PeftModel", adapter: PeftAdapter) -> None:
-    """What of an adapter does not learn."""
+    """What of an adapter does not learn. Raises `ModelError` if biases are to learn and there are none."""
+    biases = (p for name, p in model.named_parameters() if name.endswith(".bias"))
+    if isinstance(adapter, LoraMatrices) and adapter.bias != "none" and not any(p.requires_grad for p in biases):
+        raise ModelError(f"adapter.bias={adapter.bias}: there are no biases to train; leave it out.")
     if isinstance(adapter, LoraFaAdapter):
         for name, parameter in model.named_parameters():
             parameter.requires_grad &= ".lora_A." not in name

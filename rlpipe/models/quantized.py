@@ -40,6 +40,14 @@ def keep_trainable(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def backbone_of(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Without its output head, and telling PEFT, which asks, what its layers are made of, as the whole model does."""
+    backbone = model.base_model
+    if getattr(model, "is_loaded_in_4bit", False):
+        backbone.is_loaded_in_4bit = True
+    return backbone
+
+
 def is_packed(parameter: torch.Tensor) -> bool:
     """Whether it holds 4-bit weights."""
     return getattr(parameter, "quant_state", None) is not None

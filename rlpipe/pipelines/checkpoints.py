@@ -10,10 +10,11 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rlpipe.data.storage import flush
+from rlpipe.training.checkpoint import CheckpointMismatch
 
 FOLDER, MANIFEST = "checkpoints", "manifest.json"
 
@@ -25,8 +26,9 @@ def place(directory: Path, step: int) -> Path:
     return directory / FOLDER / f"step-{step:06d}"
 
 
-def commit(partial: Path, directory: Path, step: int, keep: int) -> None:
-    """Make the filled folder `partial`, on the same file system, the checkpoint of `step`; keep the last `keep`."""
+def commit(partial: Path, directory: Path, step: int, keep: int, spared: int | None = None) -> None:
+    """Make the filled folder `partial`, on the same file system, the checkpoint of `step`; keep the last `keep`, and
+    that of the step `spared`."""
     files = {str(file.relative_to(partial)): _seal(file) for file in _files(partial)}
     manifest = partial / MANIFEST
     manifest.write_text(json.dumps({"step": step, "files": files}, indent=2, sort_keys=True), encoding="utf-8")
@@ -38,13 +40,19 @@ def commit(partial: Path, directory: Path, step: int, keep: int) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     os.rename(partial, target)
     flush(target.parent)
-    for old in _by_age(directory)[:-keep]:
-        shutil.rmtree(old)
+    for old in standing(directory)[:-keep]:
+        if spared is None or old != place(directory, spared):
+            shutil.rmtree(old)
+
+
+def standing(directory: Path) -> list[Path]:
+    """The checkpoints of a stage, by their steps."""
+    return sorted((directory / FOLDER).glob("step-*"))
 
 
 def newest(directory: Path) -> Path | None:
     """The last checkpoint of a stage; None if there is none."""
-    return next(reversed(_by_age(directory)), None)
+    return next(reversed(standing(directory)), None)
 
 
 def last_step(directory: Path) -> int:
@@ -80,8 +88,25 @@ def damage_of(folder: Path) -> str:
     return ""
 
 
-def _by_age(directory: Path) -> list[Path]:
-    return sorted((directory / FOLDER).glob("step-*"))
+def require_whole(folder: Path) -> None:
+    """Raises `CheckpointMismatch` if a checkpoint is damaged."""
+    if damage := damage_of(folder):
+        raise CheckpointMismatch(
+            f"{folder} is the best of the checkpoints and damaged: {damage}. Restore it, or remove the folder and "
+            "resume, to take the best of the others."
+        )
+
+
+def check_layout(folder: Path, written: Mapping[str, int], now: Mapping[str, int]) -> None:
+    """Raises `CheckpointMismatch` if a checkpoint was written with other values of these keys of the recipe than it is
+    to be read with: DeepSpeed splits its state."""
+    for key, value in written.items():
+        if now.get(key) != value:
+            alone = " and without --debug, which has one" if key.endswith(".ranks") and now.get(key) == 1 else ""
+            raise CheckpointMismatch(
+                f"{folder} was written with {key}={value}, and {key}={now.get(key)} cannot go on from it; resume with "
+                f"{key}={value}{alone}"
+            )
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -68,6 +68,7 @@ def served_by(folder: Path) -> str:
         return f"{vllm} serve {folder}"
     settings = adapter_settings(folder)
     unserved = [key for key in ("use_dora", "modules_to_save") if settings.get(key)]
+    unserved += ["bias"] if settings.get("bias", "none") != "none" else []
     if settings["peft_type"] in UNMERGEABLE:
         return f"(vLLM does not serve it; {command('rlpipe')} chat {folder})"
     if settings["peft_type"] != "LORA" or unserved:

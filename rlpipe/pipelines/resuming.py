@@ -1,44 +1,59 @@
-"""Going on with a run that ended early: what of it stands, and from where each stage goes on.
+"""Going on with a run that ended early: which of its stages are done.
 
-A stage that completed is not run again. An offline stage goes on from its last checkpoint, or begins again without one.
-An RL stage begins again; what it had done is moved aside.
+A stage that completed is not run again. An offline stage goes on from its last checkpoint, or begins again without one;
+an RL stage goes on where its ledger stands.
 """
 
-from itertools import count
+from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from rlpipe.data.storage import Storage
-from rlpipe.observe import events
-from rlpipe.pipelines.sole import LOCK
-from rlpipe.pipelines.stage import FINAL_ADAPTER, FINAL_MODEL, RECIPE
-from rlpipe.recipe.tasks import RlRecipe, StageRecipe
+import yaml
 
-SET_ASIDE = "set-aside"
-KEPT = (SET_ASIDE, RECIPE, LOCK)
-"""What is of the whole run, where a stage is all there is of it."""
+from rlpipe.data.storage import Storage
+from rlpipe.ledger import manifests
+from rlpipe.observe import events
+from rlpipe.pipelines.stage import FINAL_ADAPTER, FINAL_MODEL, RECIPE
+from rlpipe.recipe.resolved import to_yaml
+from rlpipe.recipe.tasks import PipelineRecipe, Recipe
+from rlpipe.training.checkpoint import CheckpointMismatch
+
+LASTING = ("seed", "model", "adapter", "critic.model", "critic.adapter", "algorithm.group_size")
+"""Keys of an RL stage that what it has done hangs on: steps are trained again on what was stored."""
+
+
+def refuse_changes(recipe: Recipe, directory: Path) -> None:
+    """Raises `CheckpointMismatch` if an RL stage that has begun in `directory` is to go on with another value of a
+    lasting key than it has in the run's own recipe."""
+    if not (directory / RECIPE).is_file():
+        return
+    before = yaml.safe_load((directory / RECIPE).read_text(encoding="utf-8"))
+    now = yaml.safe_load(to_yaml(recipe))
+    for prefix, place in _stages(recipe, directory).items():
+        for key in LASTING if (place / manifests.FOLDER).is_dir() else ():
+            was, wanted = _value(before, prefix + key), _value(now, prefix + key)
+            if was != wanted:
+                raise CheckpointMismatch(
+                    f"{prefix}{key} was {was} when {place} began, and is {wanted} now: what has been done there hangs "
+                    "on it. Resume without that change, or start a new run."
+                )
+
+
+def _stages(recipe: Recipe, directory: Path) -> dict[str, Path]:
+    """Where each stage's keys are in the recipe, and where it lies."""
+    if isinstance(recipe, PipelineRecipe):
+        return {f"stages.{name}.": directory / "stages" / name for name in recipe.stages}
+    return {"": directory}
+
+
+def _value(recipe: Mapping[str, Any], key: str) -> Any:
+    return reduce(lambda section, part: (section or {}).get(part), key.split("."), recipe)
 
 
 def finished(directory: Path) -> bool:
     """Whether the stage completed, and its result is there."""
-    ended = [event for event in _events(directory) if event["kind"] in ("run_started", "run_finished")]
+    found, _ = events.read(Storage(directory))
+    ended = [event for event in found if event["kind"] in ("run_started", "run_finished")]
     made = any((directory / part).is_dir() for part in (FINAL_MODEL, FINAL_ADAPTER))
     return bool(ended) and ended[-1].get("status") == "completed" and made
-
-
-def make_room(recipe: StageRecipe, directory: Path) -> Path | None:
-    """Move what an RL stage that did not complete has left out of its way; returns where it lies now."""
-    if not (isinstance(recipe, RlRecipe) and _events(directory)):
-        return None
-    places = (directory / SET_ASIDE / str(number) for number in count(1))
-    place = next(place for place in places if not place.exists())
-    place.mkdir(parents=True)
-    for path in sorted(directory.iterdir()):
-        if path.name not in KEPT:
-            path.rename(place / path.name)
-    return place
-
-
-def _events(directory: Path) -> list[dict[str, Any]]:
-    found, _ = events.read(Storage(directory))
-    return found

@@ -115,7 +115,7 @@ def critic(stage: Stage) -> RoleSpec:
     """The value model's ranks."""
     recipe = _rl(stage)
     train, settings = recipe.train, recipe.critic
-    model, path = whole(recipe.model), stage.model_path
+    model, path = recipe.model if settings.adapter else whole(recipe.model), stage.model_path
     if settings.model is not None:
         model, path = settings.model, materialise(settings.model, recipe.seed, stage.directory / "critic-base")
         _check_vocabulary(stage, load_tokenizer(model, path))

@@ -56,10 +56,11 @@ def run(recipe: Recipe, run_dir: Path, debug: bool) -> int:
 def _run(recipe: Recipe, run_dir: Path, debug: bool) -> int:
     console = Console()
     directory = run_dir.resolve()
-    Storage(directory).write(RECIPE, to_yaml(recipe).encode())
     _quiet()
     code, cause = DONE, ""
     try:
+        resuming.refuse_changes(recipe, directory)
+        Storage(directory).write(RECIPE, to_yaml(recipe).encode())
         with _cluster(debug):
             _run_stages(recipe, directory, console_view(debug, console), debug)
     except KeyboardInterrupt:
@@ -93,15 +94,12 @@ def _run_stages(recipe: Recipe, directory: Path, view: View, debug: bool) -> Non
 
 
 def _run_stage(name: str, recipe: StageRecipe, directory: Path, view: View, debug: bool) -> None:
-    aside = resuming.make_room(recipe, directory)
     storage = Storage(directory)
     run_name = f"{directory.parent.parent.name}/{name}" if name else directory.name
     events = EventLog(storage, stage=name or None, views=[view, *trackers(recipe.tracking, storage, run_name)])
     stage = Stage(recipe, directory, _runtime(recipe, debug), events, debug)
     try:
         with _recorded(events), _warnings_to(events):
-            if aside is not None:
-                events.note(f"RL cannot go on half-way: this stage begins again, and what it had done lies in {aside}.")
             _start(stage)
     finally:
         events.close()

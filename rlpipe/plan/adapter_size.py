@@ -8,6 +8,7 @@ from rlpipe.recipe.adapter import (
     AdaLoraAdapter,
     AnyAdapter,
     BitFitAdapter,
+    DeltaLoraAdapter,
     Ia3Adapter,
     LoraAdapter,
     LoraFaAdapter,
@@ -32,7 +33,7 @@ def _beside(model: Architecture, adapter: AnyAdapter) -> int:
         case PrefixTuningAdapter():
             return _prefix(model, adapter)
         case BitFitAdapter():
-            return sum(linear.outputs for _, linear in model.linears() if linear.bias)
+            return _biases(model)
         case Ia3Adapter():
             return _over(model, adapter.target_modules, lambda name, one: _scaled(name, one, adapter))
         case VeraAdapter():
@@ -42,20 +43,28 @@ def _beside(model: Architecture, adapter: AnyAdapter) -> int:
                 model, adapter.target_modules, lambda name, one: adapter.init_r * (one.inputs + one.outputs + 1)
             )
         case LoraFaAdapter():
-            return _over(model, adapter.target_modules, lambda name, one: adapter.r * one.outputs)
+            return _matrices(model, adapter, lambda name, one: adapter.r * one.outputs)
         case LoraAdapter():
-            return _over(model, adapter.target_modules, lambda name, one: _low_rank(one, adapter))
+            return _matrices(model, adapter, lambda name, one: _low_rank(one, adapter))
+        case DeltaLoraAdapter():
+            return _over(model, adapter.target_modules, lambda name, one: adapter.r * (one.inputs + one.outputs))
     raise Unpredictable(f"adapter.kind={adapter.kind} has no formula")
+
+
+def _matrices(model: Architecture, adapter: LoraAdapter | LoraFaAdapter, count: Callable[[str, Linear], int]) -> int:
+    """The matrices that `count` counts, and the biases that learn with them."""
+    if adapter.bias == "lora_only":
+        return _over(model, adapter.target_modules, lambda name, one: count(name, one) + one.bias * one.outputs)
+    return _over(model, adapter.target_modules, count) + (_biases(model) if adapter.bias == "all" else 0)
+
+
+def _biases(model: Architecture) -> int:
+    return sum(linear.outputs for _, linear in model.linears() if linear.bias)
 
 
 def _low_rank(one: Linear, adapter: LoraAdapter) -> int:
     """A and B, and DoRA's lengths."""
     return adapter.r * (one.inputs + one.outputs) + (one.outputs if adapter.use_dora else 0)
-
-
-def _with_values(one: Linear, rank: int) -> int:
-    """A, B and a singular value for each of their ranks."""
-    return rank * (one.inputs + one.outputs + 1)
 
 
 def _scaled(name: str, one: Linear, adapter: Ia3Adapter) -> int:

@@ -7,6 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from rlpipe.recipe.adapter_base import Dropout, LoraMatrices, Targets
 from rlpipe.recipe.adapter_ranks import AdaLoraAdapter, check_allocation
 from rlpipe.recipe.base import Strict
+from rlpipe.recipe.delta_lora import DeltaLoraAdapter, check_base_can_move
 from rlpipe.recipe.prompt_adapter import PrefixTuningAdapter, PromptTuningAdapter, VirtualTokens
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.recipe.rollout import Rollout
@@ -28,7 +29,7 @@ class LoraAdapter(LoraMatrices):
 
     @property
     def served_by_vllm(self) -> bool:
-        return not self.use_dora
+        return not self.use_dora and self.bias == "none"
 
 
 class LoraFaAdapter(LoraMatrices):
@@ -37,7 +38,10 @@ class LoraFaAdapter(LoraMatrices):
 
     kind: Literal["lora_fa"]
     """LoRA with A frozen."""
-    served_by_vllm: ClassVar[bool] = True
+
+    @property
+    def served_by_vllm(self) -> bool:
+        return self.bias == "none"
 
 
 class VeraAdapter(Strict):
@@ -86,7 +90,14 @@ class BitFitAdapter(Strict):
 
 
 PeftAdapter = (
-    LoraAdapter | LoraFaAdapter | AdaLoraAdapter | VeraAdapter | Ia3Adapter | PromptTuningAdapter | PrefixTuningAdapter
+    LoraAdapter
+    | LoraFaAdapter
+    | AdaLoraAdapter
+    | DeltaLoraAdapter
+    | VeraAdapter
+    | Ia3Adapter
+    | PromptTuningAdapter
+    | PrefixTuningAdapter
 )
 """Those that PEFT puts beside the weights, and that can be switched off."""
 AnyAdapter = PeftAdapter | BitFitAdapter
@@ -107,14 +118,23 @@ def virtual_tokens(adapter: AnyAdapter | None) -> int:
     return adapter.num_virtual_tokens if isinstance(adapter, VirtualTokens) else 0
 
 
-def changes_the_base(adapter: AnyAdapter | None) -> bool:
-    """Whether what is left with the adapter off is another model than before."""
+def takes_weights_apart(adapter: AnyAdapter | None) -> bool:
+    """Whether it begins as a part of the weights, which are without it from then on (PiSSA)."""
     return isinstance(adapter, LoraAdapter) and adapter.init_lora_weights == "pissa"
+
+
+def changes_the_base(adapter: AnyAdapter | None) -> str | None:
+    """The setting because of which what is left with the adapter off is another model than before, if there is one."""
+    if takes_weights_apart(adapter):
+        return "init_lora_weights=pissa"
+    if isinstance(adapter, LoraMatrices) and adapter.bias != "none":
+        return f"bias={adapter.bias}"
+    return "kind=delta_lora" if isinstance(adapter, DeltaLoraAdapter) else None
 
 
 def check_zero_stage(adapter: AnyAdapter | None, zero_stage: int, key: str = "train") -> None:
     """Raises ValueError for an adapter that cannot be made of a model that the section `key` splits."""
-    if changes_the_base(adapter) and zero_stage == 3:
+    if takes_weights_apart(adapter) and zero_stage == 3:
         raise ValueError(
             f"adapter.init_lora_weights=pissa takes weights apart, which {key}.zero_stage=3 has split over the ranks; "
             f"set {key}.zero_stage to 2 or less, or leave init_lora_weights out"
@@ -125,6 +145,7 @@ def check_offline(adapter: AnyAdapter | None, training: OfflineTraining) -> None
     """Raises ValueError for an adapter that a trainer of TRL cannot train so."""
     check_zero_stage(adapter, training.zero_stage)
     check_allocation(adapter, training)
+    check_base_can_move(adapter, training)
     if isinstance(adapter, VirtualTokens) and isinstance(training, SftTraining) and training.packing:
         raise ValueError(
             f"train.packing=true puts several records into one sequence, before which adapter.kind={adapter.kind} puts "
@@ -157,11 +178,12 @@ def check_whole(adapter: AnyAdapter | None) -> None:
 
 def check_reference(adapter: AnyAdapter | None) -> None:
     """Raises ValueError for an adapter without which the model is not the reference any more."""
-    if changes_the_base(adapter):
+    setting = changes_the_base(adapter)
+    if setting:
+        instead = "take adapter.kind=lora" if setting == "kind=delta_lora" else f"leave {setting.split('=')[0]} out"
         raise ValueError(
-            "adapter.init_lora_weights=pissa: the reference is the model with its adapter off, and that is another one "
-            "here than the model it began as; leave init_lora_weights out, or take a task without a reference (sft, "
-            "orpo, cpo)"
+            f"adapter.{setting}: the reference is the model with its adapter off, and that is another one here than "
+            f"the model it began as; {instead}, or take a task without a reference (sft, orpo, cpo)"
         )
 
 
@@ -176,7 +198,7 @@ def check_followed(adapter: AnyAdapter | None, sync_ref_model: bool) -> None:
 
 def check_learner(adapter: AnyAdapter, dropout_would: str) -> None:
     """Raises ValueError for an adapter that no role of RL can train. `dropout_would` says what dropout breaks."""
-    if isinstance(adapter, BitFitAdapter | AdaLoraAdapter):
+    if isinstance(adapter, BitFitAdapter | AdaLoraAdapter | DeltaLoraAdapter):
         raise ValueError(f"adapter.kind={adapter.kind} is for the offline tasks; take adapter.kind=lora in RL")
     if is_the_result(adapter):
         raise ValueError(

@@ -24,5 +24,8 @@ class LoraMatrices(Strict):
     """Scale by lora_alpha / sqrt(r), so that high ranks learn as fast (Kalajdzievski 2023, arXiv 2312.03732)."""
     lora_dropout: Dropout = 0.0
     """Share of the adapter's inputs dropped in training; 0 in RL."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which of the model's own biases are trained with it: all, or those of the modules that get one. With the adapter
+    off the model is another one then than before."""
     target_modules: Targets = "all-linear"
     """Names of the modules that get one, such as `q_proj`; `all-linear` is every linear layer but the output head."""

@@ -61,11 +61,6 @@ def check_allocation(adapter: object, training: OfflineTraining) -> None:
             "adapter.kind=adalora shares its ranks out by the number of steps: give train.max_steps in place of "
             "train.num_train_epochs"
         )
-    if training.save_steps is not None:
-        raise ValueError(
-            "train.save_steps: a checkpoint does not hold how adapter.kind=adalora judges its ranks, so that training "
-            "could not go on exactly; leave it out, or take adapter.kind=lora"
-        )
     if adapter.tinit + adapter.tfinal + 2 > training.max_steps:
         raise ValueError(
             f"adapter.tinit={adapter.tinit} and adapter.tfinal={adapter.tfinal} leave less than two of "

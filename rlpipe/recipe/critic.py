@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
 from rlpipe.recipe.adapter import Adapter, changes_the_base, check_learner, check_zero_stage
 from rlpipe.recipe.model import Dtype, Model, quantization_of
+from rlpipe.recipe.qlora import check_quantized
 from rlpipe.recipe.roles import TrainedRole, check_shared
 
 
@@ -14,7 +15,7 @@ class Critic(TrainedRole):
 
     model: Model | None = None
     """What it starts from: a reward model (`${stages.NAME.model}`), whose score head becomes the value head, or a
-    language model, which gets a new head; the policy's own model if absent."""
+    language model, which gets a new head; the policy's own model if absent, in 4 bits only beneath an adapter."""
     dtype: Dtype | None = None
     """Computation type; that of its model if absent."""
     adapter: Adapter | None = None
@@ -38,11 +39,9 @@ class Critic(TrainedRole):
         return self
 
     @model_validator(mode="after")
-    def _is_whole(self) -> "Critic":
-        if self.model is not None and quantization_of(self.model) is not None:
-            raise ValueError(
-                "model.quantization: the critic trains all of its weights, which 4-bit ones do not let; leave it out"
-            )
+    def _learns_on_its_model(self) -> "Critic":
+        if self.model is not None:
+            check_quantized(quantization_of(self.model), self.adapter)
         return self
 
     @model_validator(mode="after")
@@ -67,10 +66,11 @@ class Critic(TrainedRole):
                     f"share=base has the critic stand on the policy's own model; leave {key} out, or set share to "
                     "policy"
                 )
-        if changes_the_base(self.adapter):
+        setting = changes_the_base(self.adapter)
+        if setting:
             raise ValueError(
-                "adapter.init_lora_weights=pissa takes its matrices out of the base model, which share=base has the "
-                "policy use, too; leave init_lora_weights out, or set share to policy"
+                f"adapter.{setting} changes the base model, which share=base has the policy use, too; leave "
+                f"{setting.split('=')[0]} out, or set share to policy"
             )
         check_unsplit(self.zero_stage, "critic")
         return self

@@ -8,23 +8,23 @@ ON_4_BITS = ("lora", "lora_fa", "ia3", "vera")
 """Kinds of adapters that leave the weights beneath them alone."""
 
 
-def check_quantized(quantization: Quantization | None, adapter: AnyAdapter | None) -> None:
-    """Raises ValueError for 4-bit weights without an adapter that can learn on them."""
+def check_quantized(quantization: Quantization | None, adapter: AnyAdapter | None, key: str = "adapter") -> None:
+    """Raises ValueError for 4-bit weights without an adapter that can learn on them; the recipe has it at `key`."""
     if quantization is None:
         return
     if adapter is None:
         raise ValueError(
-            "model.quantization: 4-bit weights cannot be trained themselves; give an adapter (adapter.kind=lora), or "
+            f"model.quantization: 4-bit weights cannot be trained themselves; give an adapter ({key}.kind=lora), or "
             "leave the section out"
         )
     if adapter.kind not in ON_4_BITS:
         raise ValueError(
-            f"model.quantization: adapter.kind={adapter.kind} cannot be trained on 4-bit weights; take one of "
+            f"model.quantization: {key}.kind={adapter.kind} cannot be trained on 4-bit weights; take one of "
             f"{', '.join(ON_4_BITS)}, or leave the section out"
         )
     if isinstance(adapter, LoraAdapter) and adapter.init_lora_weights == "pissa":
         raise ValueError(
-            "model.quantization: adapter.init_lora_weights=pissa takes weights apart, which are 4 bits each here; "
+            f"model.quantization: {key}.init_lora_weights=pissa takes weights apart, which are 4 bits each here; "
             "leave init_lora_weights out, or the section"
         )
 

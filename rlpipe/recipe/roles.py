@@ -6,7 +6,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from rlpipe.recipe.base import Strict
 from rlpipe.recipe.model import Dtype
-from rlpipe.recipe.training import Optimizer, Resources, Threads, ZeroStage
+from rlpipe.recipe.training import Checkpoints, Optimizer, Resources, Threads, ZeroStage
 
 Share = Annotated[
     Literal["policy"] | None,
@@ -52,7 +52,7 @@ class TrainedRole(Strict):
         return self
 
 
-class PolicyTraining(TrainedRole):
+class PolicyTraining(TrainedRole, Checkpoints):
     """The policy's training side in online RL."""
 
     minibatches: PositiveInt = 1
@@ -61,6 +61,16 @@ class PolicyTraining(TrainedRole):
     """Passes over each batch."""
     tokens_per_micro_batch: PositiveInt = 16384
     """Token budget (after padding) of one forward and backward; lower it when memory runs out."""
+    metric_for_best_model: str = "reward"
+    """Which held-out metric, by its highest value, tells the best model: reward, reward/NAME, accuracy or pass@k."""
+    load_best_model_at_end: bool = False
+    """Whether the result is the best of the checkpoints, which is kept beside the last ones, and not the last one."""
+
+    @model_validator(mode="after")
+    def _best_is_kept(self) -> "PolicyTraining":
+        if self.load_best_model_at_end and self.save_steps is None:
+            raise ValueError("load_best_model_at_end takes the best of the checkpoints; set save_steps, too")
+        return self
 
 
 class FrozenRole(Strict):

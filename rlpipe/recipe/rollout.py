@@ -1,5 +1,6 @@
 """Generation engines and how they sample."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -67,6 +68,11 @@ class Evaluation(Strict):
     worse: then there is neither accuracy nor pass@k."""
     show: PositiveInt = 5
     """Held-out prompts whose greedy answers are shown in the terminal and the report."""
+
+    def metrics(self, rewards: Sequence[str]) -> list[str]:
+        """What is measured of held-out answers, the higher the better; `rewards` are the names of the mix."""
+        judged = ["accuracy", *(f"pass@{k}" for k in self.pass_at)] if self.correct_at is not None else []
+        return ["reward", *(f"reward/{name}" for name in rewards if len(rewards) > 1), *judged]
 
     @model_validator(mode="after")
     def _enough_samples(self) -> "Evaluation":

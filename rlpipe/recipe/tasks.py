@@ -171,6 +171,24 @@ class RlRecipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _best_is_measured(self) -> "RlRecipe":
+        train, every = self.train, self.evaluation.every
+        if not train.load_best_model_at_end:
+            return self
+        if train.save_steps % every:
+            raise ValueError(
+                f"train.load_best_model_at_end: with train.save_steps={train.save_steps} and evaluation.every={every} "
+                "some checkpoints are not evaluated; set save_steps to a multiple of every"
+            )
+        known = self.evaluation.metrics([reward.name for reward in self.rewards.mix])
+        if train.metric_for_best_model not in known:
+            raise ValueError(
+                f"train.metric_for_best_model={train.metric_for_best_model} is not measured here; what is: "
+                f"{', '.join(known)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _critic_is_used(self) -> "RlRecipe":
         if self.critic != Critic() and self.algorithm.advantage.kind != "gae":
             raise ValueError(
@@ -217,6 +235,8 @@ class RlRecipe(Strict):
             check_online(self.adapter, self.publishing.adapter)
         check_quantized(quantization_of(self.model), self.adapter)
         check_published(quantization_of(self.model), self.publishing)
+        if self.critic.adapter is not None and self.critic.model is None:
+            check_quantized(quantization_of(self.model), self.critic.adapter, "critic.adapter")
         return self
 
     @model_validator(mode="after")

@@ -103,7 +103,22 @@ class Resources(Strict):
     """Ray GPUs; auto is 1 where the cluster has GPUs and 0 elsewhere."""
 
 
-class OfflineTraining(Strict):
+class Checkpoints(Strict):
+    """When a training stage writes checkpoints, and how many stay; names are TRL's."""
+
+    save_steps: PositiveInt | None = None
+    """Steps between checkpoints, from which `rlpipe resume` goes on; none are written if absent."""
+    save_total_limit: PositiveInt = 2
+    """How many checkpoints are kept; older ones are removed once a new one stands."""
+
+    @model_validator(mode="after")
+    def _limit_is_used(self) -> "Checkpoints":
+        if self.save_steps is None and self.save_total_limit != Checkpoints.model_fields["save_total_limit"].default:
+            raise ValueError("save_total_limit changes nothing without save_steps; set that, too")
+        return self
+
+
+class OfflineTraining(Checkpoints):
     """What TRL's trainers have in common; names are TRL's."""
 
     max_steps: PositiveInt | None = None
@@ -127,10 +142,6 @@ class OfflineTraining(Strict):
     """Optimizer steps between reported metrics."""
     eval_steps: PositiveInt | None = None
     """Optimizer steps between evaluations of the held-out records; only before and after training if absent."""
-    save_steps: PositiveInt | None = None
-    """Optimizer steps between checkpoints, from which `rlpipe resume` goes on; none are written if absent."""
-    save_total_limit: PositiveInt = 2
-    """How many checkpoints are kept; older ones are removed once a new one stands."""
     metric_for_best_model: Literal["loss"] = "loss"
     """Which held-out metric tells the best model."""
     load_best_model_at_end: bool = False
@@ -167,10 +178,7 @@ class OfflineTraining(Strict):
 
     @model_validator(mode="after")
     def _checkpoints_fit(self) -> "OfflineTraining":
-        if self.save_steps is None:
-            if self.save_total_limit != OfflineTraining.model_fields["save_total_limit"].default:
-                raise ValueError("save_total_limit changes nothing without save_steps; set that, too")
-        elif self.save_steps % self.logging_steps:
+        if self.save_steps is not None and self.save_steps % self.logging_steps:
             raise ValueError(
                 f"save_steps={self.save_steps} is no multiple of logging_steps={self.logging_steps}: after a resume a "
                 "logged mean would leave out the steps before the checkpoint; choose a multiple"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,24 @@ _RANK = ".ranknum."
 written."""
 
 
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """What a LoRA B A on changed weights is on the weights as they were: now * B A - then * B0 A0."""
+
+    initial: dict[str, torch.Tensor]
+    """A0 and B0, as `adapter_state` gives them."""
+    now: float = 1.0
+    then: float = 1.0
+
+    def joined(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the adapter, and what is taken away, as one of twice the rank."""
+        if ".lora_A." in name:
+            return torch.cat([tensor, self.initial[name]])
+        if ".lora_B." in name:
+            return torch.cat([self.now * tensor, -self.then * self.initial[name]], dim=1)
+        return tensor
+
+
 def adapter_state(model: "PeftModel") -> dict[str, torch.Tensor]:
     """The adapter's tensors on the CPU, under the names of PEFT's files. Collective under ZeRO-3."""
     from peft import get_peft_model_state_dict
@@ -35,7 +54,7 @@ def adapter_state(model: "PeftModel") -> dict[str, torch.Tensor]:
             learned = get_peft_model_state_dict(model, save_embedding_layers=False)
         return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in learned.items()}
     prefix = model.base_model.prefix
-    mine = [(name, parameter) for name, parameter in model.named_parameters() if prefix in name or _SAVED in name]
+    mine = [(n, p) for n, p in model.named_parameters() if prefix in n or _SAVED in n or p.requires_grad]
     state = {name: tensor.to("cpu", copy=True) for name, tensor in gathered(mine)}
     # PEFT picks what it needs: of VeRA's matrices, which all layers share, one of their many names.
     state |= {name: buffer.to("cpu") for name, buffer in model.named_buffers(remove_duplicate=False)}
@@ -61,22 +80,16 @@ def save_adapter(model: "PeftModel", directory: Path, writer: bool) -> None:
             adapters.write(state, adapters.config_of(model), partial)
 
 
-def save_changed(model: "PeftModel", initial: dict[str, torch.Tensor], directory: Path, writer: bool) -> None:
-    """As `save_adapter`, where the adapter began as `initial`, which was taken out of the base's weights (PiSSA): a
-    LoRA of twice the rank on the weights as they were, B A - B0 A0."""
+def save_changed(model: "PeftModel", departure: Departure, directory: Path, writer: bool) -> None:
+    """As `save_adapter`, where the base's weights have changed as well: a LoRA of twice the rank, to go onto the
+    weights as they were."""
     state = adapter_state(model)
     if writer:
         config = adapters.config_of(model)
         doubled = {"r": 2 * config["r"], "lora_alpha": config["lora_alpha"] * (2**0.5 if config["use_rslora"] else 2)}
         with appearing(directory) as partial:
-            joined = {name: _joined(name, tensor, initial[name]) for name, tensor in state.items()}
+            joined = {name: departure.joined(name, tensor) for name, tensor in state.items()}
             adapters.write(joined, config | doubled | {"init_lora_weights": True}, partial)
-
-
-def _joined(name: str, tensor: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
-    if "lora_magnitude_vector" in name:
-        return tensor
-    return torch.cat([tensor, initial]) if ".lora_A." in name else torch.cat([tensor, -initial], dim=1)
 
 
 def _adapted(model: "PeftModel") -> "dict[int, BaseTunerLayer]":

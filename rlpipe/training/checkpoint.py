@@ -3,11 +3,13 @@
 What is frozen, as under an adapter, is not in it: it is where the model was loaded from.
 """
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from rlpipe.training.distributed import Rank
@@ -83,14 +85,22 @@ def _is_of(key: str, names: set[str]) -> bool:
     return any(".".join(words[:count]) in names for count in range(1, len(words) + 1))
 
 
-def _random_state() -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
+def _random_state() -> dict[str, Any]:
+    """Of Python, NumPy and torch, in types that torch loads without running code."""
+    kind, keys, *place = np.random.get_state()
+    state = {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), *place),
+        "cpu": torch.get_rng_state(),
+    }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
-def _set_random_state(state: dict[str, torch.Tensor]) -> None:
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
     torch.set_rng_state(state["cpu"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])

@@ -16,6 +16,7 @@ from rlpipe.data.flow import Shard
 from rlpipe.models import adapters
 from rlpipe.models.classifier import load_classifier
 from rlpipe.models.load import resolve_dtype
+from rlpipe.models.quantized import backbone_of
 from rlpipe.models.values import ValueModel
 from rlpipe.recipe.adapter import PeftAdapter
 from rlpipe.recipe.model import Dtype, Model
@@ -145,12 +146,12 @@ def _own(spec: CriticSpec, dtype: torch.dtype) -> Parts:
     """Of the model in the specification."""
     load = partial(load_classifier, spec.model, spec.path, dtype, head_seed=spec.seed, head_scale=0.0)
     classifier = loaded(load, spec.sharding, dtype)
-    return classifier.base_model, classifier.score
+    return backbone_of(classifier), classifier.score
 
 
 def _on(base: "PreTrainedModel", dtype: torch.dtype) -> Parts:
     """Of a language model that is there already, with a new head that says 0."""
-    backbone = base.base_model
+    backbone = backbone_of(base)
     score = torch.nn.Linear(backbone.config.get_text_config().hidden_size, 1, bias=False, dtype=dtype)
     torch.nn.init.zeros_(score.weight)
     return backbone, score

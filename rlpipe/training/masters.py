@@ -4,6 +4,7 @@ All of it is collective: every rank calls it for the same parameters in the same
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,12 @@ class AroundSteps(Protocol):
 
     def after_step(self) -> None:
         """The parameters have moved, and the gradients are gone."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to hold besides the engine's own state, for `torch.save`; the same on all ranks."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave, whose tensors are on the CPU."""
 
 
 def watch_steps(engine: Any, around: AroundSteps) -> None:
@@ -44,15 +51,21 @@ def value(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 def set_value(parameter: torch.nn.Parameter, new: torch.Tensor) -> None:
     """In what the optimizer has, and in what computes."""
-    import deepspeed
     from deepspeed.utils import safe_set_full_fp32_param
 
     safe_set_full_fp32_param(parameter, new)
-    if is_split(parameter):
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-            parameter.data.copy_(new)
-    else:
+    with rewritten(parameter):
         parameter.data.copy_(new)
+
+
+def rewritten(parameter: torch.nn.Parameter) -> AbstractContextManager[None]:
+    """The parameter that computes is whole within the block, and stays what the block makes of it: the same on every
+    rank."""
+    if not is_split(parameter):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
 
 
 def gradient(parameter: torch.nn.Parameter) -> torch.Tensor:

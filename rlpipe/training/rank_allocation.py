@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,6 +11,9 @@ from rlpipe.training import masters
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+_SEEN = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+"""PEFT's names of the sensitivities of the last step, and of the two running means."""
 
 
 class RankAllocation:
@@ -54,6 +57,20 @@ class RankAllocation:
         for name, parameter in self._own():
             if ".lora_E." in name:
                 masters.set_value(parameter, copies[name].detach())
+
+    def state(self) -> dict[str, Any]:
+        """See `masters.AroundSteps`: what PEFT's allocator has seen and decided."""
+        pattern = self._tuner.peft_config[adapters.NAME].rank_pattern
+        seen = {name: getattr(self._tuner.rankallocator, name) for name in _SEEN}
+        return {"step": self._step, "rank_pattern": pattern, "seen": seen}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See `masters.AroundSteps`."""
+        self._step = state["step"]
+        self._tuner.peft_config[adapters.NAME].rank_pattern = state["rank_pattern"]
+        device = next(parameter.device for _, parameter in self._own())
+        for what, values in state["seen"].items():
+            setattr(self._tuner.rankallocator, what, {name: value.to(device) for name, value in values.items()})
 
     def _own(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return ((name, p) for name, p in self._tuner.model.named_parameters() if ".lora_" in name)

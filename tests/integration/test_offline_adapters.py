@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from adapter_stages import LORA, load, on_two_ranks, run, scores
+from adapter_stages import FAST, LORA, load, on_two_ranks, run, scores
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
@@ -65,7 +65,15 @@ def test_two_rates_reach_the_optimizer_that_steps(stage, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "adapter", [{"kind": "ia3"}, {"kind": "vera", "r": 8}, LORA | {"use_dora": True}, {"kind": "lora_fa", "r": 4}]
+    "adapter",
+    [
+        {"kind": "ia3"},
+        {"kind": "vera", "r": 8},
+        LORA | {"use_dora": True},
+        {"kind": "lora_fa", "r": 4},
+        LORA | {"bias": "all"},
+        {"kind": "delta_lora", "r": 4, "start_step": 1},
+    ],
 )
 def test_every_kind_learns_the_same_split_over_ranks_or_not(adapter, tmp_path):
     losses = []
@@ -82,6 +90,33 @@ def test_pissa_s_adapter_goes_onto_the_base_as_it_was(tmp_path):
     run("sft", LORA | {"init_lora_weights": "pissa"}, tmp_path, zero_stage=2)
     adapted = PeftModel.from_pretrained(load(tmp_path / "base"), tmp_path / "adapter")
     np.testing.assert_allclose(scores(load(tmp_path / "model")), scores(adapted), atol=1e-4)
+
+
+def test_delta_lora_is_lora_of_a_larger_scale_under_adam(tmp_path):
+    """It adds to the weights update_ratio * scale * (B A - B0 A0), and B0 = 0: so it answers as a LoRA whose
+    scale is 1 + update_ratio times as large, whose gradients are as many times larger, which Adam does not see."""
+    runs = {}
+    for name, adapter in {
+        "delta": {"kind": "delta_lora", "r": 4, "lora_alpha": 8, "update_ratio": 0.5},
+        "later": {"kind": "delta_lora", "r": 4, "lora_alpha": 8, "update_ratio": 0.5, "start_step": 1},
+        "lora": LORA | {"lora_alpha": 12},
+    }.items():
+        (tmp_path / name).mkdir()
+        optimizer = FAST | {"max_grad_norm": 1e9}
+        runs[name] = run("sft", adapter, tmp_path / name, zero_stage=2, optimizer=optimizer).of("loss")
+    np.testing.assert_allclose(runs["delta"], runs["lora"], rtol=1e-4)
+    assert abs(runs["later"][-1] - runs["delta"][-1]) > 1e-4
+    for name in ("delta", "later"):
+        adapted = PeftModel.from_pretrained(load(tmp_path / name / "base"), tmp_path / name / "adapter")
+        np.testing.assert_allclose(scores(load(tmp_path / name / "model")), scores(adapted), atol=1e-4)
+
+
+def test_two_ranks_move_the_same_weights(tmp_path, ray_cluster):
+    adapter = {"kind": "delta_lora", "r": 4, "start_step": 1}
+    alone = run("sft", adapter, tmp_path).of("loss")
+    for folder, losses in on_two_ranks(adapter, tmp_path, stages=(2, 3)):
+        np.testing.assert_allclose(losses, alone, rtol=1e-4)
+        np.testing.assert_allclose(scores(load(folder / "model")), scores(load(tmp_path / "model")), atol=1e-4)
 
 
 def test_two_ranks_learn_as_one_does(tmp_path, ray_cluster):

@@ -46,9 +46,10 @@ class Dying(Figures):
 DATA = {"kind": "arithmetic", "smallest": 10, "largest": 19, "heldout": 16}  # four batches are all of it
 
 
-def sft(**settings):
+def sft(adapter=None, **settings):
     train = train_settings(max_steps=7, save_steps=2, eval_steps=1, **settings)
-    return SftRecipe.model_validate({"task": "sft", "model": TINY, "data": DATA, "train": train})
+    given = {"task": "sft", "model": TINY, "data": DATA, "train": train, "adapter": adapter}
+    return SftRecipe.model_validate(given)
 
 
 def dpo(**settings):
@@ -71,10 +72,15 @@ def by_step(figures, name):
     return {step: values[name] for step, values in figures if name in values}
 
 
+DELTA_LORA = {"kind": "delta_lora", "r": 4, "start_step": 1}
+ADALORA = {"kind": "adalora", "init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 1}
+FAST = {"learning_rate": 1e-2, "warmup_steps": 0}
 CASES = {
     "sft, ZeRO-3": lambda: sft(zero_stage=3),
     "the best of sft": lambda: sft(load_best_model_at_end=True, optimizer={"learning_rate": 0.3}),
     "dpo, an adapter, ZeRO-2": lambda: dpo(zero_stage=2),
+    "weights that move under Delta-LoRA": lambda: sft(DELTA_LORA, optimizer=FAST),
+    "ranks that AdaLoRA allots, ZeRO-3": lambda: sft(ADALORA, zero_stage=3, optimizer=FAST),
 }
 
 

@@ -1,6 +1,7 @@
 """The policy under real DeepSpeed: ZeRO stages and ranks, weights out, saving, going on."""
 
 import dataclasses
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -167,11 +168,14 @@ def test_every_stage_in_this_process(folder, alone, stage):
 def test_a_new_process_goes_on_bit_equal(folder, tmp_path):
     first = Policy(spec(folder, 2), Rank())
     train_alone(first, range(2))
+    random.seed(3)
     first.save_state(str(tmp_path))
     expected = train_alone(first, range(2, 5)), first.export().digest
+    drawn = random.random(), np.random.random(), torch.rand(()).item()
     second = Policy(spec(folder, 2), Rank())
     second.load_state(str(tmp_path))
     assert (train_alone(second, range(2, 5)), second.export().digest) == expected
+    assert (random.random(), np.random.random(), torch.rand(()).item()) == drawn
 
 
 def test_another_number_of_ranks_cannot_go_on(folder, tmp_path):

@@ -158,8 +158,8 @@ def train_one_after_another(jobs, progress):
 def test_two_ranks_learn_as_one_rank_does(alone, ray_cluster, tmp_path):
     before = {"precompute_ref_log_probs": True}
     cases = [
-        ("dpo", 2, {}), ("dpo", 3, {}), ("dpo", 3, before), ("kto", 2, before), ("kto", 3, {}), ("orpo", 2, {}),
-        ("simpo", 2, {}),
+        ("dpo", 3, before), ("tr-dpo", 2, {}), ("tr-dpo", 3, {}), ("kto", 2, before), ("kto", 3, {}), ("orpo", 2, {}),
+        ("orpo", 3, {}), ("simpo", 2, {}), ("simpo", 3, {}),
     ]  # fmt: skip
     jobs = []
     for number, (task, stage, changes) in enumerate(cases):

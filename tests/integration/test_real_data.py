@@ -201,6 +201,33 @@ def test_dpo_on_what_people_prefer_is_measured_beside_length(tmp_path):
     assert after["pair_accuracy_stderr"] == pytest.approx((accuracy * (1 - accuracy) / 16) ** 0.5)
 
 
+@pytest.mark.parametrize(("task", "rate"), [("dpo", 1e-3), ("kto", 2e-4)])
+def test_right_solutions_get_likelier_than_wrong_ones(task, rate, tmp_path):
+    """24 short solutions to a dozen problems, seen ten times; what is held out is about other problems."""
+    tokenizer, directory = AutoTokenizer.from_pretrained(real("models/stories260K")), tmp_path / "run"
+    script = runpy.run_path(str(folder() / "gsm8k" / "solutions.py"))
+    rows = map(json.loads, real("data/gsm8k/model_solutions.jsonl").read_text(encoding="utf-8").splitlines())
+    problems = [[r for r in script["labelled"](row) if len(r["completion"]) < 160] for row in rows]
+    mixed = [[one for one in answers if len(tokenizer(one["prompt"])["input_ids"]) < 120] for answers in problems]
+    mixed = [answers for answers in mixed if {one["label"] for one in answers} == {True, False}][:20]
+    assert all(_answer(one["completion"]) == one["answer"] for answers in mixed for one in answers if one["label"])
+    lines = [json.dumps(one) + "\n" for answers in mixed for one in answers]
+    (tmp_path / "solutions.jsonl").write_text("".join(lines), encoding="utf-8")
+    changes = [
+        *SMALL, f"data.path={tmp_path / 'solutions.jsonl'}", "data.heldout.count=12", "rewards=null",
+        "train.per_device_train_batch_size=8", "train.max_steps=15", "train.max_length=256",
+        f"train.optimizer.learning_rate={rate}", "train.optimizer.warmup_steps=1", "train.logging_steps=1",
+    ]  # fmt: skip
+    assert run(load(f"gsm8k/{task}", changes), directory, debug=True) == DONE
+    steps = [e["metrics"] for e in events(directory, "metrics") if "loss" in e["metrics"]]
+    assert steps[0]["rewards/margins"] == 0.0
+    assert np.mean([step["rewards/margins"] for step in steps[-5:]]) > 0.1
+    first, last = events(directory, "evaluation")
+    assert first["metrics"]["pair_accuracy"] == 0.5
+    assert 0.5 <= last["metrics"]["length_baseline"] <= 1
+    assert 0 < last["metrics"]["pair_accuracy_stderr"] < 0.5
+
+
 def _answer(solution: str) -> str:
     """The number after the last `A:`, as OpenAI's models were trained to end."""
     return solution.rpartition("A: ")[2].strip().replace(",", "").removesuffix(".0")

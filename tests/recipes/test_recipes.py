@@ -54,6 +54,7 @@ CHAINS = {
         "arithmetic/grpo_qlora": [],
         "arithmetic/ppo": [],
         "arithmetic/ppo_lora": [],
+        "arithmetic/ppo_qlora": [],
     },
     "guess": {"arithmetic/guess": []},
     "calculator": {"arithmetic/calculator": []},

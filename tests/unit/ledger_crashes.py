@@ -113,7 +113,7 @@ def frontier(folder):
     with opened(folder) as ledger:
         book = ledger._book
         waiting = [(d.lease_id, d.group.completions[0] if d.group else None) for d in book._drawn]
-        trained = [[[g.group_id, g.completions[0]] for g in ledger.trained(s)] for s in range(1, ledger.step + 1)]
+        trained = [[[g.group_id, g.completions[0]] for g in ledger.committed(s)[0]] for s in range(1, ledger.step + 1)]
         rows = [row for s in range(1, ledger.step + 1) for row in rollouts.read(Storage(folder), s)]
         dropped = [(r["group_id"], r["completion"]) for r in rows if r["fate"] == "dropped"]
         assert len(rows) == sum(map(len, trained)) + len(dropped)

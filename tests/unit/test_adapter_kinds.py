@@ -12,6 +12,7 @@ from rlpipe.models import adapters
 from rlpipe.models.load import ModelError
 from rlpipe.recipe.adapter import Adapter
 from rlpipe.training import adapter_export, rank_allocation
+from rlpipe.training.base_update import BaseUpdate
 from rlpipe.weights.probes import choose_probes
 
 PROBES = choose_probes([request(0).prompt_tokens], tiny_models.VOCABULARY, longest=64)
@@ -23,7 +24,10 @@ KINDS = {
     "rslora": {"kind": "lora", "r": R, "use_rslora": True},
     "dora": {"kind": "lora", "r": R, "use_dora": True},
     "pissa": {"kind": "lora", "r": R, "init_lora_weights": "pissa"},
+    "lora_bias": {"kind": "lora", "r": R, "bias": "lora_only", "target_modules": ["k_proj", "up_proj"]},
+    "all_biases": {"kind": "lora", "r": R, "bias": "all", "target_modules": ["k_proj"]},
     "lora_fa": {"kind": "lora_fa", "r": R},
+    "delta_lora": {"kind": "delta_lora", "r": R},
     "adalora": {"kind": "adalora", "init_r": R, "target_r": 2, "lora_alpha": 1000},
     "vera": {"kind": "vera", "r": R},
     "ia3": {"kind": "ia3"},
@@ -34,6 +38,9 @@ TRAINED = {
     "rslora": LORA,
     "dora": LORA + sum(b for _, b in INPUTS_OUTPUTS),
     "pissa": LORA,
+    "lora_bias": R * (HIDDEN + KEY_VALUE) + R * (HIDDEN + BETWEEN) + KEY_VALUE,
+    "all_biases": R * (HIDDEN + KEY_VALUE) + HIDDEN + 2 * KEY_VALUE,
+    "delta_lora": LORA,
     "lora_fa": sum(R * b for _, b in INPUTS_OUTPUTS),
     "adalora": sum(R * (a + b + 1) for a, b in INPUTS_OUTPUTS),
     "vera": sum(R + b for _, b in INPUTS_OUTPUTS),
@@ -84,7 +91,7 @@ def test_the_number_of_trained_parameters_is_the_formula_s(folder, name):
 def test_it_changes_nothing_at_first_then_everything_and_merges(folder, name, tmp_path):
     base, model = answers(tiny_models.load(folder)), adapted(folder, name)
     assert difference(answers(model), base) < 1e-4
-    initial = adapter_export.adapter_state(model) if name == "pissa" else None
+    departure = adapter_export.Departure(adapter_export.adapter_state(model)) if name == "pissa" else None
     learn(model)
     learned = answers(model)
     assert difference(learned, base) > 1e-2
@@ -94,12 +101,13 @@ def test_it_changes_nothing_at_first_then_everything_and_merges(folder, name, tm
     merged.load_state_dict(weights, strict=False)
     assert difference(answers(merged), learned) < 1e-4
     np.testing.assert_array_equal(answers(model)[0], learned[0])  # merging has left no trace
-    if initial is None:
+    if departure is None:
         adapter_export.save_adapter(model, tmp_path / "adapter", writer=True)
+    else:
+        adapter_export.save_changed(model, departure, tmp_path / "adapter", writer=True)
+    if name not in ("pissa", "lora_bias", "all_biases"):
         with adapters.switched_off(model):
             assert difference(answers(model), base) < 1e-5
-    else:
-        adapter_export.save_changed(model, initial, tmp_path / "adapter", writer=True)
     loaded = PeftModel.from_pretrained(tiny_models.load(folder), tmp_path / "adapter")
     assert difference(answers(loaded), learned) < 1e-4
 
@@ -141,6 +149,39 @@ def test_adalora_s_matrices_are_pulled_towards_orthogonality_as_in_peft(folder):
     assert pull.item() == pytest.approx(0.5 * rank_allocation.orthogonality(matrices).item(), rel=1e-5)
     orthonormal = [("x.lora_A.default", torch.eye(2, 5)), ("x.lora_B.default", torch.eye(5, 2) * 2)]
     assert rank_allocation.orthogonality(orthonormal).item() == pytest.approx((0 + 3 * 2**0.5) / 2)
+
+
+def test_delta_lora_moves_the_weights_by_what_each_step_changes(folder, tmp_path):
+    """With A all ones and but one row in B that is not 0, that row of W moves, by ratio * 32 / r * r * change."""
+    model, base = adapted(folder, "delta_lora"), tiny_models.load(folder)
+    before = base.model.layers[0].self_attn.q_proj.weight.data
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    layer.lora_A["default"].weight.data.fill_(1.0)
+    update = BaseUpdate(model, ratio=0.5, start_step=1)
+    for value, moved in [(0.01, 0.0), (0.03, 0.32), (0.02, 0.16)]:  # B in each step, and W then
+        update.before_step()
+        layer.lora_B["default"].weight.data[0] = value
+        update.after_step()
+        expected = before.clone()
+        expected[0] += moved
+        torch.testing.assert_close(layer.base_layer.weight.data, expected)
+    merged = dict(adapter_export.merged_parameters(model))["model.layers.0.self_attn.q_proj.weight"]
+    torch.testing.assert_close(merged[0], before[0] + 0.16 + 0.64)
+    learned = answers(model)
+    adapter_export.save_changed(model, update.departure(), tmp_path / "adapter", writer=True)
+    assert difference(answers(PeftModel.from_pretrained(base, tmp_path / "adapter")), learned) < 1e-4
+
+
+def test_delta_lora_wants_weights_that_take_small_changes(folder):
+    spec = TypeAdapter(Adapter).validate_python(KINDS["delta_lora"])
+    with pytest.raises(ModelError, match=r"torch.bfloat16 here and would round them away; set model.dtype=float32"):
+        BaseUpdate(adapters.adapt(tiny_models.load(folder).bfloat16(), spec, seed=0), 0.5, 0)
+
+
+def test_trained_biases_want_biases(folder):
+    spec = TypeAdapter(Adapter).validate_python({"kind": "lora", "bias": "lora_only", "target_modules": ["o_proj"]})
+    with pytest.raises(ModelError, match=r"adapter.bias=lora_only: there are no biases to train; leave it out"):
+        adapters.adapt(tiny_models.load(folder), spec, seed=0)
 
 
 def test_vera_s_matrices_are_the_same_in_all_layers_and_stay(folder):

@@ -38,6 +38,7 @@ ADAPTERS = {
     "lora+": {"kind": "lora", "r": 4, "loraplus_lr_ratio": 16.0},
     "lora of some": {"kind": "lora", "r": 4, "target_modules": ["q_proj", "layers.1.mlp.down_proj"]},
     "lora_fa": {"kind": "lora_fa", "r": 4},
+    "delta_lora": {"kind": "delta_lora", "r": 4},
     "vera": {"kind": "vera", "r": 8},
     "ia3": {"kind": "ia3"},
     "ia3 of others": {"kind": "ia3", "target_modules": ["q_proj", "o_proj"], "feedforward_modules": ["o_proj"]},
@@ -48,6 +49,11 @@ ADAPTERS = {
         "kind": "prefix_tuning", "num_virtual_tokens": 7, "prefix_projection": True, "encoder_hidden_size": 12,
     },
 }  # fmt: skip
+
+BIASED = {
+    "their own": {"kind": "lora_fa", "r": 4, "bias": "lora_only", "target_modules": ["k_proj", "down_proj"]},
+    "all": {"kind": "lora", "r": 4, "bias": "all", "target_modules": ["k_proj", "down_proj"]},
+}
 
 
 def config(name, **more):
@@ -60,7 +66,7 @@ def model(name):
 
 
 def spec(name):
-    return TypeAdapter(Adapter).validate_python(ADAPTERS[name])
+    return TypeAdapter(Adapter).validate_python((ADAPTERS | BIASED)[name])
 
 
 def predicted(name, adapter, **options):
@@ -101,6 +107,12 @@ def test_full_fine_tuning_and_biases(name):
 @pytest.mark.parametrize("name", ["qwen2", "llama", "qwen3"])
 def test_every_kind(name, kind):
     assert predicted(name, spec(kind)) == counted(adapters.adapt(model(name), spec(kind), seed=0))
+
+
+@pytest.mark.parametrize("which", BIASED)
+@pytest.mark.parametrize("name", ["qwen2", "llama with biases"])
+def test_biases_that_learn_beside_matrices(name, which):
+    assert predicted(name, spec(which)) == counted(adapters.adapt(model(name), spec(which), seed=0))
 
 
 class TestTold:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 
 import pytest
 
@@ -11,6 +12,8 @@ from rlpipe.observe.events import EventLog
 from rlpipe.pipelines import checkpoints, resuming
 from rlpipe.pipelines.sole import Taken, alone_in
 from rlpipe.recipe.load import load
+from rlpipe.recipe.resolved import to_yaml
+from rlpipe.training.checkpoint import CheckpointMismatch
 
 
 def filled(directory, text="weights"):
@@ -43,6 +46,15 @@ def test_a_checkpoint_is_sealed_and_only_the_last_ones_stay(tmp_path):
         "sha256": "6e61804b9600555cd43270221d435224887b3de3d818fb56e10f81c7eb5a21d1",
     }
     assert list(manifest["files"]) == ["model/weights.bin", "state.json"]
+
+
+def test_one_can_be_spared(tmp_path):
+    for step in (5, 10, 15):
+        checkpoints.commit(filled(tmp_path), tmp_path, step, keep=1, spared=5)
+    assert steps(tmp_path) == ["step-000005", "step-000015"]
+    (tmp_path / "checkpoints/step-000005/state.json").unlink()
+    with pytest.raises(CheckpointMismatch, match=r"step-000005 is the best .* damaged: state\.json is missing"):
+        checkpoints.require_whole(tmp_path / "checkpoints/step-000005")
 
 
 def test_without_any_there_is_none(tmp_path):
@@ -117,20 +129,42 @@ def test_a_stage_whose_result_is_gone_is_not_finished(tmp_path):
     assert not resuming.finished(tmp_path)
 
 
-def test_what_an_rl_stage_had_done_is_moved_aside_and_kept(tmp_path):
-    stage(tmp_path, "failed")
-    (tmp_path / "recipe.yaml").write_text("task: rl")
-    recipe = load("arithmetic/grpo", ["model={scratch: qwen2}"])
-    assert resuming.make_room(recipe, tmp_path) == tmp_path / "set-aside" / "1"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "set-aside"]
-    assert sorted(path.name for path in (tmp_path / "set-aside" / "1").iterdir()) == ["events.jsonl", "model"]
-    assert resuming.make_room(recipe, tmp_path) is None  # nothing is left to move
+def begun(directory, stage=""):
+    """A run of RL that has a ledger, of this recipe."""
+    (directory / stage / "ledger").mkdir(parents=True)
+    name = "arithmetic/pipeline" if stage else "arithmetic/grpo"
+    recipe = load(name)
+    (directory / "recipe.yaml").write_text(to_yaml(recipe))
+    return lambda *changes: resuming.refuse_changes(load(name, changes), directory)
 
 
-def test_an_offline_stage_keeps_what_it_goes_on_from(tmp_path):
-    stage(tmp_path, "failed")
-    assert resuming.make_room(load("arithmetic/sft"), tmp_path) is None
-    assert (tmp_path / "events.jsonl").is_file()
+@pytest.mark.parametrize(
+    ("stage", "change", "says"),
+    [
+        ("", "algorithm.group_size=4", "algorithm.group_size was 8 when {} began, and is 4 now"),
+        ("", "adapter={kind: lora}", "adapter was None when {} began, and is {{'kind': 'lora'"),
+        ("stages/grpo", "stages.grpo.seed=7", "stages.grpo.seed was 0 when {}/stages/grpo began, and is 7 now"),
+    ],
+)
+def test_what_the_stored_steps_hang_on_cannot_change(tmp_path, stage, change, says):
+    again = begun(tmp_path, stage)
+    with pytest.raises(CheckpointMismatch, match=re.escape(says.format(tmp_path))):
+        again(change)
+
+
+def test_the_rest_can_and_so_can_stages_that_have_not_begun(tmp_path):
+    begun(tmp_path)("schedule.steps=7", "train.optimizer.learning_rate=3e-5")
+    begun(tmp_path / "pipeline", "stages/grpo")("stages.sft.seed=7")
+    (tmp_path / "fresh").mkdir()
+    resuming.refuse_changes(load("arithmetic/grpo"), tmp_path / "fresh")
+
+
+def test_another_layout_of_processes_is_refused_by_its_key(tmp_path):
+    checkpoints.check_layout(tmp_path, {"train.ranks": 2}, {"train.ranks": 2, "critic.ranks": 4})
+    with pytest.raises(CheckpointMismatch, match=r"with critic\.zero_stage=2, and critic\.zero_stage=0 cannot"):
+        checkpoints.check_layout(tmp_path, {"critic.zero_stage": 2}, {"critic.zero_stage": 0})
+    with pytest.raises(CheckpointMismatch, match=r"resume with train\.ranks=2 and without --debug, which has one"):
+        checkpoints.check_layout(tmp_path, {"train.ranks": 2}, {"train.ranks": 1})
 
 
 def test_two_processes_do_not_work_in_one_directory(tmp_path):

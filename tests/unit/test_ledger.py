@@ -194,7 +194,7 @@ def test_a_step_records_what_became_of_each_group_and_why(ledger, storage):
     ]
     assert [row[2] for row in rows[1::2]] == [-0.5, 0.0, -0.25, 0.0]
     assert ledger.counts() == NOTHING | {"trained": 2, "failed": 1, "dropped": 1}
-    assert [group.group_id for group in ledger.trained(1)] == ["e0/p0", "e0/p1", "e1/p0"]
+    assert [group.group_id for group in ledger.committed(1)[0]] == ["e0/p0", "e0/p1", "e1/p0"]
 
 
 class TestOpenedAgain:
@@ -211,7 +211,7 @@ class TestOpenedAgain:
         assert again.counts() == NOTHING | {"trained": 3, "completed": 1, "pending": 1}
         assert [lease.lease_id for lease in again.lease(3)] == ["e1r1/p1", "e1/p2"]
         assert [group.group_id for group in again.take(1)] == ["e1/p0"]
-        assert [group.completions for group in again.trained(1)] == [("ab", "c"), ("ab", "c"), ("x",)]
+        assert [group.completions for group in again.committed(1)[0]] == [("ab", "c"), ("ab", "c"), ("x",)]
 
     def test_a_lease_of_before_is_refused(self, ledger, storage, clock):
         old, _ = ledger.lease(2)
@@ -298,8 +298,16 @@ class TestOpenedAgain:
             data = bytearray(whole)
             data[(column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size - 1] ^= 1
             storage.write(name, bytes(data))
-            with pytest.raises(rollouts.Damaged, match=f"{name} is damaged"):
-                ledger.trained(1)
+            with pytest.raises(LedgerError, match=f"what step 1 was trained on cannot be read: .*{name} is damaged"):
+                ledger.committed(1)
+        storage.delete(name)
+        with pytest.raises(LedgerError, match=f"{name}.*restore the file"):
+            ledger.committed(1)
+
+    def test_a_step_that_it_does_not_know_is_missing(self, ledger):
+        ledger.require(0, "the checkpoint x")
+        with pytest.raises(LedgerError, match=r"x is of step 1, and .*ledger knows of 0 committed steps"):
+            ledger.require(1, "the checkpoint x")
 
 
 def test_contents_stand_once_and_a_finished_step_leaves_nothing_in_the_ledger(ledger, storage):

@@ -89,7 +89,7 @@ def test_sampling_fills_the_ledger_and_the_rollouts(stage, tmp_path):
         sampler.generate(3)
         groups = sampler.scored(3)
         ledger.commit(1)
-    assert list(map(plain, ledger.trained(1))) == list(map(plain, groups)), "what is stored is what was sampled"
+    assert list(map(plain, ledger.committed(1)[0])) == list(map(plain, groups)), "what is stored is what was sampled"
     frame = pandas.read_parquet(tmp_path / "rollouts")
     assert len(frame) == 6 and (frame["reward"] == frame["reward/game"]).all()
     for _, row in frame.iterrows():
@@ -98,7 +98,7 @@ def test_sampling_fills_the_ledger_and_the_rollouts(stage, tmp_path):
         own = row["response_tokens"][row["response_mask"] == 1]
         said = [turn["text"] for turn in row["turns"] if turn["role"] == "assistant"]
         assert TOKENIZER.decode(own) == "".join(f"{text}<|end|>" for text in said)
-    metrics = sample_metrics(groups, [], 1.0)
+    metrics = sample_metrics(groups, [])
     assert metrics["turns"] == frame["turns"].map(lambda turns: (len(turns) + 1) / 2).mean()
     assert metrics["response_length"] == np.mean([mask.sum() for mask in frame["response_mask"]])
 

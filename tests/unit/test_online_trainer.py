@@ -242,5 +242,5 @@ class TestDynamicSampling:
         assert len(kept) == 1 and not dropped
 
     def test_dropped_groups_count_in_what_the_samples_look_like(self):
-        metrics = sample_metrics([group(1, 0)], [group(0, 0)], seconds=1.0)
+        metrics = sample_metrics([group(1, 0)], [group(0, 0)])
         assert (metrics["reward"], metrics["groups_dropped"], metrics["groups_without_signal"]) == (0.25, 1.0, 0.5)

@@ -26,7 +26,7 @@ NF4 = [
     0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
 ]  # fmt: skip
 """Dettmers et al. 2023, appendix E."""
-ON_4_BITS = [name for name in KINDS if name not in ("pissa", "adalora")]
+ON_4_BITS = [name for name in KINDS if name not in ("pissa", "adalora", "delta_lora")]
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +149,17 @@ def test_the_others_are_not(name):
     check(KINDS[name])
 
 
-def test_a_model_from_scratch_and_a_critic_have_no_such_key():
-    from rlpipe.recipe.critic import Critic
+def test_a_model_from_scratch_has_no_such_key():
     from rlpipe.recipe.model import ScratchModel
 
     with pytest.raises(ValidationError, match="quantization"):
         ScratchModel(scratch="qwen2", quantization={})
-    with pytest.raises(ValidationError, match="the critic trains all of its weights"):
-        Critic(model={"path": "x", "quantization": {"load_in_4bit": True}})
+
+
+def test_a_critic_of_4_bits_needs_an_adapter():
+    from rlpipe.recipe.critic import Critic
+
+    model = {"path": "x", "quantization": {"load_in_4bit": True}}
+    assert Critic(model=model, adapter={"kind": "ia3"}).model.quantization == Quantization()
+    with pytest.raises(ValidationError, match=r"cannot be trained themselves; give an adapter"):
+        Critic(model=model)

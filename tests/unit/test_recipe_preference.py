@@ -72,10 +72,11 @@ def test_every_task_has_defaults(tmp_path, task):
                  "b: 1}}"], "set train.loss_on=assistant"),
         ("sft", ["+adapter={kind: adalora, init_r: 8}"], "target_r=8 is not below init_r=8, so that no rank could go"),
         ("dpo", ["+adapter={kind: adalora, tinit: 4, tfinal: 4}"], "leave less than two of train.max_steps=9 steps"),
-        ("sft", ["+adapter={kind: adalora}", "save_steps=10"],
-         "a checkpoint does not hold how adapter.kind=adalora judges"),
         ("kto", ["+adapter={kind: adalora}", "eval_steps=3", "load_best_model_at_end=true"],
          "train.load_best_model_at_end could end before adapter.kind=adalora has come to its target rank"),
+        ("kto", ["+adapter={kind: delta_lora}"], "kind=delta_lora: the reference is the model with its adapter off"),
+        ("dpo", ["+adapter={kind: lora_fa, bias: lora_only}"], "bias=lora_only: the reference is the model with its"),
+        ("sft", ["+adapter={kind: delta_lora, start_step: 9}"], "start_step=9 comes after the last of train.max_steps"),
         ("sft", ["+model={path: x, rope_scaling: {rope_type: yarn, factor: 1}}"], "expected a number above 1"),
     ],
 )  # fmt: skip

@@ -1,19 +1,27 @@
 """Adapters in TRL's trainers, which hand them to PEFT."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlpipe.recipe.adapter import AdaLoraAdapter, Adapter, BitFitAdapter, LoraAdapter, changes_the_base
+from rlpipe.pipelines.offline.trl_around_steps import around_steps
+from rlpipe.recipe.adapter import (
+    AdaLoraAdapter,
+    Adapter,
+    BitFitAdapter,
+    DeltaLoraAdapter,
+    LoraAdapter,
+    takes_weights_apart,
+)
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel, Trainer, TrainerCallback
+    from transformers import PreTrainedModel, Trainer
 
-    from rlpipe.training.masters import AroundSteps
+    from rlpipe.training.adapter_export import Departure
 
 
 def can_be_switched_off(adapter: Adapter | None) -> bool:
@@ -54,24 +62,35 @@ def seeded(adapter: Adapter | None, seed: int) -> Iterator[None]:
         yield
 
 
-def finish(trainer: "Trainer", adapter: Adapter | None, dtype: "torch.dtype") -> "dict[str, torch.Tensor] | None":
-    """What PEFT's configuration does not say. Returns what an adapter that changes the base begins as."""
+def finish(
+    trainer: "Trainer", adapter: Adapter | None, dtype: "torch.dtype", checkpoint: str | None
+) -> "Callable[[], Departure | None]":
+    """What PEFT's configuration does not say. Training goes on from `checkpoint`, if there is one. Returns what tells,
+    later on, how the base's weights have changed."""
     from rlpipe.models.adapters import freeze, switched_off
-    from rlpipe.training.adapter_export import adapter_state
+    from rlpipe.training.adapter_export import Departure, adapter_state
+    from rlpipe.training.base_update import BaseUpdate
     from rlpipe.training.rank_allocation import RankAllocation
+    from rlpipe.training.sharding import declare_direct
 
     if not can_be_switched_off(adapter):
-        return None
+        return lambda: None
     model = trainer.model
     freeze(model, adapter)
+    declare_direct(model)
     if getattr(model, "is_loaded_in_4bit", False):
         _compute_in(dtype, model)
     model.disable_adapter = partial(switched_off, model)  # TRL calls it for the reference
     if isinstance(adapter, LoraAdapter) and adapter.loraplus_lr_ratio != 1:
         trainer.create_optimizer = partial(_of_two_rates, trainer, adapter.loraplus_lr_ratio)
     if isinstance(adapter, AdaLoraAdapter):
-        trainer.add_callback(_around_steps(trainer, RankAllocation(model)))
-    return adapter_state(model) if changes_the_base(adapter) else None
+        trainer.add_callback(around_steps(trainer, RankAllocation(model), checkpoint))
+    if isinstance(adapter, DeltaLoraAdapter):
+        update = BaseUpdate(model, adapter.update_ratio, adapter.start_step)
+        trainer.add_callback(around_steps(trainer, update, checkpoint))
+        return update.departure
+    departure = Departure(adapter_state(model)) if takes_weights_apart(adapter) else None
+    return lambda: departure
 
 
 def sizes(model: "torch.nn.Module") -> dict[str, float]:
@@ -86,7 +105,7 @@ def sizes(model: "torch.nn.Module") -> dict[str, float]:
 def save(
     model: "PeftModel",
     adapter: Adapter,
-    initial: "dict[str, torch.Tensor] | None",
+    departure: "Departure | None",
     tokenizer_folder: str,
     merged_folder: Path,
     adapter_folder: Path,
@@ -98,10 +117,10 @@ def save(
 
     if adapter.mergeable:
         save_weights(model.get_base_model(), merged_parameters(model), tokenizer_folder, merged_folder, writer)
-    if initial is None:
+    if departure is None:
         save_adapter(model, adapter_folder, writer)
     else:
-        save_changed(model, initial, adapter_folder, writer)
+        save_changed(model, departure, adapter_folder, writer)
 
 
 def _compute_in(dtype: "torch.dtype", model: "PeftModel") -> None:
@@ -127,16 +146,3 @@ def _of_two_rates(trainer: "Trainer", ratio: float, *_: Any) -> "torch.optim.Opt
         **settings,
     )
     return trainer.optimizer
-
-
-def _around_steps(trainer: "Trainer", around: "AroundSteps") -> "TrainerCallback":
-    """Has something done around each step of the engine, which is there once the training begins."""
-    from transformers import TrainerCallback
-
-    from rlpipe.training.masters import watch_steps
-
-    class Watching(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            watch_steps(trainer.deepspeed, around)
-
-    return Watching()

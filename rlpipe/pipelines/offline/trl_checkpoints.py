@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from rlpipe.pipelines import checkpoints
 from rlpipe.pipelines.stage import FINAL_ADAPTER, FINAL_MODEL
 from rlpipe.recipe.training import OfflineTraining
-from rlpipe.training.checkpoint import CheckpointMismatch
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -34,15 +33,12 @@ def arguments(training: OfflineTraining, directory: Path, resumed: bool) -> dict
 
 
 def check(checkpoint: Path, training: OfflineTraining) -> None:
-    """Raises `CheckpointMismatch` if other ranks wrote it than shall go on from it: DeepSpeed splits its state."""
+    """Raises `CheckpointMismatch` if other ranks wrote it than shall go on from it."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     written = state["stateful_callbacks"]["Committer"]["attributes"]
-    for key in ("ranks", "zero_stage"):
-        if written[key] != getattr(training, key):
-            raise CheckpointMismatch(
-                f"{checkpoint} was written with train.{key}={written[key]}, and train.{key}={getattr(training, key)} "
-                f"cannot go on from it; resume with train.{key}={written[key]}"
-            )
+    keys = ("ranks", "zero_stage")
+    layout = {f"train.{key}": getattr(training, key) for key in keys}
+    checkpoints.check_layout(checkpoint, {f"train.{key}": written[key] for key in keys}, layout)
 
 
 def committer(trainer: "Trainer", training: OfflineTraining, directory: Path, save_weights: SaveWeights) -> Any:

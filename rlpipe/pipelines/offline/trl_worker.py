@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+    from rlpipe.training.adapter_export import Departure
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrlJob(ABC):
@@ -146,9 +148,9 @@ def _trainer(job: TrlJob, scratch: str, progress: Progress) -> "Trainer":
     with adapted.seeded(job.adapter, job.seed):
         trainer = job.trainer(common, dtype, progress.alive)
     _check_size(trainer, job)
-    initial = adapted.finish(trainer, job.adapter, dtype)
+    departure = adapted.finish(trainer, job.adapter, dtype, job.checkpoint)
     progress.metrics(0, adapted.sizes(trainer.model))
-    save = partial(_save, trainer, job, initial)
+    save = partial(_save, trainer, job, departure)
     trainer.save_result = partial(save, Path(job.output_dir), Path(job.adapter_dir))
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(reporter(trainer, progress, job.metric_names, job.others))
@@ -173,12 +175,12 @@ def _check_size(trainer: "Trainer", job: TrlJob) -> None:
 def _save(
     trainer: "Trainer",
     job: TrlJob,
-    initial: "dict[str, torch.Tensor] | None",
+    departure: "Callable[[], Departure | None]",
     model_folder: Path,
     adapter_folder: Path,
 ) -> None:
-    """All weights, an adapter of PEFT merged into them, and that by itself. `initial` is what an adapter that changes
-    the base began as."""
+    """All weights, an adapter of PEFT merged into them, and that by itself. `departure` tells how the base's weights
+    have changed."""
     from peft import PeftModel
 
     from rlpipe.training.export import save_pretrained
@@ -190,7 +192,7 @@ def _save(
         model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
         model.config.use_cache = True  # the trainer turns it off; whoever generates with the result wants it
         if isinstance(model, PeftModel):
-            adapted.save(model, job.adapter, initial, folder, model_folder, adapter_folder, writer)
+            adapted.save(model, job.adapter, departure(), folder, model_folder, adapter_folder, writer)
         else:
             save_pretrained(model, folder, model_folder, writer)
 

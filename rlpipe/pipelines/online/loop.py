@@ -3,8 +3,9 @@
     cursor -> lease -> generate -> score -> append      Sampler, into the ledger
     take -> reference, advantages -> update -> commit   Trainer
     publish weights v+1, and prove that they arrived    Publisher
+    evaluate -> write a checkpoint                      Evaluator, Saving
 
-Named on the right is what does it.
+Named on the right is what does it. A run that goes on begins with what was done: CatchingUp.
 """
 
 import time
@@ -15,10 +16,12 @@ from rlpipe.data.flow import Group
 from rlpipe.ledger.ledger import Ledger
 from rlpipe.observe.events import EventLog
 from rlpipe.pipelines.evaluation import Evaluated, said_in, shown
+from rlpipe.pipelines.online.catching_up import CatchingUp
 from rlpipe.pipelines.online.dynamic_sampling import flat, replace_flat
-from rlpipe.pipelines.online.metrics import sample_metrics
+from rlpipe.pipelines.online.metrics import sample_metrics, speed_metrics
 from rlpipe.pipelines.online.publisher import Publisher
 from rlpipe.pipelines.online.sampler import Sampler
+from rlpipe.pipelines.online.saving import Saving
 from rlpipe.pipelines.online.trainer import Trainer
 from rlpipe.recipe.algorithm import Schedule
 from rlpipe.rewards.stage import RewardStage
@@ -38,17 +41,20 @@ class Loop:
     trainer: Trainer
     publisher: Publisher
     evaluate: Callable[[], Evaluated]
+    saving: Saving
+    catching_up: CatchingUp
     events: EventLog
 
     def run(self) -> None:
-        """All steps. Step s trains on samples of weight version s - 1 and publishes version s."""
+        """All steps that are not committed yet. Step s trains on samples of weight version s - 1 and publishes version
+        s."""
         with self.events.phase("publish", says="publishing the first weights, and checking that they arrived"):
             self.publisher.publish(version=0)
-        self._evaluate(step=0)
-        for step in range(1, self.schedule.steps + 1):
+        done = self.catching_up.run()
+        self._conclude(done)
+        for step in range(done + 1, self.schedule.steps + 1):
             self._step(step)
-            if step % self.evaluate_every == 0 or step == self.schedule.steps:
-                self._evaluate(step)
+            self._conclude(step)
 
     def _step(self, step: int) -> None:
         started, phase = time.perf_counter(), self.events.phase
@@ -64,7 +70,8 @@ class Loop:
             metrics |= self.publisher.publish(version=step)
         self.events.commit(step, version=step)
         seconds = time.perf_counter() - started
-        self.events.metrics(step, metrics | sample_metrics(groups, dropped, seconds))
+        metrics |= sample_metrics(groups, dropped) | speed_metrics(groups, dropped, seconds)
+        self.events.metrics(step, metrics)
 
     def _groups(self, step: int) -> tuple[list[Group], list[Group]]:
         """The step's groups, and those that dynamic sampling dropped."""
@@ -91,7 +98,15 @@ class Loop:
             self.rewards.check(groups, step)
         return groups
 
-    def _evaluate(self, step: int) -> None:
+    def _conclude(self, step: int) -> None:
+        """What is due after a step, or before the first one. A checkpoint comes last, and so says that all is done."""
+        if self.saving.stands(step):
+            return
+        due = step % self.evaluate_every == 0 or step == self.schedule.steps
+        self.saving.save(step, self._evaluated(step) if due else None)
+
+    def _evaluated(self, step: int) -> dict[str, float]:
         with self.events.phase("evaluate", step, says="answering held-out prompts"):
             found = self.evaluate()
         self.events.evaluation(step, found.metrics, found.samples)
+        return found.metrics

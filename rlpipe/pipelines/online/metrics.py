@@ -13,7 +13,7 @@ from rlpipe.pipelines.online.dynamic_sampling import flat
 _CUT_OFF = (FinishReason.LENGTH, FinishReason.TURNS)
 
 
-def sample_metrics(trained: Sequence[Group], dropped: Sequence[Group], seconds: float) -> dict[str, float]:
+def sample_metrics(trained: Sequence[Group], dropped: Sequence[Group]) -> dict[str, float]:
     """Means over the step's responses, those of groups that dynamic sampling dropped among them, or rewards would look
     better than they are; rewards only over those whose reward could be computed."""
     groups = [*trained, *dropped]
@@ -30,9 +30,13 @@ def sample_metrics(trained: Sequence[Group], dropped: Sequence[Group], seconds: 
         "response_length": float(lengths.mean()),
         "truncated": float(np.mean([t.finish_reason in _CUT_OFF for t in trajectories])),
         **turns_metric(trajectories),
-        "step_seconds": seconds,
-        "tokens_per_second": float(lengths.sum()) / seconds,
     }
+
+
+def speed_metrics(trained: Sequence[Group], dropped: Sequence[Group], seconds: float) -> dict[str, float]:
+    """How long the step took, and how much was generated in that time."""
+    tokens = sum(float(t.response_mask.sum()) for group in [*trained, *dropped] for t in group.trajectories)
+    return {"step_seconds": seconds, "tokens_per_second": tokens / seconds}
 
 
 def signal_metrics(batch: TokenBatch, shaped: Scored) -> dict[str, float]:

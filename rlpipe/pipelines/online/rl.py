@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from rlpipe.algorithms.online import OnlineAlgorithm
@@ -12,11 +13,13 @@ from rlpipe.data.records import DataError
 from rlpipe.ledger.ledger import Ledger
 from rlpipe.pipelines import episodes, reward_models, roles, sizes
 from rlpipe.pipelines.evaluation import Evaluator
+from rlpipe.pipelines.online.catching_up import CatchingUp
 from rlpipe.pipelines.online.loop import Loop
 from rlpipe.pipelines.online.publisher import Publisher
 from rlpipe.pipelines.online.sampler import Sampler
+from rlpipe.pipelines.online.saving import Saving
 from rlpipe.pipelines.online.trainer import Trainer
-from rlpipe.pipelines.stage import FINAL_ADAPTER, Stage
+from rlpipe.pipelines.stage import FINAL_ADAPTER, FINAL_MODEL, Stage
 from rlpipe.recipe.tasks import RlRecipe
 from rlpipe.rewards.stage import RewardStage
 from rlpipe.rollout.environments.stage import EnvironmentStage
@@ -48,7 +51,11 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
             _note_sizes(stage, recipe, started.handles)
         loop.run()
         with stage.events.phase("save", says="saving the model"):
-            _save(stage, recipe, started.handles[roles.POLICY])
+            loop.saving.choose()
+            policy = started.handles[roles.POLICY]
+            _save_model(stage, policy, stage.result)
+            if recipe.adapter is not None:
+                _save_adapter(stage, policy, stage.directory / FINAL_ADAPTER)
 
 
 def _roles(stage: Stage, recipe: RlRecipe, algorithm: OnlineAlgorithm) -> list[RoleSpec]:
@@ -99,6 +106,9 @@ def _loop(
     group_size, resampling = recipe.algorithm.group_size, recipe.algorithm.dynamic_sampling
     sampling = Sampling(recipe.rollout.max_new_tokens, recipe.rollout.temperature, stage.stop_token_ids)
     evaluator = Evaluator(stage, heldout)
+    trainer = _trainer(recipe, algorithm, handles)
+    publisher = _publisher(stage, recipe, handles[roles.POLICY], pool, heldout)
+    saving = _saving(stage, recipe, handles, trainer, ledger)
     return Loop(
         schedule=recipe.schedule,
         resampling_rounds=resampling.max_rounds if resampling else 0,
@@ -106,19 +116,54 @@ def _loop(
         ledger=ledger,
         sampler=Sampler(roles.POLICY, ledger, rollouts, scoring, stage.tokenizer, sampling, group_size, recipe.seed),
         rewards=scoring,
-        trainer=Trainer(
-            handles,
-            algorithm,
-            recipe.train,
-            group_size,
-            recipe.deadlines.train,
-            critic_warmup=recipe.critic.warmup_steps,
-            taking_turns=recipe.critic.share is not None,
-        ),
-        publisher=_publisher(stage, recipe, handles[roles.POLICY], pool, heldout),
+        trainer=trainer,
+        publisher=publisher,
         evaluate=lambda: evaluator.run(rollouts, scoring, roles.POLICY),
+        saving=saving,
+        catching_up=CatchingUp(ledger, trainer, publisher, saving, stage.events),
         events=stage.events,
     )
+
+
+def _trainer(recipe: RlRecipe, algorithm: OnlineAlgorithm, handles: dict[str, list[Handle[Any]]]) -> Trainer:
+    return Trainer(
+        handles,
+        algorithm,
+        recipe.train,
+        recipe.algorithm.group_size,
+        recipe.deadlines.train,
+        critic_warmup=recipe.critic.warmup_steps,
+        taking_turns=recipe.critic.share is not None,
+    )
+
+
+def _saving(
+    stage: Stage, recipe: RlRecipe, handles: dict[str, list[Handle[Any]]], trainer: Trainer, ledger: Ledger
+) -> Saving:
+    """A checkpoint holds the policy as a model, or as the adapter that is all of it that is trained."""
+    save = _save_model if recipe.adapter is None else _save_adapter
+    folder = FINAL_MODEL if recipe.adapter is None else FINAL_ADAPTER
+    return Saving(
+        stage.directory,
+        recipe.train,
+        recipe.schedule.steps,
+        handles,
+        trainer,
+        ledger,
+        lambda checkpoint: save(stage, handles[roles.POLICY], checkpoint / folder),
+        _layout(recipe, handles),
+        recipe.deadlines.train,
+        stage.events,
+    )
+
+
+def _layout(recipe: RlRecipe, handles: dict[str, list[Handle[Any]]]) -> dict[str, int]:
+    """What a checkpoint hangs on, by the recipe's keys."""
+    layout = {"train.ranks": len(handles[roles.POLICY]), "train.zero_stage": recipe.train.zero_stage}
+    if "critic" not in handles:
+        return layout
+    shared = {} if recipe.critic.share else {"critic.ranks": len(handles["critic"])}
+    return layout | shared | {"critic.zero_stage": recipe.critic.zero_stage}
 
 
 def _publisher(
@@ -149,10 +194,13 @@ def _longest(recipe: RlRecipe, stage: Stage) -> int:
     return recipe.rollout.max_model_len or stage.model_length
 
 
-def _save(stage: Stage, recipe: RlRecipe, policy: list[Handle[Policy]]) -> None:
-    within = Within("train", recipe.deadlines.train)
-    results([rank.call(within, Policy.save, str(stage.result)) for rank in policy])
+def _save_model(stage: Stage, policy: list[Handle[Policy]], folder: Path) -> None:
+    within = Within("train", stage.recipe.deadlines.train)
+    results([rank.call(within, Policy.save, str(folder)) for rank in policy])
     # The policy's ranks copied the base model's tokenizer; this one also has the recipe's chat template.
-    stage.tokenizer.save_pretrained(stage.result)
-    if recipe.adapter is not None:
-        results([rank.call(within, Policy.save_adapter, str(stage.directory / FINAL_ADAPTER)) for rank in policy])
+    stage.tokenizer.save_pretrained(folder)
+
+
+def _save_adapter(stage: Stage, policy: list[Handle[Policy]], folder: Path) -> None:
+    within = Within("train", stage.recipe.deadlines.train)
+    results([rank.call(within, Policy.save_adapter, str(folder)) for rank in policy])

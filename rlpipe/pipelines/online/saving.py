@@ -1,0 +1,133 @@
+"""Checkpoints of an RL stage: all trained roles, and what the driver knows, under one manifest.
+
+checkpoints/step-NNNNNN/
+  policy/, critic/    what each rank of a role needs to go on: weights, optimizer, step count, random state
+  model/ or adapter/  the policy's weights, as transformers, PEFT and vLLM load them
+  state.json          the KL controller, where the ledger and its cursor stood, the weight version, the evaluation
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlpipe.ledger.ledger import Ledger
+from rlpipe.observe.events import EventLog
+from rlpipe.pipelines import checkpoints
+from rlpipe.pipelines.online.trainer import Trainer
+from rlpipe.recipe.roles import PolicyTraining
+from rlpipe.runtime.handle import Handle, Within, results
+from rlpipe.training.critic import Critic
+from rlpipe.training.policy import Policy
+
+STATE = "state.json"
+_SAVE = {"policy": Policy.save_state, "critic": Critic.save_state}
+_LOAD = {"policy": Policy.load_state, "critic": Critic.load_state}
+
+
+class Saving:
+    """Writes the checkpoints of a stage, and goes on from the newest one."""
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: PolicyTraining,
+        last: int,
+        roles: Mapping[str, Sequence[Handle[Any]]],
+        trainer: Trainer,
+        ledger: Ledger,
+        export: Callable[[Path], None],
+        layout: Mapping[str, int],
+        seconds: float,
+        events: EventLog,
+    ) -> None:
+        """`directory` is the stage's, on storage that all ranks share, and `last` its last step. `export` writes the
+        policy into a folder for others to load. `layout`: the keys of the recipe, with their values, that have to be
+        the same for whoever goes on from a checkpoint."""
+        self._directory, self._settings, self._last = directory, settings, last
+        self._roles = {name: ranks for name, ranks in roles.items() if name in _SAVE}
+        self._trainer, self._ledger, self._export, self._layout = trainer, ledger, export, dict(layout)
+        self._within, self._events = Within("train", seconds), events
+
+    def stands(self, step: int) -> bool:
+        """Whether there is a checkpoint of this step."""
+        return checkpoints.place(self._directory, step).is_dir()
+
+    def save(self, step: int, evaluation: Mapping[str, float] | None) -> None:
+        """Write a checkpoint, if one is due after this step; older ones go once it stands. `evaluation` is what was
+        found of the weights after this step, if they were evaluated."""
+        every = self._settings.save_steps
+        if not every or not step or (step % every and step != self._last):
+            return
+        with self._events.phase("checkpoint", step, says="writing a checkpoint"):
+            partial = self._directory / checkpoints.FOLDER / ".partial"
+            shutil.rmtree(partial, ignore_errors=True)  # what a run that was killed had begun to write
+            partial.mkdir(parents=True)
+            self._all_ranks(_SAVE, partial)
+            self._export(partial)
+            state = self._state(step, evaluation)
+            (partial / STATE).write_text(json.dumps(state, indent=2, sort_keys=True), encoding="utf-8")
+            spared = self._best([state]) if self._settings.load_best_model_at_end else None
+            checkpoints.commit(partial, self._directory, step, self._settings.save_total_limit, spared)
+
+    def load(self) -> int:
+        """Put everything back to where the newest whole checkpoint was written; returns its step, 0 without one.
+
+        Raises `CheckpointMismatch` if the recipe has another layout than the one that wrote it, and `LedgerError` if
+        the ledger does not reach that far.
+        """
+        checkpoints.set_damaged_aside(self._directory)
+        folder = checkpoints.newest(self._directory)
+        if folder is None:
+            return 0
+        state = _read(folder)
+        checkpoints.check_layout(folder, state["layout"], self._layout)
+        self._ledger.require(state["step"], f"the checkpoint {folder}")
+        self._all_ranks(_LOAD, folder)
+        self._trainer.load(state["trainer"])
+        return state["step"]
+
+    def choose(self) -> None:
+        """Where the recipe asks for it, give the policy the weights of the best checkpoint. Raises `CheckpointMismatch`
+        if that is damaged."""
+        if not self._settings.load_best_model_at_end:
+            return
+        best, metric = self._best(), self._settings.metric_for_best_model
+        self._events.note(f"the result is the model of step {best}: no checkpoint has a higher {metric}")
+        if best != self._last:
+            folder = checkpoints.place(self._directory, best)
+            checkpoints.require_whole(folder)
+            self._all_ranks({"policy": Policy.load_state}, folder)
+
+    def _best(self, coming: Sequence[dict[str, Any]] = ()) -> int:
+        """The step whose evaluation has the highest metric, of the checkpoints that stand and those that come; the
+        first of several. NaN is below everything, and so is what was not evaluated."""
+        states = [*map(_read, checkpoints.standing(self._directory)), *coming]
+        metric = self._settings.metric_for_best_model
+        values = {state["step"]: (state["evaluation"] or {}).get(metric, math.nan) for state in states}
+        return max(values, key=lambda step: -math.inf if math.isnan(values[step]) else values[step])
+
+    def _state(self, step: int, evaluation: Mapping[str, float] | None) -> dict[str, Any]:
+        return {
+            "step": step,
+            "version": step,
+            "trainer": self._trainer.state(),
+            "ledger": self._ledger.state(),
+            "evaluation": None if evaluation is None else dict(evaluation),
+            "layout": self._layout,
+        }
+
+    def _all_ranks(self, methods: Mapping[str, Callable[..., None]], folder: Path) -> None:
+        """Collective in each role; all are under way before one is waited for."""
+        calls = [
+            rank.call(self._within, method, str(folder / name))
+            for name, method in methods.items()
+            for rank in self._roles.get(name, ())
+        ]
+        results(calls)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / STATE).read_text(encoding="utf-8"))
