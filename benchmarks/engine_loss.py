@@ -2,8 +2,8 @@
 
     python benchmarks/engine_loss.py [--engine vllm] [--engines 2] [--heartbeat 30]
 
-Two runs of a small model on a Ray of this machine. In one an engine gets SIGKILL, in the other SIGSTOP, each time it has
-work in hand. Seconds since the signal, by the run's own warnings; and whether what was trained on is what a run without
+Two runs of a small model on a Ray of this machine. In one an engine gets SIGKILL, in the other SIGSTOP, with work in
+its hands. Seconds since the signal, by the run's own warnings; and whether what was trained on is what a run without
 a fault was trained on: the same prompts in the same order with the same tokens.
 """
 

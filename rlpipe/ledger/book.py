@@ -151,6 +151,13 @@ class Book:
             del self._by_lease[group_id]
         self._replaceable += len(group_ids)
 
+    def give_back(self) -> None:
+        """See `Ledger.give_back`."""
+        for drawn in self.dropped:
+            drawn.reason = ""
+            self._by_lease[drawn.lease_id] = drawn
+        self._taken = self._replaceable = 0
+
     def commit(self, fates: Mapping[str, Fate]) -> None:
         """What is taken leaves the book, and counts as what became of it, by lease."""
         for drawn in self._drawn[: self._taken]:

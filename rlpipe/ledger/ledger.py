@@ -125,6 +125,10 @@ class Ledger:
         self._book.drop(group_ids, reason)
         logger.info("dropped %s: %s", ", ".join(group_ids), reason)
 
+    def give_back(self) -> None:
+        """What is taken and not committed can be taken again; what was dropped of it, too."""
+        self._book.give_back()
+
     def commit(self, step: int, advantages: Sequence[float] | None = None) -> None:
         """What was taken has been trained, in this step. `advantages`: one for each response of the taken groups, in
         their order, as the rollouts tell them."""

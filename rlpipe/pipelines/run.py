@@ -28,7 +28,7 @@ from rlpipe.recipe.resolved import to_yaml
 from rlpipe.recipe.tasks import PipelineRecipe, Recipe, RlRecipe, StageRecipe
 from rlpipe.rewards.reward import RewardUnusable
 from rlpipe.rewards.stage import RewardFailed
-from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
+from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, RoleDied
 from rlpipe.runtime.local import LocalRuntime
 from rlpipe.runtime.machine import command
 from rlpipe.runtime.roles import PlacementError, Runtime
@@ -39,8 +39,8 @@ from rlpipe.weights.verify import WeightSyncError
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 
 TOLD = (
-    DataError, ModelError, RewardUnusable, RewardFailed, TrackerMissing, DeadlineExceeded, RoleDied, PlacementError,
-    TrainingFailed, WeightsRejected, WeightSyncError, CheckpointMismatch, LedgerError,
+    DataError, ModelError, RewardUnusable, RewardFailed, TrackerMissing, DeadlineExceeded, RoleDied, GivenUp,
+    PlacementError, TrainingFailed, WeightsRejected, WeightSyncError, CheckpointMismatch, LedgerError,
 )  # fmt: skip
 """Errors whose message says all there is to say: no traceback."""
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from rlpipe.recipe.base import Strict
 from rlpipe.recipe.model import Dtype
@@ -59,6 +59,9 @@ class PolicyTraining(TrainedRole, Checkpoints):
     """Optimizer steps the batch of one RL step is split into."""
     epochs: PositiveInt = 1
     """Passes over each batch."""
+    max_restarts: NonNegativeInt = 3
+    """How often in a row, without a step in between, policy, critic and reference start again because a process of
+    theirs died or does not answer, before the run gives up."""
     tokens_per_micro_batch: PositiveInt = 16384
     """Token budget (after padding) of one forward and backward; lower it when memory runs out."""
     metric_for_best_model: str = "reward"

@@ -41,10 +41,11 @@ class Publication:
         answer as the trainer does, and whatever its calls raise."""
         receiving = engine.call(self.within, RolloutWorker.publish, self.version, self.payload)
         yield receiving
+        sent, trainer = self.truth  # first: a trainer that died is no fault of the engine's
         receipt, at = receiving.result(), time.monotonic()
         answering = engine.call(self.within, RolloutWorker.probe, self.probes)
         yield answering
-        answers, (sent, trainer) = answering.result(), self.truth
+        answers = answering.result()
         found = self.verifier.check(engine.name, self.version, sent.digest, receipt.digest, trainer, answers)
         return Delivered(found, at)
 

@@ -11,7 +11,7 @@ from rlpipe.rollout.delivery import Delivered, Publication
 from rlpipe.rollout.revival import Revival
 from rlpipe.rollout.seat import AskedGroup, FinishedGroup, Seat
 from rlpipe.rollout.worker import RolloutWorker
-from rlpipe.runtime.handle import DeadlineExceeded, Handle, Pending, RoleDied, Within, first_ready
+from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, Handle, Pending, RoleDied, Within, first_ready
 
 logger = logging.getLogger(__name__)
 
@@ -20,10 +20,6 @@ SLICE_SECONDS = 0.25
 
 _Lost = (RoleDied, DeadlineExceeded)
 """What says that a process is gone or hangs. Any other error is the engine's word about what it was asked."""
-
-
-class EngineLost(RuntimeError):
-    """Engines are lost faster than replacing them helps; the message names the fault that recurs."""
 
 
 class Barren(RuntimeError):
@@ -65,7 +61,7 @@ class EnginePool:
     def finished(self, seconds: float) -> list[FinishedGroup]:
         """Groups of any model that are complete, waiting up to `seconds` for the first.
 
-        Raises `EngineLost` if engines cannot be replaced; `Barren` naming the engine if any response from it takes
+        Raises `GivenUp` if engines cannot be replaced; `Barren` naming the engine if any response from it takes
         longer than deadlines.rollout; whatever else an engine raised is raised here.
         """
         until = time.monotonic() + seconds
@@ -188,11 +184,14 @@ class EnginePool:
                 "are that long, raise deadlines.rollout; else look at the engine's log."
             )
 
-    def _lose(self, seat: Seat, fault: Exception) -> None:
+    def _lose(self, seat: Seat, fault: RoleDied | DeadlineExceeded) -> None:
         """Put another process in the place of an engine, and have the others do what it was asked."""
-        name, groups = seat.handle.name, seat.lose()
+        name = seat.handle.name
+        if fault.who not in ("", name):  # the trainer's fault, whose weights it was to get
+            raise fault
+        groups = seat.lose()
         if seat.losses > self._max_restarts or any(group.lost > self._max_restarts for group in groups):
-            raise EngineLost(_given_up(name, seat, groups, self._max_restarts, fault)) from fault
+            raise GivenUp(_given_up(name, seat, groups, self._max_restarts, fault)) from fault
         others = sum(other.serves for other in self._seats[seat.model] if other is not seat)
         logger.warning(
             "%s is lost: %s\nA new process takes its place (%d of %d in a row); the %d groups it had go to %s.",

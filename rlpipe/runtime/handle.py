@@ -21,9 +21,23 @@ P = ParamSpec("P")
 class DeadlineExceeded(TimeoutError):
     """A remote wait ran past its deadline; the message says who was waited for, in which phase, and for how long."""
 
+    def __init__(self, message: str, who: str = "") -> None:
+        """`who`: name of the handle, if it was one that was waited for."""
+        super().__init__(message)
+        self.who = who
+
 
 class RoleDied(RuntimeError):
     """The process that hosts a role is gone; the message names the role and the cause."""
+
+    def __init__(self, message: str, who: str = "") -> None:
+        """`who`: name of the handle."""
+        super().__init__(message)
+        self.who = who
+
+
+class GivenUp(RuntimeError):
+    """Processes are lost faster than replacing them helps; the message names the fault that recurs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +57,9 @@ class Pending(Protocol[T_co]):
     @classmethod
     def ready(cls, pendings: Sequence[Self], seconds: float) -> list[Self]:
         """Those of `pendings` whose `result` would not wait; waits up to `seconds` for the first one."""
+
+    def seconds_left(self) -> float:
+        """Until its deadline."""
 
 
 class Handle(Protocol, Generic[R]):
@@ -69,5 +86,11 @@ def first_ready(pendings: Sequence[Pending[Any]], seconds: float) -> list[Pendin
 
 
 def results(pendings: Sequence[Pending[T]]) -> list[T]:
-    """The values of all, in order; the first failure is raised."""
-    return [pending.result() for pending in pendings]
+    """The values of all, in order. The first failure to come is raised, also while others are waited for: ranks wait
+    for one that died."""
+    values: dict[int, T] = {}
+    while waiting := [pending for pending in pendings if id(pending) not in values]:
+        first = min(waiting, key=lambda pending: pending.seconds_left())
+        for pending in first_ready(waiting, max(0.0, first.seconds_left())) or [first]:
+            values[id(pending)] = pending.result()
+    return [values[id(pending)] for pending in pendings]

@@ -33,6 +33,9 @@ class LocalPending(Generic[T]):
             raise self._error
         return self._value
 
+    def seconds_left(self) -> float:
+        return 0.0
+
     @classmethod
     def ready(cls, pendings: Sequence["LocalPending[T]"], seconds: float) -> list["LocalPending[T]"]:
         return list(pendings)
@@ -61,10 +64,11 @@ class LocalHandle:
         if self._again is None:
             raise TypeError(f"{self.name} has nothing that could take its place")
         self.close()
-        return LocalPending(self._build, (), {})
+        return LocalPending(lambda: self.hold(self._again()), (), {})
 
-    def _build(self) -> None:
-        self._role = self._again()
+    def hold(self, role: Any) -> None:
+        """Another role object in the place of this one."""
+        self._role = role
 
     def close(self) -> None:
         """Let the role go; one that holds more than memory says so by a `close` of its own."""
@@ -76,8 +80,8 @@ class LocalHandle:
 class LocalStarted:
     """Roles that were built while they were started."""
 
-    def __init__(self, handles: dict[str, list[Handle[Any]]]) -> None:
-        self.handles = handles
+    def __init__(self, handles: dict[str, list[Handle[Any]]], restart: Callable[[Sequence[str]], None]) -> None:
+        self.handles, self.restart = handles, restart
 
     def ready(self) -> None:
         """They are."""
@@ -91,18 +95,30 @@ class LocalRuntime:
         self._roles: dict[str, Any] = {}
 
     def start(self, roles: list[RoleSpec]) -> LocalStarted:
-        return LocalStarted({spec.name: [self._start(spec)] for spec in roles})
+        handles = {spec.name: self._start(spec) for spec in roles}
+
+        def restart(names: Sequence[str]) -> None:
+            for name in names:
+                handles[name].close()
+            for spec in roles:
+                if spec.name in names:
+                    handles[spec.name].hold(self._built(spec))
+
+        return LocalStarted({name: [handle] for name, handle in handles.items()}, restart)
 
     def _start(self, spec: RoleSpec) -> LocalHandle:
         os.environ.update(spec.environment)
         set_threads(spec.threads, sharing=1)  # one process: the role started last decides
+        again = None if spec.again is None else partial(spec.role, *spec.again)
+        handle = LocalHandle(spec.name, self._built(spec), again)
+        self._handles.append(handle)
+        return handle
+
+    def _built(self, spec: RoleSpec) -> Any:
         [seat] = seats_at([("here", "127.0.0.1", free_port())])
         host = [self._roles[spec.host]] if spec.host else []
         role = self._roles[spec.name] = spec.role(*spec.arguments(seat), *host)
-        again = None if spec.again is None else partial(spec.role, *spec.again)
-        handle = LocalHandle(spec.name, role, again)
-        self._handles.append(handle)
-        return handle
+        return role
 
     def stop(self) -> None:
         for handle in self._handles:

@@ -22,16 +22,20 @@ class RayPending(Generic[T]):
         self._started = time.monotonic()
 
     def result(self) -> T:
-        remaining = self._started + self._within.seconds - time.monotonic()
         try:
-            return ray.get(self.ref, timeout=max(0.0, remaining))
+            return ray.get(self.ref, timeout=max(0.0, self.seconds_left()))
         except GetTimeoutError:
-            raise DeadlineExceeded(self._overdue()) from None
+            raise DeadlineExceeded(self._overdue(), self._role_name) from None
         except RayTaskError as error:
             raise _unwrapped(error, self._role_name) from None
         except RayError as error:
             # Not only RayActorError: a worker, node or object owner that died raises other kinds.
-            raise RoleDied(f"{self._role_name} died during {self._what} ({self._within.phase}): {error}") from None
+            raise RoleDied(
+                f"{self._role_name} died during {self._what} ({self._within.phase}): {error}", self._role_name
+            ) from None
+
+    def seconds_left(self) -> float:
+        return self._started + self._within.seconds - time.monotonic()
 
     def _overdue(self) -> str:
         return (

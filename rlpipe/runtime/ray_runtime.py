@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -37,22 +37,40 @@ def connected() -> Iterator[None]:
 class RayStarted:
     """Roles whose processes are up and whose constructors run."""
 
-    def __init__(self) -> None:
+    def __init__(self, within: Within) -> None:
         self.handles: dict[str, list[Handle[Any]]] = {}
+        self._within = within
+        self._processes: dict[str, tuple[RoleSpec, list[RayProcess]]] = {}
         self._builds: list[RayPending[None]] = []
 
-    def add(self, spec: RoleSpec, processes: list[RayProcess], within: Within) -> None:
+    def add(self, spec: RoleSpec, processes: list[RayProcess]) -> None:
         """Build one role in its processes."""
+        self._processes[spec.name] = spec, processes
+        self.handles[spec.name] = self._build(spec, processes)
+
+    def restart(self, names: Sequence[str]) -> None:
+        """See `Started.restart`."""
+        gang = [self._processes[name] for name in names]
+        for spec, processes in gang:
+            if spec.shares is None:
+                for process in processes:
+                    process.restart()
+        for spec, processes in sorted(gang, key=lambda of: of[0].shares is not None):
+            self._build(spec, processes)
+        self.ready()
+
+    def _build(self, spec: RoleSpec, processes: list[RayProcess]) -> list[Handle[Any]]:
         names = [spec.name if len(processes) == 1 else f"{spec.name}[{i}]" for i in range(len(processes))]
         handles: list[Handle[Any]] = []
-        for name, process, seat in zip(names, processes, _seats(names, processes, within), strict=True):
-            handle = RayHandle(name, process, spec, seat.local_count, within)
+        for name, process, seat in zip(names, processes, _seats(names, processes, self._within), strict=True):
+            handle = RayHandle(name, process, spec, seat.local_count, self._within)
             self._builds.append(handle.build(spec.arguments(seat)))
             handles.append(handle)
-        self.handles[spec.name] = handles
+        return handles
 
     def ready(self) -> None:
-        results(self._builds)
+        builds, self._builds = self._builds, []
+        results(builds)
 
 
 class RayRuntime:
@@ -67,10 +85,9 @@ class RayRuntime:
     def start(self, roles: list[RoleSpec]) -> RayStarted:
         owners = [spec for spec in roles if spec.shares is None]
         processes = self._placed(owners, roles)
-        within = Within("start", self._deadlines.start)
-        started = RayStarted()
+        started = RayStarted(Within("start", self._deadlines.start))
         for spec in owners + [spec for spec in roles if spec.shares is not None]:
-            started.add(spec, processes[spec.shares or spec.name], within)
+            started.add(spec, processes[spec.shares or spec.name])
         return started
 
     def _placed(self, owners: list[RoleSpec], roles: list[RoleSpec]) -> dict[str, list[RayProcess]]:

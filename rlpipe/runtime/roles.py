@@ -75,6 +75,10 @@ class Started(Protocol):
     def ready(self) -> None:
         """Wait until every role is built. Raises `DeadlineExceeded` or what a constructor raised."""
 
+    def restart(self, names: Sequence[str]) -> None:
+        """End the processes of these roles, whatever they do, and build the roles anew in others, as they were built
+        first; a role goes together with those that share its processes. The handles stay. Raises as `ready`."""
+
 
 class Runtime(Protocol):
     """Where roles run."""

@@ -1,5 +1,6 @@
 """The online loop as a user runs it: the same numbers wherever it runs, and a stop that says why when it must stop."""
 
+import functools
 import math
 import os
 import signal
@@ -14,12 +15,16 @@ import pytest
 
 from rlpipe.data.storage import Storage
 from rlpipe.observe.events import read
+from rlpipe.pipelines.online import gang
+from rlpipe.pipelines.online.loop import Loop
 from rlpipe.pipelines.run import DONE, FAILED, INTERRUPTED, run
 from rlpipe.recipe.algorithm import PRESETS
 from rlpipe.recipe.load import load
 from rlpipe.rollout.pool import EnginePool
 from rlpipe.rollout.transformers_engine import TransformersEngine
-from rlpipe.runtime.handle import Within
+from rlpipe.runtime.handle import RoleDied, Within
+from rlpipe.training.critic import Critic
+from rlpipe.training.policy import Policy
 
 pytestmark = pytest.mark.integration
 
@@ -230,6 +235,90 @@ def strike_in_step(version: int, fault: signal.Signals, monkeypatch) -> list[int
 
     monkeypatch.setattr(EnginePool, "_look", look_and_strike)
     return struck
+
+
+DIES_AT = {"train": (Policy, "update"), "publish": (Policy, "probe"), "critic": (Critic, "update")}
+
+
+@pytest.mark.parametrize(
+    ("where", "changes"),
+    [
+        ("train", ()),
+        ("publish", ("train.save_steps=1",)),
+        ("critic", ("algorithm={name: ppo}", "train.minibatches=2", "train.save_steps=1", "train.save_total_limit=1")),
+    ],
+    ids=["train", "publish", "critic"],
+)
+def test_training_roles_that_are_lost_start_again_as_if_nothing_had_happened(
+    where, changes, recipe_file, tmp_path, monkeypatch
+):
+    expected = train(recipe_file, tmp_path / "whole", *changes)
+    role, method = DIES_AT[where]
+    real, calls = getattr(role, method), []
+
+    @functools.wraps(real)
+    def dies_once(self, *arguments):
+        calls.append(method)
+        if len(calls) == 3:  # in step 2 or 3, some of whose work is done
+            raise RoleDied("killed by the test", "policy")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(role, method, dies_once)
+    metrics = train(recipe_file, tmp_path / "run", *changes)
+    assert_same(metrics, expected, within=0.0)
+    assert trained_on(tmp_path / "run") == trained_on(tmp_path / "whole")
+    assert final_weights(tmp_path / "run") == final_weights(tmp_path / "whole")
+    said = [event["message"] for event in events(tmp_path / "run", "warning")]
+    assert sum("start again (1 of 3 in a row)" in line for line in said) == 1
+
+
+def test_training_roles_that_are_lost_again_and_again_end_the_run(recipe_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gang, "FIRST_REST_SECONDS", 0.01)
+
+    @functools.wraps(Policy.update)
+    def dies(self, *arguments):
+        raise RoleDied("killed by the test", "policy")
+
+    monkeypatch.setattr(Policy, "update", dies)
+    assert run(load(recipe_file, ["train.max_restarts=2"]), tmp_path / "run", debug=True) == FAILED
+    said = " ".join(capsys.readouterr().out.split())
+    assert "lost 3 times without a step in between; train.max_restarts is 2. The last fault: killed by the test" in said
+
+
+def test_an_error_of_a_role_that_lives_is_not_tried_again(recipe_file, tmp_path, monkeypatch):
+    @functools.wraps(Policy.update)
+    def wrong(self, *arguments):
+        raise ValueError("wrong by design")
+
+    monkeypatch.setattr(Policy, "update", wrong)
+    with pytest.raises(ValueError, match="wrong by design"):
+        run(load(recipe_file), tmp_path / "run", debug=True)
+    assert not [e for e in events(tmp_path / "run", "warning") if "start again" in e["message"]]
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_takes_its_gang_along_and_the_run_goes_on(
+    plain_run, recipe_file, tmp_path, ray_cluster, monkeypatch
+):
+    struck: list[int] = []
+    step = Loop._step
+
+    def step_and_strike(loop, number):
+        if number == 3 and not struck:
+            struck.append(loop.trainer._roles["policy"][1].pulse(Within("heartbeat", 10)).result())
+            os.kill(struck[0], signal.SIGKILL)
+        return step(loop, number)
+
+    monkeypatch.setattr(Loop, "_step", step_and_strike)
+    changes = ("train.ranks=2", "train.zero_stage=2", "train.save_steps=1", "deadlines.heartbeat=10")
+    metrics = train(recipe_file, tmp_path / "run", *changes, debug=False)
+    assert len(struck) == 1
+    assert_same(metrics, plain_run[1], within=1e-4)
+    assert trained_on(tmp_path / "run") == trained_on(plain_run[0] / "run")
+
+
+def final_weights(directory: Path) -> bytes:
+    return (directory / "model" / "model.safetensors").read_bytes()
 
 
 def trained_on(directory: Path) -> list:

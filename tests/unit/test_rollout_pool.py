@@ -13,11 +13,11 @@ from rlpipe.rollout import revival
 from rlpipe.rollout import seat as seats
 from rlpipe.rollout.delivery import Publication
 from rlpipe.rollout.engine import EngineSpec
-from rlpipe.rollout.pool import Barren, EngineLost, EnginePool
+from rlpipe.rollout.pool import Barren, EnginePool
 from rlpipe.rollout.records import NotCurrent
 from rlpipe.rollout.transformers_engine import TransformersEngine
 from rlpipe.rollout.worker import RolloutWorker
-from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Within
+from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, RoleDied, Within
 from rlpipe.runtime.local import LocalHandle, LocalPending
 from rlpipe.weights.packing import pack
 from rlpipe.weights.payload import Exported
@@ -247,7 +247,7 @@ def test_losses_in_a_row_end_with_the_fault_that_recurs(folder, trained):
     subject = mortal(folder, (0, 1, 2), max_restarts=2)
     subject.publish("policy", published(trained, 4))
     said = r"policy\[0\] was lost 3 times without .* rollout.max_restarts is 2. The last fault: killed by the test"
-    with pytest.raises(EngineLost, match=said):
+    with pytest.raises(GivenUp, match=said):
         tokens_of(subject)
 
 
@@ -267,7 +267,7 @@ def test_a_group_that_takes_every_engine_with_it_is_named(folder, trained, monke
 
     monkeypatch.setattr(Mortal, "advance", dies_of_poison)
     monkeypatch.setattr(Mortal, "submit", submit)
-    with pytest.raises(EngineLost, match="2 engines were lost while they had the group g1;"):
+    with pytest.raises(GivenUp, match="2 engines were lost while they had the group g1;"):
         tokens_of(subject)
 
 

@@ -18,6 +18,7 @@ from rlpipe.observe.events import EventLog
 from rlpipe.pipelines.evaluation import Evaluated, said_in, shown
 from rlpipe.pipelines.online.catching_up import CatchingUp
 from rlpipe.pipelines.online.dynamic_sampling import flat, replace_flat
+from rlpipe.pipelines.online.gang import Gang
 from rlpipe.pipelines.online.metrics import sample_metrics, speed_metrics
 from rlpipe.pipelines.online.publisher import Publisher
 from rlpipe.pipelines.online.sampler import Sampler
@@ -42,19 +43,34 @@ class Loop:
     publisher: Publisher
     evaluate: Callable[[], Evaluated]
     saving: Saving
+    gang: Gang
     catching_up: CatchingUp
     events: EventLog
 
     def run(self) -> None:
         """All steps that are not committed yet. Step s trains on samples of weight version s - 1 and publishes version
         s."""
+        done = None
+        while done is None or done < self.schedule.steps:
+            try:
+                done = self._begin() if done is None else self._advance(done + 1)
+            except Exception as fault:  # one of a lost process is mended, any other raised
+                self.gang.replace(fault, self.ledger.step)
+                self.ledger.give_back()
+                done = None
+
+    def _begin(self) -> int:
+        """Bring roles and engines to where the ledger stands; returns the last committed step."""
         with self.events.phase("publish", says="publishing the first weights, and checking that they arrived"):
             self.publisher.publish(version=0)
         done = self.catching_up.run()
         self._conclude(done)
-        for step in range(done + 1, self.schedule.steps + 1):
-            self._step(step)
-            self._conclude(step)
+        return done
+
+    def _advance(self, step: int) -> int:
+        self._step(step)
+        self._conclude(step)
+        return step
 
     def _step(self, step: int) -> None:
         started, phase = time.perf_counter(), self.events.phase

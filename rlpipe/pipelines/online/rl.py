@@ -14,6 +14,7 @@ from rlpipe.ledger.ledger import Ledger
 from rlpipe.pipelines import episodes, reward_models, roles, sizes
 from rlpipe.pipelines.evaluation import Evaluator
 from rlpipe.pipelines.online.catching_up import CatchingUp
+from rlpipe.pipelines.online.gang import Gang
 from rlpipe.pipelines.online.loop import Loop
 from rlpipe.pipelines.online.publisher import Publisher
 from rlpipe.pipelines.online.sampler import Sampler
@@ -25,7 +26,7 @@ from rlpipe.rewards.stage import RewardStage
 from rlpipe.rollout.environments.stage import EnvironmentStage
 from rlpipe.rollout.pool import EnginePool
 from rlpipe.runtime.handle import Handle, Within, results
-from rlpipe.runtime.roles import RoleSpec
+from rlpipe.runtime.roles import RoleSpec, Started
 from rlpipe.training.critic import Critic
 from rlpipe.training.policy import Policy
 from rlpipe.weights.probes import choose_probes
@@ -45,7 +46,7 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
             scoring = stack.enter_context(reward_models.scoring(stage, recipe.rewards, started.handles))
             train, heldout = (_that_fit(prompts, recipe, stage) for prompts in stage.prompts)
             ledger = stack.enter_context(_ledger(stage, recipe, train, scoring.names))
-            loop = _loop(stage, recipe, scoring, environment, algorithm, started.handles, ledger, heldout)
+            loop = _loop(stage, recipe, scoring, environment, algorithm, started, ledger, heldout)
             started.ready()
             scoring.ready()
             _note_sizes(stage, recipe, started.handles)
@@ -97,10 +98,11 @@ def _loop(
     scoring: RewardStage,
     environment: EnvironmentStage | None,
     algorithm: OnlineAlgorithm,
-    handles: dict[str, list[Handle[Any]]],
+    started: Started,
     ledger: Ledger,
     heldout: list[Prompt],
 ) -> Loop:
+    handles = started.handles
     pool = EnginePool({roles.POLICY: handles["engine"]}, recipe.deadlines, recipe.rollout.max_restarts)
     rollouts = episodes.over(pool, environment, stage)
     group_size, resampling = recipe.algorithm.group_size, recipe.algorithm.dynamic_sampling
@@ -120,6 +122,7 @@ def _loop(
         publisher=publisher,
         evaluate=lambda: evaluator.run(rollouts, scoring, roles.POLICY),
         saving=saving,
+        gang=Gang(started, recipe.train.max_restarts, recipe.deadlines.heartbeat),
         catching_up=CatchingUp(ledger, trainer, publisher, saving, stage.events),
         events=stage.events,
     )

@@ -23,6 +23,8 @@ from rlpipe.training.critic import Critic
 from rlpipe.training.policy import Policy
 
 STATE = "state.json"
+TRAINED = ("policy", "critic")
+"""The roles that a checkpoint holds."""
 _SAVE = {"policy": Policy.save_state, "critic": Critic.save_state}
 _LOAD = {"policy": Policy.load_state, "critic": Critic.load_state}
 
@@ -47,9 +49,10 @@ class Saving:
         policy into a folder for others to load. `layout`: the keys of the recipe, with their values, that have to be
         the same for whoever goes on from a checkpoint."""
         self._directory, self._settings, self._last = directory, settings, last
-        self._roles = {name: ranks for name, ranks in roles.items() if name in _SAVE}
+        self._roles = {name: ranks for name, ranks in roles.items() if name in TRAINED}
         self._trainer, self._ledger, self._export, self._layout = trainer, ledger, export, dict(layout)
         self._within, self._events = Within("train", seconds), events
+        self._beginning = trainer.state()
 
     def stands(self, step: int) -> bool:
         """Whether there is a checkpoint of this step."""
@@ -81,6 +84,7 @@ class Saving:
         checkpoints.set_damaged_aside(self._directory)
         folder = checkpoints.newest(self._directory)
         if folder is None:
+            self._trainer.load(self._beginning)
             return 0
         state = _read(folder)
         checkpoints.check_layout(folder, state["layout"], self._layout)

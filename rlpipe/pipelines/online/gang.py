@@ -1,0 +1,66 @@
+"""The roles that train together: when a process of theirs is lost, all of them start again."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlpipe.pipelines.online.saving import TRAINED
+from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, Handle, RoleDied, Within
+from rlpipe.runtime.roles import Started
+
+logger = logging.getLogger(__name__)
+
+FIRST_REST_SECONDS = 1.0
+"""Before the second attempt in a row; each further one waits twice as long."""
+
+
+class Gang:
+    """Policy, critic and reference. What they had learned since the last checkpoint is trained again, from what the
+    ledger stored; that is `CatchingUp`."""
+
+    def __init__(self, started: Started, max_restarts: int, heartbeat: float) -> None:
+        """`max_restarts`: how often in a row, without a step in between. `heartbeat`: seconds within which a process
+        gives a sign of life."""
+        self._started, self._max_restarts = started, max_restarts
+        self._within = Within("heartbeat", heartbeat)
+        self._losses, self._step = 0, 0
+
+    @property
+    def _roles(self) -> Mapping[str, Sequence[Handle[Any]]]:
+        return {name: handles for name, handles in self._started.handles.items() if name in (*TRAINED, "reference")}
+
+    def replace(self, fault: Exception, step: int) -> None:
+        """Start the roles again after `fault`, `step` being the last committed one. Raises `fault` if no process of
+        theirs is lost, and `GivenUp` if this has happened too often."""
+        lost = self._lost(fault)
+        if lost is None:
+            raise fault
+        self._losses = self._losses + 1 if step == self._step else 1
+        self._step = step
+        if self._losses > self._max_restarts:
+            raise GivenUp(
+                f"training roles were lost {self._losses} times without a step in between; train.max_restarts is "
+                f"{self._max_restarts}. The last fault: {lost}"
+            ) from fault
+        logger.warning(
+            "%s\nThe training roles (%s) start again (%d of %d in a row), and train to step %d on what is stored.",
+            lost, ", ".join(self._roles), self._losses, self._max_restarts, step,
+        )  # fmt: skip
+        began = time.monotonic()
+        if self._losses > 1:
+            time.sleep(FIRST_REST_SECONDS * 2 ** (self._losses - 2))
+        self._started.restart(list(self._roles))
+        logger.warning("the training roles are there again, after %.1f s", time.monotonic() - began)
+
+    def _lost(self, fault: Exception) -> Exception | None:
+        """What tells that a process is lost: the fault itself, or that of a rank whose peers have failed of it."""
+        handles = [handle for ranks in self._roles.values() for handle in ranks]
+        if isinstance(fault, RoleDied | DeadlineExceeded) and fault.who in {handle.name for handle in handles}:
+            return fault
+        for pulse in [handle.pulse(self._within) for handle in handles]:
+            try:
+                pulse.result()
+            except (RoleDied, DeadlineExceeded) as silence:
+                return silence
+        return None
