@@ -55,11 +55,15 @@ def folder(tmp_path_factory):
 
 
 def adapted(folder, name):
+    return with_adapter(tiny_models.load(folder), name)
+
+
+def with_adapter(model, name):
     spec = TypeAdapter(Adapter).validate_python(KINDS[name])
     if name == "adalora":  # which RL, where `adapt` makes adapters, does not have
         torch.manual_seed(0)
-        return get_peft_model(tiny_models.load(folder), adapters.peft_config(spec, "CAUSAL_LM", 0, "", steps=10))
-    return adapters.adapt(tiny_models.load(folder), spec, seed=0)
+        return get_peft_model(model, adapters.peft_config(spec, "CAUSAL_LM", 0, "", steps=10))
+    return adapters.adapt(model, spec, seed=0)
 
 
 def learn(model, steps=3):
