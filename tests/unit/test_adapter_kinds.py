@@ -77,6 +77,17 @@ def learn(model, steps=3):
         optimizer.zero_grad()
 
 
+def learned_and_saved(models, factory):
+    """Of each name the model, which has learned, and the folder of its adapter."""
+    made = {}
+    for name, model in models.items():
+        directory = factory.mktemp(name) / "adapter"
+        learn(model)
+        adapter_export.save_adapter(model, directory, writer=True)
+        made[name] = (model.eval(), directory)
+    return made
+
+
 def answers(model):
     return [teacher_forced(model, tokens[:1], tokens[1:]) for tokens in PROBES]
 
