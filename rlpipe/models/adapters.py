@@ -12,7 +12,15 @@ import torch
 from rlpipe.models import virtual_tokens
 from rlpipe.models.load import ModelError
 from rlpipe.models.quiet import quiet_libraries
-from rlpipe.recipe.adapter import AdaLoraAdapter, Ia3Adapter, LoraFaAdapter, PeftAdapter, VeraAdapter
+from rlpipe.recipe.adapter import (
+    AdaLoraAdapter,
+    AnyAdapter,
+    BottleneckAdapter,
+    Ia3Adapter,
+    LoraFaAdapter,
+    PeftAdapter,
+    VeraAdapter,
+)
 from rlpipe.recipe.adapter_base import LoraMatrices
 from rlpipe.recipe.prompt_adapter import VirtualTokens
 
@@ -39,7 +47,7 @@ def adapt(model: "PreTrainedModel", adapter: PeftAdapter, seed: int, task_type: 
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        with naming_the_targets():
+        with naming_the_targets(adapter):
             adapted = get_peft_model(model, peft_config(adapter, task_type, seed, model.name_or_path))
     freeze(adapted, adapter)
     return adapted
@@ -52,6 +60,10 @@ def peft_config(
     how many optimizer `steps` there will be."""
     import peft
 
+    if isinstance(adapter, BottleneckAdapter):
+        from rlpipe.models.bottleneck import bottleneck_config
+
+        return bottleneck_config(adapter, task_type)
     if isinstance(adapter, VirtualTokens):
         return virtual_tokens.virtual_config(adapter, base)
     settings = adapter.model_dump(exclude={"kind", "loraplus_lr_ratio", "update_ratio", "start_step"})
@@ -66,14 +78,15 @@ def peft_config(
 
 
 @contextmanager
-def naming_the_targets() -> Iterator[None]:
+def naming_the_targets(adapter: AnyAdapter | None) -> Iterator[None]:
     """What PEFT says of modules that are not there, as a `ModelError`."""
     try:
         yield
     except ValueError as error:
         if "arget modules" not in str(error):
             raise
-        raise ModelError(f"adapter.target_modules: {error}") from error
+        key = "placement" if isinstance(adapter, BottleneckAdapter) else "target_modules"
+        raise ModelError(f"adapter.{key}: {error}") from error
 
 
 def freeze(model: "PeftModel", adapter: PeftAdapter) -> None:

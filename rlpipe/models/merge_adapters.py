@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-UNMERGEABLE = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING")
-"""PEFT's kinds that change no weights."""
+UNMERGEABLE = {
+    "PROMPT_TUNING": "adds prompts",
+    "P_TUNING": "adds prompts",
+    "PREFIX_TUNING": "adds prompts",
+    "MULTITASK_PROMPT_TUNING": "adds prompts",
+    "BOTTLENECK": "adds layers",
+}
+"""PEFT's kinds, and one of ours, that change no weights, and what they do."""
 ONLY_ONE = ("use_dora", "lora_bias", "modules_to_save", "target_parameters", "trainable_token_indices")
 """Settings of a LoRA whose change of weights does not add up with others'."""
 
@@ -28,8 +34,8 @@ def merge_adapter(base: Path, adapter: Path, out: Path) -> None:
     kind = adapter_settings(adapter)["peft_type"]
     if kind in UNMERGEABLE:
         raise ModelError(
-            f"{adapter} ({kind}) adds prompts and changes no weights, so that nothing can be merged; use it with "
-            f"transformers and PEFT: `rlpipe chat {base} --adapter {adapter}`"
+            f"{adapter} ({kind}) {UNMERGEABLE[kind]} and changes no weights, so that nothing can be merged; use it "
+            f"with transformers and PEFT: `rlpipe chat {base} --adapter {adapter}`"
         )
     model, dtype = _loaded(base)
     adapted = put_on(model, base, [adapter])

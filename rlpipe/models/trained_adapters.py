@@ -38,6 +38,8 @@ def put_on(model: "PreTrainedModel", base: Path, folders: Sequence[Path]) -> "Pe
     quiet_libraries()
     from peft import PeftModel
 
+    import rlpipe.models.bottleneck  # noqa: F401  (makes PEFT know the kind)
+
     for folder in folders:
         if adapter_settings(folder).get("task_type") not in ("CAUSAL_LM", None):
             raise ModelError(f"{folder} is an adapter for {adapter_settings(folder)['task_type']}, not for CAUSAL_LM")

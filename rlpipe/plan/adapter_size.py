@@ -8,6 +8,7 @@ from rlpipe.recipe.adapter import (
     AdaLoraAdapter,
     AnyAdapter,
     BitFitAdapter,
+    BottleneckAdapter,
     DeltaLoraAdapter,
     Ia3Adapter,
     LoraAdapter,
@@ -16,6 +17,7 @@ from rlpipe.recipe.adapter import (
     PromptTuningAdapter,
     VeraAdapter,
 )
+from rlpipe.recipe.bottleneck import width
 
 
 def trained_parameters(model: Architecture, adapter: AnyAdapter | None, scores: bool = False) -> int:
@@ -32,6 +34,8 @@ def _beside(model: Architecture, adapter: AnyAdapter) -> int:
             return adapter.num_virtual_tokens * model.hidden
         case PrefixTuningAdapter():
             return _prefix(model, adapter)
+        case BottleneckAdapter():
+            return _bottlenecks(model, adapter)
         case BitFitAdapter():
             return _biases(model)
         case Ia3Adapter():
@@ -69,6 +73,13 @@ def _low_rank(one: Linear, adapter: LoraAdapter) -> int:
 
 def _scaled(name: str, one: Linear, adapter: Ia3Adapter) -> int:
     return one.inputs if _is_named(name, adapter.feedforward_modules) else one.outputs
+
+
+def _bottlenecks(model: Architecture, adapter: BottleneckAdapter) -> int:
+    """Two layers with biases, behind one or two sublayers of each layer."""
+    between = width(adapter.reduction_factor, model.hidden)
+    each = (model.hidden + 1) * between + (between + 1) * model.hidden
+    return model.layers * each * (2 if adapter.placement == "houlsby" else 1)
 
 
 def _prefix(model: Architecture, adapter: PrefixTuningAdapter) -> int:

@@ -7,6 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from rlpipe.recipe.adapter_base import Dropout, LoraMatrices, Targets
 from rlpipe.recipe.adapter_ranks import AdaLoraAdapter, check_allocation
 from rlpipe.recipe.base import Strict
+from rlpipe.recipe.bottleneck import BottleneckAdapter
 from rlpipe.recipe.delta_lora import DeltaLoraAdapter, check_base_can_move
 from rlpipe.recipe.prompt_adapter import PrefixTuningAdapter, PromptTuningAdapter, VirtualTokens
 from rlpipe.recipe.rewards import RewardMix
@@ -96,6 +97,7 @@ PeftAdapter = (
     | DeltaLoraAdapter
     | VeraAdapter
     | Ia3Adapter
+    | BottleneckAdapter
     | PromptTuningAdapter
     | PrefixTuningAdapter
 )

@@ -4,7 +4,7 @@ from rlpipe.recipe.adapter import AnyAdapter, LoraAdapter
 from rlpipe.recipe.quantization import Quantization
 from rlpipe.recipe.run import Publishing
 
-ON_4_BITS = ("lora", "lora_fa", "ia3", "vera")
+ON_4_BITS = ("lora", "lora_fa", "adalora", "ia3", "vera")
 """Kinds of adapters that leave the weights beneath them alone."""
 
 

@@ -84,13 +84,13 @@ def declare_direct(model: torch.nn.Module) -> None:
     """Tell ZeRO-3 of parameters that a module has in a `ParameterDict`, which is never called by itself (AdaLoRA, IA3,
     VeRA). DeepSpeed finds them as they are used, and gives up with a `tracing error` if that is after it has learnt in
     which order parameters come: where evaluations or checkpoints come between steps."""
-    from deepspeed.zero import register_external_parameter
+    import deepspeed
 
     for module in model.modules():
         for child in module.children():
             if isinstance(child, torch.nn.ParameterDict):
                 for parameter in child.values():
-                    register_external_parameter(module, parameter)
+                    deepspeed.zero.register_external_parameter(module, parameter)
 
 
 def size(parameter: torch.nn.Parameter) -> torch.Size:

@@ -16,6 +16,7 @@ from transformers import (
 from trl_stages import Figures, train_settings
 
 from rlpipe.data.source import load_sources
+from rlpipe.models.folders import adapter_settings
 from rlpipe.pipelines.offline import trl_worker
 from rlpipe.pipelines.offline.ray_train import Launch, run_remote
 from rlpipe.pipelines.offline.sft import prepare
@@ -74,6 +75,19 @@ def test_the_result_is_the_4_bit_base_with_the_adapter_whatever_the_stage(task, 
         assert not hasattr(merged.config, "quantization_config")
         assert {p.dtype for p in merged.parameters()} == {torch.float32}
         np.testing.assert_allclose(scores(merged), scores(adapted), atol=1e-4)
+
+
+def test_adalora_allots_ranks_on_them(base, tmp_path):
+    adapter = {"kind": "adalora", "init_r": 4, "target_r": 2, "tfinal": 1}
+    changes = {"adapter": adapter, "max_steps": 3}
+    losses = [run("sft", base, tmp_path / str(stage), zero_stage=stage, **changes).of("loss") for stage in (2, 3)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    patterns = [adapter_settings(tmp_path / stage / "adapter")["rank_pattern"] for stage in ("2", "3")]
+    assert patterns[0] == patterns[1] and sum(map(sum, patterns[0].values())) == 14 * 2
+    quantised = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, quantization_config=NF4)
+    adapted = PeftModel.from_pretrained(quantised, tmp_path / "3" / "adapter").eval()
+    assert np.abs(scores(adapted) - scores(load(base))).max() > 1e-2
+    np.testing.assert_allclose(scores(load(tmp_path / "3" / "model")), scores(adapted), atol=1e-4)
 
 
 def test_two_ranks_learn_as_one_does(base, tmp_path, ray_cluster):

@@ -1,10 +1,10 @@
-"""Prompt and prefix tuning in the offline tasks: the same split over ranks or not, the adapter as the only result."""
+"""Adapters that do not merge, in the offline tasks: the same split over ranks or not, and the only result."""
 
 import json
 
 import numpy as np
 import pytest
-from adapter_stages import load, run, scores
+from adapter_stages import load, on_two_ranks, run, scores
 from peft import PeftModel
 from trl_stages import TINY
 
@@ -20,12 +20,24 @@ KINDS = {
     "prompt": {"kind": "prompt_tuning", "num_virtual_tokens": 4},
     "prefix": {"kind": "prefix_tuning", "num_virtual_tokens": 4},
     "projected": {"kind": "prefix_tuning", "num_virtual_tokens": 4, "prefix_projection": True},
+    "bottleneck": {"kind": "bottleneck", "reduction_factor": 8, "placement": "houlsby"},
 }
-TRAINED = {"prompt": 4 * 64, "prefix": 4 * 2 * 2 * 32, "projected": 4 * 32 + 32 * 33 + 33 * 2 * 2 * 32}
+TRAINED = {
+    "prompt": 4 * 64,
+    "prefix": 4 * 2 * 2 * 32,
+    "projected": 4 * 32 + 32 * 33 + 33 * 2 * 2 * 32,
+    "bottleneck": 2 * 2 * (65 * 8 + 9 * 64),
+}
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"), [("prompt", {"gradient_checkpointing": True}), ("prefix", {}), ("projected", {})]
+    ("name", "changes"),
+    [
+        ("prompt", {"gradient_checkpointing": True}),
+        ("prefix", {}),
+        ("projected", {}),
+        ("bottleneck", {"gradient_checkpointing": True}),
+    ],
 )
 def test_stages_agree_and_only_the_adapter_is_left(name, changes, tmp_path):
     runs, results = {}, []
@@ -44,7 +56,9 @@ def test_stages_agree_and_only_the_adapter_is_left(name, changes, tmp_path):
     assert np.abs(results[0] - before).max() > 1e-2
 
 
-@pytest.mark.parametrize(("name", "task"), [("prefix", "kto"), ("prompt", "orpo"), ("prompt", "cpo")])
+@pytest.mark.parametrize(
+    ("name", "task"), [("prefix", "kto"), ("bottleneck", "kto"), ("prompt", "orpo"), ("prompt", "cpo")]
+)
 def test_preferences(name, task, tmp_path):
     figures = run(task, KINDS[name], tmp_path)
     assert figures.of("trainable_parameters") == [TRAINED[name]]
@@ -60,9 +74,19 @@ def test_dpo_s_reference_is_the_base(tmp_path):
     assert abs(kept.of("heldout_margin")[0]) > 1e-3
 
 
-def test_a_run_is_evaluated_with_its_adapter_which_is_all_it_leaves(tmp_path):
+def test_two_ranks_learn_bottlenecks_as_one_does(tmp_path, ray_cluster):
+    alone = run("sft", KINDS["bottleneck"], tmp_path).of("loss")
+    expected = PeftModel.from_pretrained(load(tmp_path / "base"), tmp_path / "adapter")
+    for folder, losses in on_two_ranks(KINDS["bottleneck"], tmp_path, stages=(2,)):
+        np.testing.assert_allclose(losses, alone, rtol=1e-4)
+        found = PeftModel.from_pretrained(load(tmp_path / "base"), folder / "adapter")
+        np.testing.assert_allclose(scores(found), scores(expected), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["prefix", "bottleneck"])
+def test_a_run_is_evaluated_with_its_adapter_which_is_all_it_leaves(name, tmp_path):
     changes = [
-        f"model={json.dumps(TINY)}", f"adapter={json.dumps(KINDS['prefix'])}", "rollout.engine=transformers",
+        f"model={json.dumps(TINY)}", f"adapter={json.dumps(KINDS[name])}", "rollout.engine=transformers",
         "rollout.threads=1", "train.threads=1", "train.max_steps=4", "train.optimizer.learning_rate=0.1",
         "evaluation.prompts=8", "evaluation.pass_at=[]", "evaluation.show=8",
     ]  # fmt: skip

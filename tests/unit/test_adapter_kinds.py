@@ -55,11 +55,15 @@ def folder(tmp_path_factory):
 
 
 def adapted(folder, name):
+    return with_adapter(tiny_models.load(folder), name)
+
+
+def with_adapter(model, name):
     spec = TypeAdapter(Adapter).validate_python(KINDS[name])
     if name == "adalora":  # which RL, where `adapt` makes adapters, does not have
         torch.manual_seed(0)
-        return get_peft_model(tiny_models.load(folder), adapters.peft_config(spec, "CAUSAL_LM", 0, "", steps=10))
-    return adapters.adapt(tiny_models.load(folder), spec, seed=0)
+        return get_peft_model(model, adapters.peft_config(spec, "CAUSAL_LM", 0, "", steps=10))
+    return adapters.adapt(model, spec, seed=0)
 
 
 def learn(model, steps=3):
@@ -71,6 +75,17 @@ def learn(model, steps=3):
         model(input_ids=tokens, labels=tokens).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+def learned_and_saved(models, factory):
+    """Of each name the model, which has learned, and the folder of its adapter."""
+    made = {}
+    for name, model in models.items():
+        directory = factory.mktemp(name) / "adapter"
+        learn(model)
+        adapter_export.save_adapter(model, directory, writer=True)
+        made[name] = (model.eval(), directory)
+    return made
 
 
 def answers(model):

@@ -42,6 +42,8 @@ ADAPTERS = {
     "vera": {"kind": "vera", "r": 8},
     "ia3": {"kind": "ia3"},
     "ia3 of others": {"kind": "ia3", "target_modules": ["q_proj", "o_proj"], "feedforward_modules": ["o_proj"]},
+    "pfeiffer": {"kind": "bottleneck", "reduction_factor": 16},
+    "houlsby": {"kind": "bottleneck", "reduction_factor": 3, "placement": "houlsby"},
     "prompt": {"kind": "prompt_tuning", "num_virtual_tokens": 7},
     "prefix": {"kind": "prefix_tuning", "num_virtual_tokens": 7},
     "projected": {"kind": "prefix_tuning", "num_virtual_tokens": 7, "prefix_projection": True},
@@ -84,6 +86,8 @@ def test_by_hand():
     ranks = TypeAdapter(Adapter).validate_python({"kind": "adalora", "init_r": 4, "target_r": 2})
     assert predicted("llama", ranks) == low_rank + 5 * 7 * 4  # a singular value for each rank of seven layers
     assert predicted("llama", spec("prompt")) == 7 * 64
+    assert predicted("llama", spec("pfeiffer")) == 5 * (64 * 4 + 4 + 4 * 64 + 64)
+    assert predicted("llama", spec("houlsby")) == 5 * 2 * (64 * 21 + 21 + 21 * 64 + 64)
     assert predicted("llama", spec("prefix")) == 7 * 2 * 5 * 128
     full = 512 * 64 + 5 * (2 * 64 * 256 + 2 * 64 * 128 + 3 * 64 * 172 + 2 * 64) + 64
     assert predicted("llama", None) == full == 444352

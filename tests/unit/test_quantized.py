@@ -7,9 +7,8 @@ import pytest
 import tiny_models
 import torch
 from pydantic import TypeAdapter, ValidationError
-from test_adapter_kinds import KINDS, LAYERS, TRAINED, answers, difference, learn
+from test_adapter_kinds import KINDS, LAYERS, TRAINED, answers, difference, learn, with_adapter
 
-from rlpipe.models import adapters
 from rlpipe.models.load import load_causal_lm
 from rlpipe.models.quantized import is_packed, unpacked
 from rlpipe.recipe.adapter import Adapter
@@ -26,7 +25,7 @@ NF4 = [
     0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
 ]  # fmt: skip
 """Dettmers et al. 2023, appendix E."""
-ON_4_BITS = [name for name in KINDS if name not in ("pissa", "adalora", "delta_lora")]
+ON_4_BITS = [name for name in KINDS if name not in ("pissa", "delta_lora")]
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +43,7 @@ def packed(model):
 
 
 def adapted(folder, name):
-    spec = TypeAdapter(Adapter).validate_python(KINDS[name])
-    return adapters.adapt(load(folder), spec, seed=0)
+    return with_adapter(load(folder), name)
 
 
 def test_each_weight_is_one_of_sixteen_values_times_its_block_s_largest(folder):
@@ -135,7 +133,9 @@ def check(adapter):
     ("adapter", "said"),
     [
         (None, "give an adapter"),
-        ({"kind": "bitfit"}, "adapter.kind=bitfit cannot .* take one of lora, lora_fa, ia3, vera"),
+        ({"kind": "bitfit"}, "adapter.kind=bitfit cannot .* take one of lora, lora_fa, adalora, ia3, vera"),
+        ({"kind": "bottleneck"}, "adapter.kind=bottleneck cannot .* take one of lora, "),
+        (KINDS["delta_lora"], "adapter.kind=delta_lora cannot .* take one of lora, "),
         (KINDS["pissa"], "init_lora_weights=pissa .* leave init_lora_weights out"),
     ],
 )

@@ -46,7 +46,7 @@ def test_an_adapter_has_peft_s_names_and_survives_being_written():
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["adapter.r=8"], "override `adapter.r=8`: adapter.kind: missing; expected one of `adalora`, `bitfit`, `delta_lora`, `ia3`, `lora`, `lora_fa`, `prefix_tuning`, `prompt_tuning`, `vera`"),
+        (["adapter.r=8"], "override `adapter.r=8`: adapter.kind: missing; expected one of `adalora`, `bitfit`, `bottleneck`, `delta_lora`, `ia3`, `lora`, `lora_fa`, `prefix_tuning`, `prompt_tuning`, `vera`"),
         (["adapter={kind: lora, alpha: 8}"], "override `adapter={kind: lora, alpha: 8}`: adapter.alpha: `alpha` is not a key of `adapter`; its keys are kind, r, lora_alpha, use_rslora, lora_dropout, bias, target_modules, use_dora, init_lora_weights, loraplus_lr_ratio"),
         (["adapter={kind: lora, lora_dropout: 0.1}"], "override `adapter={kind: lora, lora_dropout: 0.1}`: adapter.lora_dropout=0.1 would make the policy that is trained another one than the policy that sampled; set it to 0 in RL"),
         (["adapter={kind: lora, use_dora: true}"], "override `adapter={kind: lora, use_dora: true}`: adapter.use_dora=true: vLLM cannot serve such an adapter; set publishing.adapter=merged, which sends it merged into full weights"),

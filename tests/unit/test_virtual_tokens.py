@@ -6,7 +6,7 @@ import tiny_models
 import torch
 from peft import PeftModel
 from pydantic import TypeAdapter
-from test_adapter_kinds import PROBES, answers, difference, learn
+from test_adapter_kinds import PROBES, answers, difference, learn, learned_and_saved
 from tiny_models import END, request, teacher_forced
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
@@ -16,7 +16,6 @@ from rlpipe.models import adapters
 from rlpipe.recipe.adapter import Adapter
 from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.transformers_engine import TransformersEngine
-from rlpipe.training import adapter_export
 
 HIDDEN, KEY_VALUE, LAYERS, N = 64, 32, 2, 5
 KINDS = {
@@ -47,13 +46,7 @@ def adapted(folder, name="prompt", **changes):
 @pytest.fixture(scope="module")
 def learned(folder, tmp_path_factory):
     """Of each kind the model that has learned, and its adapter as it was saved."""
-    made = {}
-    for name in KINDS:
-        model, directory = adapted(folder, name), tmp_path_factory.mktemp(name) / "adapter"
-        learn(model)
-        adapter_export.save_adapter(model, directory, writer=True)
-        made[name] = (model.eval(), directory)
-    return made
+    return learned_and_saved({name: adapted(folder, name) for name in KINDS}, tmp_path_factory)
 
 
 @pytest.mark.parametrize("name", KINDS)

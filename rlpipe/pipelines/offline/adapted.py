@@ -58,7 +58,7 @@ def seeded(adapter: Adapter | None, seed: int) -> Iterator[None]:
 
     if adapter is not None:
         torch.manual_seed(seed)
-    with naming_the_targets():
+    with naming_the_targets(adapter):
         yield
 
 
