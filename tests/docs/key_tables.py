@@ -9,6 +9,7 @@ A test checks that every table is what the schema says, and that every section o
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 from rlpipe.recipe import schema
@@ -28,6 +29,7 @@ def tables(text: str) -> list[str]:
     return [name for _, _, names, _ in BETWEEN.findall(text) for name in names.split()]
 
 
+@cache
 def sections() -> dict[str, dict]:
     """Every section of a recipe with its keys, by the name of its class."""
     found = schema.adapter().json_schema()["$defs"]

@@ -252,7 +252,10 @@ LISTED = {
     "make test": Listed("would run this test again", make("test", "-m pytest")),
     "source .venv/bin/activate": Listed("tests bring their environment along", environment_is_made_there),
     "tensorboard --logdir runs/arithmetic": Listed("serves until it is stopped", curves_are_there),
-    SERVE: Listed("serves until it is stopped; in process in test_vllm_two_adapters.py", adapters_can_be_served),
+    SERVE: Listed(
+        "serves until it is stopped; in tests in test_vllm_two_adapters.py and test_vllm_serve.py",
+        adapters_can_be_served,
+    ),
     ASK: Listed("asks the server of the command before", adapters_can_be_served),
     "python recipes/stories/preferences.py FOLDER pairs.jsonl": Listed(
         "tells 6,144 stories; here 192, and from the stand-in's no pairs come", stories_are_sampled

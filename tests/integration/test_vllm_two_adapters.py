@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from peft import LoraConfig, get_peft_model
-from tiny_models import adapter_payload, request, teacher_forced
+from served_adapters import exported_adapters
+from tiny_models import request, teacher_forced
 
-from rlpipe.pipelines.export import export
 from rlpipe.rollout.vllm_compat import host_kept, prepare_environment, quiet_imports
 
 pytestmark = pytest.mark.integration
@@ -24,13 +23,7 @@ def base(tmp_path_factory):
 def adapted(base, tmp_path_factory):
     """Each adapter on a base of its own, as PEFT has it, and the folder that `rlpipe export` made of it."""
     folder = tmp_path_factory.mktemp("adapters")
-    made = {}
-    for seed, (name, rank) in enumerate(RANKS.items()):
-        config = LoraConfig(r=rank, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-        made[name] = get_peft_model(tiny_models.load(base), config)
-        adapter_payload(made[name], seed, folder / f"trained-{name}")
-        export(str(folder / f"trained-{name}"), folder / name, None, adapter_only=True, force=False)
-    return made, folder
+    return exported_adapters(base, folder, RANKS), folder
 
 
 @pytest.fixture(scope="module")
