@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ from rlpipe.recipe.tasks import RewardModelRecipe
 from rlpipe.rewards.encoding import encoder
 from rlpipe.rewards.model import Scorer
 from rlpipe.rewards.stage import RewardStage, build
-from rlpipe.runtime.handle import Handle
+from rlpipe.runtime.handle import Handle, Within
 from rlpipe.runtime.roles import RoleSpec
+from rlpipe.training.distributed import Rank
 from rlpipe.training.reward_model import RewardModel, RewardModelSpec
 
 if TYPE_CHECKING:
@@ -53,7 +55,8 @@ def _spec(stage: Stage, key: str, reward: ModelReward) -> RoleSpec:
         sharding=roles.frozen_sharding(reward),
         timeout_seconds=stage.recipe.deadlines.train,
     )
-    return roles.placed(stage, _role(reward), RewardModel, lambda seat: (spec, roles.rank_of(seat)), reward, key)
+    role = roles.placed(stage, _role(reward), RewardModel, lambda seat: (spec, roles.rank_of(seat)), reward, key)
+    return replace(role, again=(spec, Rank())) if _alone(reward) else role
 
 
 def _scorer(stage: Stage, key: str, reward: ModelReward, handles: Mapping[str, list[Handle[Any]]]) -> Scorer:
@@ -63,7 +66,13 @@ def _scorer(stage: Stage, key: str, reward: ModelReward, handles: Mapping[str, l
         limit = context_length(PretrainedModel(path=reward.path), reward.path)
     ranks = handles[_role(reward)]
     replicas = [ranks] if reward.zero_stage == 3 else [[rank] for rank in ranks]
-    return Scorer(replicas, encode, min(limit, reward.max_length or limit))
+    heartbeat = Within("heartbeat", stage.recipe.deadlines.heartbeat) if _alone(reward) else None
+    return Scorer(replicas, encode, min(limit, reward.max_length or limit), heartbeat)
+
+
+def _alone(reward: ModelReward) -> bool:
+    """Whether a replica is one process that does nothing else."""
+    return reward.zero_stage != 3 and not reward.share
 
 
 def _role(reward: ModelReward) -> str:

@@ -4,7 +4,7 @@ import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from rlpipe.recipe.base import PathOrHubId, PythonFunction, Strict
 from rlpipe.recipe.model import Dtype
@@ -231,6 +231,9 @@ class ModelReward(FrozenRole):
     """Computation type; auto is float32 on CPU and bfloat16 on GPU."""
     max_length: PositiveInt | None = None
     """Longest prompt plus response in tokens; a longer one is a failure. The model's own limit if absent."""
+    max_restarts: NonNegativeInt = 3
+    """How often another process takes the place of a replica that died or hangs while it is asked the same, before the
+    run stops."""
     tokens_per_batch: PositiveInt = 16384
     """Token budget of one forward pass, and about that of one call for groups that wait."""
 

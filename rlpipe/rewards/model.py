@@ -2,9 +2,12 @@
 
 A replica is a rank, or all ranks over which the model is split. The replicas share the groups that wait: each gets as
 many in one call as one forward pass takes. Groups that get no answer within their deadline, and a score that is no
-number, are failures; a replica that died stops the run.
+number, are failures. A replica that died, or whose process gives no sign of life, is no group's fault: another takes
+its place and is asked the same; one that shares its process with another role, or is split over several, cannot be
+replaced alone, and its death is raised.
 """
 
+import logging
 import queue
 import time
 from collections.abc import Sequence
@@ -17,8 +20,10 @@ from rlpipe.data.flow import Failure, Group, Tokens
 from rlpipe.recipe.rewards import ModelReward
 from rlpipe.rewards.encoding import Encode
 from rlpipe.rewards.reward import Allowance, Component
-from rlpipe.runtime.handle import DeadlineExceeded, Handle, Within, results
+from rlpipe.runtime.handle import DeadlineExceeded, Handle, RoleDied, Within, results
 from rlpipe.training.reward_model import RewardModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,8 @@ class Scorer:
     """The ranks of each."""
     encode: Encode
     max_length: int
+    heartbeat: Within | None = None
+    """Within what a process gives a sign of life; None where replicas cannot be replaced."""
 
 
 class Model:
@@ -38,7 +45,7 @@ class Model:
         self.name = recipe.name
         self.weight = recipe.weight
         self._scorer = scorer
-        self._tokens_per_call = recipe.tokens_per_batch
+        self._tokens_per_call, self._max_restarts = recipe.tokens_per_batch, recipe.max_restarts
         self._free: queue.SimpleQueue[list[Handle[RewardModel]]] = queue.SimpleQueue()
         for replica in scorer.replicas:
             self._free.put(replica)
@@ -64,16 +71,46 @@ class Model:
 
     def _ask(self, sequences: list[Tokens], allowance: Allowance) -> list[Component]:
         replica = self._free.get()  # waiting for a busy one is not these groups' time
+        try:
+            for _ in range(self._max_restarts):
+                try:
+                    return self._asked(replica, sequences, allowance)
+                except RoleDied as fault:
+                    self._replace(replica, fault)
+                    allowance = Allowance(allowance.seconds)
+            return self._asked(replica, sequences, allowance)
+        finally:
+            self._free.put(replica)
+
+    def _asked(
+        self, replica: list[Handle[RewardModel]], sequences: list[Tokens], allowance: Allowance
+    ) -> list[Component]:
         begin = time.monotonic()
         try:
             within = Within("reward", allowance.left)
             shares = results([rank.call(within, RewardModel.score, sequences) for rank in replica])
             return np.sum(shares, axis=0).tolist()
         except DeadlineExceeded as error:
+            self._require_life(replica)
             return [Failure("deadline", str(error).partition("\n")[0])] * len(sequences)
         finally:
             allowance.spend(time.monotonic() - begin)
-            self._free.put(replica)
+
+    def _require_life(self, replica: list[Handle[RewardModel]]) -> None:
+        """Raises `RoleDied` for a process that hangs, where another could take its place."""
+        if self._scorer.heartbeat is None:
+            return
+        try:
+            results([rank.pulse(self._scorer.heartbeat) for rank in replica])
+        except DeadlineExceeded as silence:
+            raise RoleDied(str(silence), silence.who) from None
+
+    def _replace(self, replica: list[Handle[RewardModel]], fault: RoleDied) -> None:
+        if self._scorer.heartbeat is None:
+            raise fault
+        logger.warning("%s is lost: %s\nA new process takes its place.", replica[0].name, fault)
+        results([rank.restart() for rank in replica])
+        logger.warning("%s is there again", replica[0].name)
 
     def _fits(self, tokens: Tokens) -> bool:
         return len(tokens) <= self._scorer.max_length

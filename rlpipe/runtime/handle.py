@@ -88,6 +88,8 @@ def first_ready(pendings: Sequence[Pending[Any]], seconds: float) -> list[Pendin
 def results(pendings: Sequence[Pending[T]]) -> list[T]:
     """The values of all, in order. The first failure to come is raised, also while others are waited for: ranks wait
     for one that died."""
+    if len(pendings) == 1:
+        return [pendings[0].result()]
     values: dict[int, T] = {}
     while waiting := [pending for pending in pendings if id(pending) not in values]:
         first = min(waiting, key=lambda pending: pending.seconds_left())

@@ -19,7 +19,7 @@ from rlpipe.rewards.encoding import as_sampled, encoder
 from rlpipe.rewards.model import Model, Scorer
 from rlpipe.rewards.reward import Allowance, RewardUnusable
 from rlpipe.rewards.stage import build
-from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
+from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Within
 from rlpipe.runtime.local import LocalHandle
 from rlpipe.training.distributed import Rank
 from rlpipe.training.reward_model import RewardModel, RewardModelSpec
@@ -253,3 +253,51 @@ def test_errors_of_loading_name_the_line_of_the_reward():
 
     with pytest.raises(reward_models.ModelError, match=re.escape("rewards.mix.0.path: there is no folder /nowhere/rm")):
         reward_models.specs(Stage())
+
+
+class Mortal(RewardModel):
+    """Dies at its first question, or hangs then; what takes its place answers."""
+
+    def __init__(self, spec, faults):
+        super().__init__(spec, Rank())
+        self._faults = faults
+
+    def score(self, sequences):
+        if self._faults:
+            raise self._faults.pop()
+        return super().score(sequences)
+
+
+class Mute:
+    """A process that gives no sign of life."""
+
+    def result(self):
+        raise DeadlineExceeded("no sign of life")
+
+
+def mortal(folder, *faults):
+    faults = list(faults)
+    return LocalHandle("reward/model", Mortal(spec(folder), faults), lambda: Mortal(spec(folder), faults)), faults
+
+
+@pytest.mark.parametrize(
+    "fault", [RoleDied("killed by the test"), DeadlineExceeded("no answer")], ids=["dies", "hangs"]
+)
+def test_a_replica_that_is_lost_is_replaced_and_asked_the_same(folder, monkeypatch, fault, caplog):
+    handle, faults = mortal(folder, fault)
+    monkeypatch.setattr(handle, "pulse", lambda within: Mute())
+    recipe = ModelReward(kind="model", path="-")
+    replaced = Model(recipe, Scorer([[handle]], as_sampled, 256, Within("heartbeat", 1.0)))
+    untouched = Model(recipe, Scorer([[LocalHandle("other", RewardModel(spec(folder), Rank()))]], as_sampled, 256))
+    groups = [make_group(["4", "5"])]
+    assert replaced.score_all(groups, Allowance(9.0)) == untouched.score_all(groups, Allowance(9.0))
+    assert not faults and "reward/model is there again" in caplog.text
+
+
+@pytest.mark.parametrize(("heartbeat", "left"), [(None, 2), (Within("heartbeat", 1.0), 0)], ids=["alone", "again"])
+def test_a_replica_that_cannot_be_replaced_or_dies_again_and_again_stops_the_run(folder, heartbeat, left):
+    handle, faults = mortal(folder, *[RoleDied("killed by the test") for _ in range(3)])
+    recipe = ModelReward(kind="model", path="-", max_restarts=2)
+    with pytest.raises(RoleDied, match="killed by the test"):
+        Model(recipe, Scorer([[handle]], as_sampled, 256, heartbeat)).score_all([make_group(["4"])], Allowance(9.0))
+    assert len(faults) == left

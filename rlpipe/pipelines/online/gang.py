@@ -2,11 +2,9 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from rlpipe.pipelines.online.saving import TRAINED
-from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, Handle, RoleDied, Within
+from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, RoleDied, Within
 from rlpipe.runtime.roles import Started
 
 logger = logging.getLogger(__name__)
@@ -19,16 +17,13 @@ class Gang:
     """Policy, critic and reference. What they had learned since the last checkpoint is trained again, from what the
     ledger stored; that is `CatchingUp`."""
 
-    def __init__(self, started: Started, max_restarts: int, heartbeat: float) -> None:
-        """`max_restarts`: how often in a row, without a step in between. `heartbeat`: seconds within which a process
-        gives a sign of life."""
+    def __init__(self, started: Started, roles: Sequence[str], max_restarts: int, heartbeat: float) -> None:
+        """`roles`: those, and whoever lives in their processes. `max_restarts`: how often in a row, without a step in
+        between. `heartbeat`: seconds within which a process gives a sign of life."""
         self._started, self._max_restarts = started, max_restarts
+        self._roles = {name: started.handles[name] for name in roles}
         self._within = Within("heartbeat", heartbeat)
         self._losses, self._step = 0, 0
-
-    @property
-    def _roles(self) -> Mapping[str, Sequence[Handle[Any]]]:
-        return {name: handles for name, handles in self._started.handles.items() if name in (*TRAINED, "reference")}
 
     def replace(self, fault: Exception, step: int) -> None:
         """Start the roles again after `fault`, `step` being the last committed one. Raises `fault` if no process of

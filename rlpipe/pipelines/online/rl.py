@@ -26,7 +26,7 @@ from rlpipe.rewards.stage import RewardStage
 from rlpipe.rollout.environments.stage import EnvironmentStage
 from rlpipe.rollout.pool import EnginePool
 from rlpipe.runtime.handle import Handle, Within, results
-from rlpipe.runtime.roles import RoleSpec, Started
+from rlpipe.runtime.roles import RoleSpec
 from rlpipe.training.critic import Critic
 from rlpipe.training.policy import Policy
 from rlpipe.weights.probes import choose_probes
@@ -42,11 +42,12 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
         with stage.events.phase("start", says=_starting(recipe)):
             environment = stack.enter_context(episodes.environment_of(stage))
             algorithm = OnlineAlgorithm(roles.algorithm_settings(recipe), recipe.longest_response)
-            started = stage.runtime.start(_roles(stage, recipe, algorithm))
+            started = stage.runtime.start(specs := _roles(stage, recipe, algorithm))
             scoring = stack.enter_context(reward_models.scoring(stage, recipe.rewards, started.handles))
             train, heldout = (_that_fit(prompts, recipe, stage) for prompts in stage.prompts)
             ledger = stack.enter_context(_ledger(stage, recipe, train, scoring.names))
-            loop = _loop(stage, recipe, scoring, environment, algorithm, started, ledger, heldout)
+            gang = Gang(started, _training(specs), recipe.train.max_restarts, recipe.deadlines.heartbeat)
+            loop = _loop(stage, recipe, scoring, environment, algorithm, started.handles, gang, ledger, heldout)
             started.ready()
             scoring.ready()
             _note_sizes(stage, recipe, started.handles)
@@ -64,6 +65,11 @@ def _roles(stage: Stage, recipe: RlRecipe, algorithm: OnlineAlgorithm) -> list[R
     specs = [*reward_models.specs(stage), roles.policy(stage), roles.engines(stage, stage.served_path)]
     specs += [roles.reference(stage)] if _has_own_reference(recipe, algorithm) else []
     return specs + ([roles.critic(stage)] if algorithm.needs_critic else [])
+
+
+def _training(specs: list[RoleSpec]) -> list[str]:
+    """Those that must stand at the same step, and those that live in their processes."""
+    return [spec.name for spec in specs if spec.name in (roles.POLICY, "critic", "reference") or spec.shares]
 
 
 def _has_own_reference(recipe: RlRecipe, algorithm: OnlineAlgorithm) -> bool:
@@ -98,11 +104,11 @@ def _loop(
     scoring: RewardStage,
     environment: EnvironmentStage | None,
     algorithm: OnlineAlgorithm,
-    started: Started,
+    handles: dict[str, list[Handle[Any]]],
+    gang: Gang,
     ledger: Ledger,
     heldout: list[Prompt],
 ) -> Loop:
-    handles = started.handles
     pool = EnginePool({roles.POLICY: handles["engine"]}, recipe.deadlines, recipe.rollout.max_restarts)
     rollouts = episodes.over(pool, environment, stage)
     group_size, resampling = recipe.algorithm.group_size, recipe.algorithm.dynamic_sampling
@@ -122,7 +128,7 @@ def _loop(
         publisher=publisher,
         evaluate=lambda: evaluator.run(rollouts, scoring, roles.POLICY),
         saving=saving,
-        gang=Gang(started, recipe.train.max_restarts, recipe.deadlines.heartbeat),
+        gang=gang,
         catching_up=CatchingUp(ledger, trainer, publisher, saving, stage.events),
         events=stage.events,
     )
