@@ -139,3 +139,14 @@ def truncate(examples: list[Example], max_length: int) -> list[Example]:
             raise DataError(f"All {what}. Raise train.max_length, or use a model with a longer context.")
         logger.warning("%s and are left out (first: %s).", what, "; ".join(lost[:3]))
     return whole
+
+
+def split(examples: list[Example], max_length: int) -> list[Example]:
+    """Examples of at most `max_length` tokens: longer ones in pieces, as TRL's `bfd_split` makes them. What has no loss
+    is left out."""
+    pieces = (
+        Example(e.ids[start : start + max_length], e.labels[start : start + max_length], e.origin)
+        for e in examples
+        for start in range(0, len(e.ids), max_length)
+    )
+    return [piece for piece in pieces if any(label != IGNORED for label in piece.labels)]

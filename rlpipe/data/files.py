@@ -13,7 +13,8 @@ from typing import IO, Any
 
 from rlpipe.data.records import DataError, Record
 
-_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+_PLAIN = (".txt", ".md")
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", *_PLAIN)
 
 
 Row = Record | DataError
@@ -57,13 +58,23 @@ def _folder(folder: Path, split: str, key: str) -> Iterable[Row]:
     files = [path for path in sorted(folder.iterdir()) if _suffix(path) and path.name.startswith(names)]
     if files:
         return [row for file in files for row in _file(file)]
+    if split == "train" and (texts := _texts(folder)):
+        return [_text(file) for file in texts]
     return _hub(str(folder), None, split, key)
+
+
+def _texts(folder: Path) -> list[Path]:
+    """All plain texts below the folder, in the order of their names; none if it has data of another kind."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _suffix(path)]
+    return files if all(_suffix(path) in _PLAIN for path in files) else []
 
 
 def _file(path: Path) -> Iterator[Row]:
     suffix = _suffix(path)
     if not suffix:
         raise DataError(f"{path}: unknown kind of file; expected one of {', '.join(_SUFFIXES)} (also with .gz).")
+    if suffix in _PLAIN:
+        return iter([_text(path)])
     if suffix == ".parquet":
         return _parquet(path)
     return _csv(path) if suffix == ".csv" else _json(path)
@@ -128,6 +139,15 @@ def _csv_row(row: dict[Any, Any], origin: str) -> Row:
             f"{origin}: {len(row[None])} more values than the header has columns; quote values with commas."
         )
     return Record(row, origin)
+
+
+def _text(path: Path) -> Row:
+    """A whole file is one record: what stands in it belongs together."""
+    try:
+        with _open(path) as file:
+            return Record({"text": file.read().decode("utf-8-sig")}, f"{path}, line 1")
+    except UnicodeDecodeError as error:
+        return DataError(f"{path}: not UTF-8 text ({error}).")
 
 
 def _parquet(path: Path) -> Iterator[Row]:

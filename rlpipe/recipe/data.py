@@ -78,7 +78,7 @@ class HeldOut(Strict):
 
 
 class RecordsData(Strict):
-    """Records in TRL's formats from a local JSONL / CSV / Parquet file, a folder, or the hub."""
+    """Records in TRL's formats from a local JSONL / CSV / Parquet / text file, a folder, or the hub."""
 
     kind: Literal["records"]
     """Records read from files or the hub."""

@@ -9,7 +9,7 @@ from rlpipe.recipe.references import is_reference
 from rlpipe.recipe.tree import Node
 from rlpipe.recipe.tree import Path as KeyPath
 
-_LOCAL = re.compile(r"(/|\./|\.\./|~|runs/)|.*\.(jsonl|ndjson|json|csv|parquet)(\.gz)?$")
+_LOCAL = re.compile(r"(/|\./|\.\./|~|runs/)|.*\.(jsonl|ndjson|json|csv|parquet|txt|md)(\.gz)?$")
 """What cannot be a hub id."""
 
 

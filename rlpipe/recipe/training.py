@@ -192,13 +192,25 @@ class SftTraining(OfflineTraining):
     optimizer: SftOptimizer = SftOptimizer()
     """AdamW and its learning-rate schedule."""
     max_length: PositiveInt = 1024
-    """Longest record in tokens; longer ones are truncated, and the count is reported."""
+    """Longest record in tokens; longer ones are truncated, and the count is reported, or split."""
     packing: bool = False
     """Pack several records into each max_length sequence."""
+    packing_strategy: Literal["bfd", "bfd_split"] = "bfd"
+    """What packing does with records above max_length: `bfd` truncates them, `bfd_split` makes several of each, so
+    that all of a long text is learned; held-out ones are split alike."""
     metric_for_best_model: Literal["loss", "token_accuracy"] = "loss"
     """Which held-out metric tells the best model."""
     loss_on: Literal["completion", "assistant", "all"] = "completion"
     """Tokens in the loss: the completion, every assistant turn (the template must mark them), or all."""
+
+    @model_validator(mode="after")
+    def _packs(self) -> "SftTraining":
+        if self.packing_strategy != "bfd" and not self.packing:
+            raise ValueError(
+                f"packing_strategy={self.packing_strategy} changes nothing without packing; set packing=true, or leave "
+                "it out"
+            )
+        return self
 
 
 class RewardModelTraining(OfflineTraining):

@@ -282,3 +282,19 @@ def test_zero_3_in_bfloat16_keeps_the_rotary_frequencies(tmp_path, monkeypatch):
     assert whole_dtype == split_dtype == torch.bfloat16
     assert whole.dtype == split.dtype == torch.float32
     assert torch.equal(whole, split) and not torch.equal(whole, whole.bfloat16().float())
+
+
+@pytest.mark.parametrize(("strategy", "tokens"), [("bfd", 10 * 64), ("bfd_split", 10 * 201)])
+def test_long_texts_are_cut_or_learned_whole(strategy, tokens, tmp_path):
+    """Twelve files of 200 characters, which are a token each, and the end of each; two of the files are held out."""
+    for number in range(12):
+        (tmp_path / f"{number:02d}.txt").write_text("a long text " * 16 + "in files")
+    data = {"kind": "records", "path": str(tmp_path), "chat": False, "heldout": {"count": 2}}
+    packed = {"packing": True, "packing_strategy": strategy, "max_length": 64, "loss_on": "all"}
+    settings = recipe(data=data, max_steps=2, per_device_train_batch_size=4, **packed)
+    base = materialise(settings.model, 0, tmp_path / "model" / "base")
+    job = prepare(settings, base, load_sources(settings.data), tmp_path / "model" / "out")
+    counts = [len(table.sequences["input_ids"].tokens_N) for table in (job.train, job.heldout)]
+    assert counts == [tokens, tokens // 5]
+    assert max(map(len, job.train.sequences["input_ids"].apart())) == 64
+    assert len(run(settings, tmp_path / "model", "trained").of("loss")) == 2

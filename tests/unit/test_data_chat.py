@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+from trl import pack_dataset
 
 from rlpipe.data.chat import render_prompts
-from rlpipe.data.examples import IGNORED, encode, truncate
+from rlpipe.data.examples import IGNORED, encode, split, truncate
 from rlpipe.data.records import DataError, Format, Record
 from rlpipe.data.source import Records
 from rlpipe.models.scratch import build_tokenizer
@@ -190,3 +192,18 @@ def test_overlong_records_are_cut_counted_and_named_when_nothing_is_left(tokeniz
         DataError, match=r"All 3 records have nothing to learn from in their first 3 tokens. Raise train"
     ):
         truncate(encode(records.train, records, tokenizer, "completion"), max_length=3)
+
+
+def test_long_records_are_split_as_trl_splits_them(tokenizer):
+    """The pieces, and no token more or less; one that is prompt alone teaches nothing."""
+    records = of({"text": "123456"}, {"text": "7"}, {"text": "89"}, format=Format.TEXT, chat=False)
+    pieces = split(encode(records.train, records, tokenizer, "all"), max_length=3)
+    assert [p.ids for p in pieces] == [ids("123"), ids("456"), [END], [*ids("7"), END], [*ids("89"), END]]
+    assert all(p.labels == p.ids for p in pieces)
+    whole = encode(records.train, records, tokenizer, "all")
+    packed = pack_dataset(Dataset.from_dict({"input_ids": [e.ids for e in whole]}), 3, "bfd_split")
+    theirs = sorted(tuple(row["input_ids"]) for row in packed)
+    assert theirs == sorted([(*ids("7"), END, END), *(tuple(p.ids) for p in pieces if len(p.ids) == 3)])
+    asked = of({"prompt": "1" * 5, "completion": "22"})
+    [last] = split(encode(asked.train, asked, tokenizer, "completion"), max_length=4)[-1:]
+    assert last.labels[-1] != NO and last.origin == "d.jsonl, line 1"

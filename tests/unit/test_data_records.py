@@ -139,7 +139,7 @@ def test_csv_with_too_many_values_names_its_line(tmp_path):
         ({"heldout": HeldOut(split="test")}, "A single file has no splits"),
         ({"columns": {"prompt": "question"}}, "data.columns: no record of .* has `question`; it has"),
         ({"chat": False}, "line 1: field `prompt` is a list of messages, which data.chat=false cannot render"),
-        ({"path": "{tmp}/d.txt"}, "d.txt: unknown kind of file; expected one of .jsonl"),
+        ({"path": "{tmp}/d.docx"}, "d.docx: unknown kind of file; expected one of .jsonl"),
         (
             {"path": "{tmp}/other.jsonl"},
             "none of TRL's formats: prompt and completion, messages, or text.*data.columns",
@@ -150,7 +150,7 @@ def test_settings_that_do_not_fit_name_the_line_to_change(tmp_path, settings, me
     turn = [{"role": "user", "content": "q"}]
     write(tmp_path / "d.jsonl", [{"prompt": turn, "completion": turn}] * 6)
     write(tmp_path / "other.jsonl", [{"question": "q"}] * 6)
-    (tmp_path / "d.txt").write_text("text")
+    (tmp_path / "d.docx").write_text("text")
     settings = {"path": "{tmp}/d.jsonl"} | settings
     settings["path"] = settings["path"].format(tmp=tmp_path)
     if (heldout := settings.get("heldout")) and heldout.path:
@@ -185,3 +185,31 @@ def test_transcripts_and_labelled_answers_that_cannot_be_used_are_left_out_alike
         assert (len(records.train), len(records.heldout)) == (3, 1)
         with pytest.raises(DataError):
             load_preferences(data.model_copy(update={"skip_unusable": False}))
+
+
+def test_a_text_file_is_one_record_and_a_folder_of_them_several(tmp_path):
+    for name, text in {"b.txt": "two\nlines\n", "a.md": "# One", "deeper/c.txt": "ä"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "picture.png").write_bytes(b"no text")
+    records = load(tmp_path, heldout=HeldOut(count=1), chat=False)
+    assert records.format is Format.TEXT
+    assert [r.fields for r in records.heldout + records.train] == [
+        {"text": "# One"}, {"text": "two\nlines\n"}, {"text": "ä"},
+    ]  # fmt: skip
+    assert records.train[0].file == str(tmp_path / "b.txt")
+    alone = load(tmp_path / "b.txt", heldout=HeldOut(path=str(tmp_path / "a.md")), chat=False)
+    assert [r.fields["text"] for r in alone.train + alone.heldout] == ["two\nlines\n", "# One"]
+
+
+def test_text_that_is_not_utf_8_is_named(tmp_path):
+    (tmp_path / "latin.txt").write_bytes("ä".encode("latin-1"))
+    with pytest.raises(DataError, match=r"latin\.txt: not UTF-8 text"):
+        load(tmp_path / "latin.txt")
+
+
+def test_data_of_another_kind_is_not_read_as_texts(tmp_path):
+    """A read-me beside records is none."""
+    write(tmp_path / "train.jsonl", ROWS)
+    (tmp_path / "README.md").write_text("about the data")
+    assert len(load(tmp_path).train) == 4

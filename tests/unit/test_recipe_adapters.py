@@ -59,6 +59,7 @@ def test_neither_rl_nor_a_reward_model(kind):
     ("changes", "expected"),
     [
         ([PROMPT, "train.packing=true"], "train.packing=true puts several records into one sequence, before which adapter.kind=prompt_tuning puts its virtual tokens once; set train.packing=false, or take adapter.kind=lora"),
+        (["train.packing_strategy=bfd_split"], "train: packing_strategy=bfd_split changes nothing without packing; set packing=true, or leave it out"),
         ([PREFIX, "train.packing=true"], "before which adapter.kind=prefix_tuning puts its virtual tokens once"),
         ([PREFIX, "train.gradient_checkpointing=true"], "train.gradient_checkpointing=true computes layers again without the keys and values of adapter.kind=prefix_tuning; set it to false, or take adapter.kind=prompt_tuning or lora"),
         ([PROMPT, "adapter.prompt_tuning_init=TEXT"], "prompt_tuning_init=TEXT begins as a text; give prompt_tuning_init_text"),

@@ -5,7 +5,7 @@ The driver reads, renders and tokenises the records once; the ranks get token id
 
 from pathlib import Path
 
-from rlpipe.data.examples import Example, LossOn, encode, truncate
+from rlpipe.data.examples import Example, LossOn, encode, split, truncate
 from rlpipe.data.mixture import mixed
 from rlpipe.data.records import Format, Record
 from rlpipe.data.source import Records, Source
@@ -37,10 +37,11 @@ def prepare(recipe: SftRecipe, model_path: str, sources: list[Source], output_di
     """Everything the ranks need, checked."""
     tokenizer = load_tokenizer(recipe.model, model_path)
     max_length = longest_sequence(recipe, model_path)
+    fit = split if recipe.train.packing_strategy == "bfd_split" else truncate
 
     def encoded(rows: list[Record], records: Records) -> list[Example]:
         loss_on = _loss_on(recipe, records)
-        return truncate(encode(rows, records, tokenizer, loss_on), max_length)
+        return fit(encode(rows, records, tokenizer, loss_on), max_length)
 
     parts = [encoded(source.records.train, source.records) for source in sources]
     heldout = [encoded(s.records.heldout[: recipe.evaluation.prompts], s.records) for s in sources]
