@@ -158,6 +158,11 @@ class Book:
             self._by_lease[drawn.lease_id] = drawn
         self._taken = self._replaceable = 0
 
+    def ask_again(self, group_ids: Sequence[str]) -> None:
+        """See `Ledger.ask_again`."""
+        for group_id in group_ids:
+            self._unanswered(self._by_lease[group_id])
+
     def commit(self, fates: Mapping[str, Fate]) -> None:
         """What is taken leaves the book, and counts as what became of it, by lease."""
         for drawn in self._drawn[: self._taken]:
@@ -188,8 +193,7 @@ class Book:
         """The answers of a segment that cannot be read are missing again; returns how many."""
         lost = [drawn for drawn in self._drawn if drawn.segment == segment]
         for drawn in lost:
-            drawn.segment, drawn.group = "", None
-            del self._by_lease[drawn.lease_id]
+            self._unanswered(drawn)
         return len(lost)
 
     def counts(self) -> dict[str, int]:
@@ -200,6 +204,10 @@ class Book:
         states = {"pending": pending, "leased": len(self._drawn) - pending - completed - dropped}
         counts = states | {"completed": completed} | {fate: each.total() for fate, each in self.totals.items()}
         return counts | {Fate.DROPPED.value: counts[Fate.DROPPED] + dropped}
+
+    def _unanswered(self, drawn: Drawn) -> None:
+        drawn.segment, drawn.group, drawn.deadline = "", None, 0.0
+        del self._by_lease[drawn.lease_id]
 
     def _judge(self, group_id: str, seen: set[str]) -> Appended:
         drawn = self._by_lease.get(group_id)

@@ -129,6 +129,14 @@ class Ledger:
         """What is taken and not committed can be taken again; what was dropped of it, too."""
         self._book.give_back()
 
+    def ask_again(self, group_ids: Sequence[str]) -> None:
+        """Forget the answers of these taken groups, durably: whoever opens the ledger next is to ask their prompts
+        again. This writer has only to close it."""
+        before = self._book.segments
+        self._book.ask_again(group_ids)
+        self._put()
+        self._discard(before - self._book.segments)
+
     def commit(self, step: int, advantages: Sequence[float] | None = None) -> None:
         """What was taken has been trained, in this step. `advantages`: one for each response of the taken groups, in
         their order, as the rollouts tell them."""

@@ -171,6 +171,30 @@ def steps_generated_again(run: Run) -> list[int]:
     return sorted(set(generated))
 
 
+NEEDS_A_SERVER = f"""
+from pathlib import Path
+{REWARD.rstrip()} if not Path(__file__).with_name("down").exists() else 1 / 0
+"""
+
+
+def test_what_no_reward_could_be_computed_of_is_asked_again(whole, tmp_path, monkeypatch):
+    stopped, real = Run(tmp_path, "lora, ZeRO-3"), Sampler.scored
+    (tmp_path / "digits.py").write_text(NEEDS_A_SERVER)
+
+    def scored(self, count, step):
+        if step == 3:
+            (tmp_path / "down").touch()
+        return real(self, count, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "scored", scored)
+        assert stopped.goes() == FAILED
+    assert "RewardFailed" in events(stopped.directory, "fault")[-1]["message"]
+    (tmp_path / "down").unlink()
+    assert stopped.goes() == DONE
+    assert_same(stopped, whole("lora, ZeRO-3"))
+
+
 def test_a_checkpoint_tells_where_the_run_stood_and_loads_as_a_model(whole):
     done = whole("grpo")
     folder = done.directory / "checkpoints" / "step-000004"
@@ -261,3 +285,11 @@ def test_the_best_checkpoint_is_kept_and_becomes_the_result(tmp_path, monkeypatc
     assert not all(bool((made[name] == last[name]).all()) for name in made)
     notes = [event["message"] for event in events(best.directory, "note")]
     assert "the result is the model of step 2: no checkpoint has a higher reward" in notes
+
+
+def test_the_benchmark_of_checkpoints_works(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import checkpoint
+
+    checkpoint.measure(tmp_path, quick=True, times=1)
+    assert "| sealed beside training" in capsys.readouterr().out

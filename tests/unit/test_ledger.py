@@ -221,6 +221,17 @@ class TestOpenedAgain:
         assert again.append([answer(old)]) == REFUSED
         assert [lease.lease_id for lease in opened(storage, clock).lease(2)] == ["e0r2/p0", "e0r2/p1"]
 
+    def test_what_is_to_be_asked_again_is(self, ledger, storage, clock):
+        ledger.append([answer(lease) for lease in ledger.lease(2)])
+        ledger.take(2)
+        ledger.ask_again(["e0/p1"])
+        again = opened(storage, clock)
+        assert again.counts() == NOTHING | {"completed": 1, "pending": 1}
+        [lease] = again.lease(2)
+        assert lease.lease_id == "e0r1/p1"
+        again.append([answer(lease)])
+        assert [group.group_id for group in again.take(2)] == ["e0/p0", "e0r1/p1"]
+
     def test_what_was_taken_or_dropped_without_a_commit_is_taken_again(self, ledger, storage, clock):
         ledger.append([answer(lease) for lease in ledger.lease(2)])
         ledger.take(2)

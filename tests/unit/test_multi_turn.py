@@ -10,7 +10,7 @@ from fake_engine import FakeEngine, pool_of
 
 from rlpipe.data.chat import render_prompts
 from rlpipe.data.cursor import PromptCursor
-from rlpipe.data.flow import Failure, Sampling
+from rlpipe.data.flow import Sampling
 from rlpipe.data.source import load_records
 from rlpipe.data.storage import Storage
 from rlpipe.ledger.ledger import Ledger
@@ -87,7 +87,7 @@ def test_sampling_fills_the_ledger_and_the_rollouts(stage, tmp_path):
         answers = episodes.over(pool_of(FakeEngine(bisects, {END}), FakeEngine(bisects, {END})), environment, stage)
         sampler = Sampler("policy", ledger, answers, scoring, TOKENIZER, Sampling(4, 1.0, ()), 2, 0)
         sampler.generate(3)
-        groups = sampler.scored(3)
+        groups = sampler.scored(3, step=1)
         ledger.commit(1)
     assert list(map(plain, ledger.committed(1)[0])) == list(map(plain, groups)), "what is stored is what was sampled"
     frame = pandas.read_parquet(tmp_path / "rollouts")
@@ -129,7 +129,6 @@ def test_a_row_without_the_number_fails_and_is_reported_as_the_environments_faul
         answers = episodes.over(pool_of(FakeEngine(bisects, {END})), environment, stage)
         sampler = Sampler("policy", ledger, answers, scoring, TOKENIZER, Sampling(4, 1.0, ()), 2, 0)
         sampler.generate(2)
-        groups = sampler.scored(2)
-        assert all(isinstance(outcome, Failure) for group in groups for outcome in group.outcomes)
         with pytest.raises(rewards.RewardFailed, match="4 x environment: exception"):
-            scoring.check(groups, 1)
+            sampler.scored(2, step=1)
+    assert (ledger.counts()["completed"], ledger.counts()["pending"]) == (0, 2), "whoever goes on asks them again"

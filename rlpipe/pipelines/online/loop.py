@@ -25,7 +25,6 @@ from rlpipe.pipelines.online.sampler import Sampler
 from rlpipe.pipelines.online.saving import Saving
 from rlpipe.pipelines.online.trainer import Trainer
 from rlpipe.recipe.algorithm import Schedule
-from rlpipe.rewards.stage import RewardStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,6 @@ class Loop:
     evaluate_every: int
     ledger: Ledger
     sampler: Sampler
-    rewards: RewardStage
     trainer: Trainer
     publisher: Publisher
     evaluate: Callable[[], Evaluated]
@@ -110,9 +108,7 @@ class Loop:
         with self.events.phase("generate", step):
             self.sampler.generate(count)
         with self.events.phase("score", step):
-            groups = self.sampler.scored(count)
-            self.rewards.check(groups, step)
-        return groups
+            return self.sampler.scored(count, step)
 
     def _conclude(self, step: int) -> None:
         """What is due after a step, or before the first one. A checkpoint comes last, and so says that all is done."""

@@ -13,6 +13,7 @@ from rlpipe.data.records import DataError
 from rlpipe.ledger.ledger import Ledger
 from rlpipe.pipelines import episodes, reward_models, roles, sizes
 from rlpipe.pipelines.evaluation import Evaluator
+from rlpipe.pipelines.online.beside import Beside
 from rlpipe.pipelines.online.catching_up import CatchingUp
 from rlpipe.pipelines.online.gang import Gang
 from rlpipe.pipelines.online.loop import Loop
@@ -48,6 +49,7 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
             ledger = stack.enter_context(_ledger(stage, recipe, train, scoring.names))
             gang = Gang(started, _training(specs), recipe.train.max_restarts, recipe.deadlines.heartbeat)
             loop = _loop(stage, recipe, scoring, environment, algorithm, started.handles, gang, ledger, heldout)
+            stack.callback(loop.saving.finish)
             started.ready()
             scoring.ready()
             _note_sizes(stage, recipe, started.handles)
@@ -123,7 +125,6 @@ def _loop(
         evaluate_every=recipe.evaluation.every,
         ledger=ledger,
         sampler=Sampler(roles.POLICY, ledger, rollouts, scoring, stage.tokenizer, sampling, group_size, recipe.seed),
-        rewards=scoring,
         trainer=trainer,
         publisher=publisher,
         evaluate=lambda: evaluator.run(rollouts, scoring, roles.POLICY),
@@ -163,6 +164,7 @@ def _saving(
         _layout(recipe, handles),
         recipe.deadlines.train,
         stage.events,
+        Beside(stage.debug),
     )
 
 

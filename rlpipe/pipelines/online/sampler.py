@@ -4,12 +4,12 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from rlpipe.data.flow import Group, GroupRequest, Prompt, Sampling
+from rlpipe.data.flow import Failure, Group, GroupRequest, Prompt, Sampling
 from rlpipe.data.seeds import sample_seed
 from rlpipe.ledger.book import Appended, Lease
 from rlpipe.ledger.ledger import Ledger
 from rlpipe.pipelines.evaluation import SECONDS_PER_LOOK, group_of
-from rlpipe.rewards.stage import RewardStage
+from rlpipe.rewards.stage import RewardFailed, RewardStage
 from rlpipe.rollout.episodes import Rollouts
 
 if TYPE_CHECKING:
@@ -54,11 +54,17 @@ class Sampler:
                 self._rewards.submit(group_of(prompt, trajectories, self._tokenizer))
             self._append(self._rewards.finished(0.0))
 
-    def scored(self, count: int) -> list[Group]:
-        """The step's groups in cursor order, once their rewards are there."""
+    def scored(self, count: int, step: int) -> list[Group]:
+        """The step's groups in cursor order, once their rewards are there. Raises `RewardFailed` if too many could not
+        be computed; their prompts are asked again when the run goes on, with what failed mended."""
         while (groups := self._ledger.take(count)) is None:
             self.generate(count)  # anew those whose lease has expired meanwhile
             self._append(self._rewards.finished(SECONDS_PER_LOOK))
+        try:
+            self._rewards.check(groups, step)
+        except RewardFailed:
+            self._ledger.ask_again([g.group_id for g in groups if any(isinstance(o, Failure) for o in g.outcomes)])
+            raise
         return groups
 
     def _request(self, lease: Lease) -> GroupRequest:

@@ -4,6 +4,9 @@ checkpoints/step-NNNNNN/
   policy/, critic/    what each rank of a role needs to go on: weights, optimizer, step count, random state
   model/ or adapter/  the policy's weights, as transformers, PEFT and vLLM load them
   state.json          the KL controller, where the ledger and its cursor stood, the weight version, the evaluation
+
+Training waits while the files are written, which goes to the memory of the operating system as far as that has room.
+Reading them again for the manifest, the way to the disk, and the name come beside the next steps.
 """
 
 import json
@@ -16,6 +19,7 @@ from typing import Any
 from rlpipe.ledger.ledger import Ledger
 from rlpipe.observe.events import EventLog
 from rlpipe.pipelines import checkpoints
+from rlpipe.pipelines.online.beside import Beside
 from rlpipe.pipelines.online.trainer import Trainer
 from rlpipe.recipe.roles import PolicyTraining
 from rlpipe.runtime.handle import Handle, Within, results
@@ -44,6 +48,7 @@ class Saving:
         layout: Mapping[str, int],
         seconds: float,
         events: EventLog,
+        beside: Beside,
     ) -> None:
         """`directory` is the stage's, on storage that all ranks share, and `last` its last step. `export` writes the
         policy into a folder for others to load. `layout`: the keys of the recipe, with their values, that have to be
@@ -51,7 +56,7 @@ class Saving:
         self._directory, self._settings, self._last = directory, settings, last
         self._roles = {name: ranks for name, ranks in roles.items() if name in TRAINED}
         self._trainer, self._ledger, self._export, self._layout = trainer, ledger, export, dict(layout)
-        self._within, self._events = Within("train", seconds), events
+        self._within, self._events, self._beside = Within("train", seconds), events, beside
         self._beginning = trainer.state()
 
     def stands(self, step: int) -> bool:
@@ -59,12 +64,14 @@ class Saving:
         return checkpoints.place(self._directory, step).is_dir()
 
     def save(self, step: int, evaluation: Mapping[str, float] | None) -> None:
-        """Write a checkpoint, if one is due after this step; older ones go once it stands. `evaluation` is what was
-        found of the weights after this step, if they were evaluated."""
+        """Write a checkpoint, if one is due after this step; it stands before the next one is begun, or after `finish`,
+        and then older ones go. `evaluation` is what was found of the weights after this step, if they were evaluated.
+        Raises what the one before failed of."""
         every = self._settings.save_steps
         if not every or not step or (step % every and step != self._last):
             return
         with self._events.phase("checkpoint", step, says="writing a checkpoint"):
+            self._beside.finish()
             partial = self._directory / checkpoints.FOLDER / ".partial"
             shutil.rmtree(partial, ignore_errors=True)  # what a run that was killed had begun to write
             partial.mkdir(parents=True)
@@ -73,7 +80,12 @@ class Saving:
             state = self._state(step, evaluation)
             (partial / STATE).write_text(json.dumps(state, indent=2, sort_keys=True), encoding="utf-8")
             spared = self._best([state]) if self._settings.load_best_model_at_end else None
-            checkpoints.commit(partial, self._directory, step, self._settings.save_total_limit, spared)
+            keep, directory = self._settings.save_total_limit, self._directory
+            self._beside.start(lambda: checkpoints.commit(partial, directory, step, keep, spared))
+
+    def finish(self) -> None:
+        """All that was written stands. Raises what it failed of."""
+        self._beside.finish()
 
     def load(self) -> int:
         """Put everything back to where the newest whole checkpoint was written; returns its step, 0 without one.
@@ -96,6 +108,7 @@ class Saving:
     def choose(self) -> None:
         """Where the recipe asks for it, give the policy the weights of the best checkpoint. Raises `CheckpointMismatch`
         if that is damaged."""
+        self.finish()
         if not self._settings.load_best_model_at_end:
             return
         best, metric = self._best(), self._settings.metric_for_best_model
