@@ -93,6 +93,7 @@ class Saving:
         Raises `CheckpointMismatch` if the recipe has another layout than the one that wrote it, and `LedgerError` if
         the ledger does not reach that far.
         """
+        self.finish()
         checkpoints.set_damaged_aside(self._directory)
         folder = checkpoints.newest(self._directory)
         if folder is None:
