@@ -114,7 +114,7 @@ def test_delta_lora_is_lora_of_a_larger_scale_under_adam(tmp_path):
 def test_two_ranks_move_the_same_weights(tmp_path, ray_cluster):
     adapter = {"kind": "delta_lora", "r": 4, "start_step": 1}
     alone = run("sft", adapter, tmp_path).of("loss")
-    for folder, losses in on_two_ranks(adapter, tmp_path, stages=(2, 3)):
+    for folder, losses in on_two_ranks(adapter, tmp_path, stages=(3,)):
         np.testing.assert_allclose(losses, alone, rtol=1e-4)
         np.testing.assert_allclose(scores(load(folder / "model")), scores(load(tmp_path / "model")), atol=1e-4)
 
