@@ -133,11 +133,12 @@ def _goes_with(union: dict, rivals: list[dict]) -> str:
 
 
 def _suggestions(path: Path, siblings: list[str], data: object) -> list[Path]:
-    """Keys that may have been meant: of the same name elsewhere (`kl_coefficient` is `kl.coefficient`), else of a
-    similar name here, else elsewhere."""
+    """Keys that may have been meant: of the same name elsewhere (`kl_coefficient` is `kl.coefficient`, `max_steps` is
+    `steps`), else of a similar name here, else elsewhere."""
     *parent, key = path
     elsewhere = list(schema.paths(data))
-    same = [p for p in elsewhere if key in (p[-1], _initials(p[-1]), "_".join(map(str, p[-2:])))]
+    asked = {key, key.removeprefix("max_")}
+    same = [p for p in elsewhere if asked & {p[-1], _initials(p[-1]), "_".join(map(str, p[-2:]))}]
     if same:
         return _closest(same, path)
     near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.7)

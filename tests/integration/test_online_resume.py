@@ -63,12 +63,13 @@ class Run:
         return run(load(self.folder / "recipe.yaml", (*self.changes, *changes)), self.directory, debug)
 
     def numbers(self) -> dict[int, dict[str, float]]:
-        """Of every step, without what depends on the clock; of a step done again, the last."""
+        """Of every step, and without what depends on the clock; of a step done again, the last."""
         timed = ("step_seconds", "tokens_per_second", "publish/seconds")
         found: dict[int, dict[str, float]] = {}
         for event in events(self.directory, "metrics"):
             kept = {name: value for name, value in event["metrics"].items() if name not in timed}
             found.setdefault(event["step"], {}).update(kept)
+        found.pop(0, None)  # the model's sizes
         return found
 
     def evaluations(self) -> dict[int, tuple]:
