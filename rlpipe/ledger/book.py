@@ -156,6 +156,9 @@ class Book:
         for drawn in self.dropped:
             drawn.reason = ""
             self._by_lease[drawn.lease_id] = drawn
+        for drawn in self._drawn:
+            if drawn.group is None:
+                drawn.deadline = 0.0
         self._taken = self._replaceable = 0
 
     def ask_again(self, group_ids: Sequence[str]) -> None:

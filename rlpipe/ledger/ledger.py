@@ -126,7 +126,8 @@ class Ledger:
         logger.info("dropped %s: %s", ", ".join(group_ids), reason)
 
     def give_back(self) -> None:
-        """What is taken and not committed can be taken again; what was dropped of it, too."""
+        """What is taken and not committed can be taken again, what was dropped of it, too; and no lease that is not
+        answered is good any more."""
         self._book.give_back()
 
     def ask_again(self, group_ids: Sequence[str]) -> None:

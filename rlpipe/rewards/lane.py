@@ -31,11 +31,19 @@ class Said:
     column: list[Component]
 
 
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """What one reward raised when it was asked about these."""
+
+    scorings: Sequence[Scoring]
+    error: Exception
+
+
 class Lane:
     """One reward: at most `threads` calls of it at once; without threads they are made by `work_off`."""
 
     def __init__(
-        self, reward: Reward, threads: int, seconds_per_group: float, deliver: Callable[[Said | Exception], None]
+        self, reward: Reward, threads: int, seconds_per_group: float, deliver: Callable[[Said | Raised], None]
     ):
         self._reward, self._seconds, self._deliver = reward, seconds_per_group, deliver
         self._waiting: deque[Scoring] = deque()
@@ -55,6 +63,11 @@ class Lane:
         while self._waiting:
             self._call(self._take())
 
+    def forget(self) -> None:
+        """Ask about nothing that waits."""
+        with self._changed:
+            self._waiting.clear()
+
     def close(self) -> None:
         """Begin no further call."""
         with self._changed:
@@ -66,7 +79,7 @@ class Lane:
             try:
                 self._call(chosen)
             except Exception as error:
-                self._deliver(error)
+                self._deliver(Raised(chosen, error))
 
     def _next(self) -> list[Scoring]:
         """The groups of the next call, once there are some; none when the lane is closed."""

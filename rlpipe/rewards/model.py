@@ -109,8 +109,11 @@ class Model:
         if self._scorer.heartbeat is None:
             raise fault
         logger.warning("%s is lost: %s\nA new process takes its place.", replica[0].name, fault)
-        results([rank.restart() for rank in replica])
-        logger.warning("%s is there again", replica[0].name)
+        try:
+            results([rank.restart() for rank in replica])
+            logger.warning("%s is there again", replica[0].name)
+        except (RoleDied, DeadlineExceeded) as again:  # the next question shows it
+            logger.warning("%s is lost again: %s", replica[0].name, again)
 
     def _fits(self, tokens: Tokens) -> bool:
         return len(tokens) <= self._scorer.max_length

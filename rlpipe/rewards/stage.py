@@ -27,7 +27,7 @@ from rlpipe.rewards.exact import Exact
 from rlpipe.rewards.format import Format
 from rlpipe.rewards.http import Http
 from rlpipe.rewards.killable import InProcess, Pool
-from rlpipe.rewards.lane import Lane, Said, Scoring
+from rlpipe.rewards.lane import Lane, Raised, Said, Scoring
 from rlpipe.rewards.mix import Mix, blamed
 from rlpipe.rewards.model import Model, Scorer
 from rlpipe.rewards.reward import Reward
@@ -43,11 +43,10 @@ class RewardStage:
     def __init__(self, mix: Mix, calls_at_once: Sequence[int], seconds_per_group: float, max_failure_rate: float):
         self.names = mix.names
         """The components' names, in the recipe's order."""
-        self.outstanding = 0
-        """Groups submitted and not yet handed over."""
+        self._outstanding: set[Scoring] = set()
         self._mix = mix
         self._max_failure_rate = max_failure_rate
-        self._said: queue.SimpleQueue[Said | Exception] = queue.SimpleQueue()
+        self._said: queue.SimpleQueue[Said | Raised] = queue.SimpleQueue()
         self._in_caller = not any(calls_at_once)
         mix.start()
         self._lanes = [
@@ -55,14 +54,19 @@ class RewardStage:
             for reward, calls in zip(mix.rewards, calls_at_once, strict=True)
         ]
 
+    @property
+    def outstanding(self) -> int:
+        """Groups submitted and not yet handed over."""
+        return len(self._outstanding)
+
     def ready(self) -> None:
         """Wait until every reward is loaded. Raises `RewardUnusable` if one cannot be."""
         self._mix.ready()
 
     def submit(self, group: Group) -> None:
         """Score this group, whose outcomes are still empty."""
-        self.outstanding += 1
         scoring = Scoring(group)
+        self._outstanding.add(scoring)
         for lane in self._lanes:
             lane.put(scoring)
 
@@ -75,8 +79,13 @@ class RewardStage:
         until = time.monotonic() + (seconds if self.outstanding else 0.0)
         while said := self._next(0.0 if groups else max(0.0, until - time.monotonic())):
             groups += self._filed(said)
-        self.outstanding -= len(groups)
         return groups
+
+    def forget(self) -> None:
+        """Whatever is outstanding is not asked for any more; what is still said of it is not heard."""
+        for lane in self._lanes:
+            lane.forget()
+        self._outstanding.clear()
 
     def check(self, groups: Sequence[Group], step: int) -> None:
         """Raise `RewardFailed` if too many rewards of the step failed."""
@@ -103,16 +112,19 @@ class RewardStage:
             said = self._said.get(timeout=seconds)
         except queue.Empty:
             return None
-        if isinstance(said, Exception):
-            raise said
-        return said
+        if isinstance(said, Said):
+            return said
+        if self._outstanding.isdisjoint(said.scorings):
+            return self._next(0.0)
+        raise said.error
 
     def _filed(self, said: Said) -> list[Group]:
         """The scored group, if this was the last that its rewards had to say."""
         scoring = said.scoring
         scoring.columns[said.reward] = said.column
-        if len(scoring.columns) < len(self._lanes):
+        if len(scoring.columns) < len(self._lanes) or scoring not in self._outstanding:
             return []
+        self._outstanding.remove(scoring)
         return [replace(scoring.group, outcomes=self._mix.outcomes(scoring.group, scoring.columns))]
 
 

@@ -36,6 +36,9 @@ class Rollouts(Protocol):
     def finished(self, seconds: float) -> list[FinishedGroup]:
         """Groups that are complete, waiting up to `seconds` for the first."""
 
+    def forget(self) -> None:
+        """Whatever is outstanding is not asked for any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class EpisodeLimits:
@@ -89,13 +92,23 @@ class Episodes:
         whole, self._whole = self._whole, []
         return whole
 
+    def forget(self) -> None:
+        """Whatever is outstanding is not asked for any more. What an environment still says of it is not heard."""
+        self._pool.forget()
+        self._groups, self._whole, self._talking = {}, [], {}
+
+    def _goes_on(self, episode: "_Episode") -> bool:
+        group = self._groups.get(episode.talk.request.group_id)
+        return group is not None and episode in group.episodes
+
     def _look(self, seconds: float) -> None:
         """One look at engines and environments, at whichever has something to do for `seconds` at most."""
         wait = min(seconds, SECONDS_PER_LOOK) if self._environment.outstanding else seconds
         for turns in self._pool.finished(wait):
             self._heard(turns)
         wait = 0.0 if self._pool.outstanding else min(seconds, SECONDS_PER_LOOK)
-        goes_on = [episode for episode, answer in self._environment.finished(wait) if self._answered(episode, answer)]
+        answers = [(e, answer) for e, answer in self._environment.finished(wait) if self._goes_on(e)]
+        goes_on = [episode for episode, answer in answers if self._answered(episode, answer)]
         for model in {episode.model for episode in goes_on}:
             self._pool.submit(model, [self._continuation(episode) for episode in goes_on if episode.model == model])
 

@@ -45,6 +45,8 @@ class EnginePool:
         self._published: dict[str, Publication] = {}
         self._homeless: dict[str, list[AskedGroup]] = {model: [] for model in models}
         """Groups of engines that are lost, while none serves that could take them."""
+        self._done: list[FinishedGroup] = []
+        """To be handed over; here, since the next engine heard may have an error to raise."""
 
     @property
     def outstanding(self) -> int:
@@ -65,11 +67,11 @@ class EnginePool:
         longer than deadlines.rollout; whatever else an engine raised is raised here.
         """
         until = time.monotonic() + seconds
-        done: list[FinishedGroup] = []
-        while not done and self.outstanding:
-            done = self._look(max(0.0, until - time.monotonic()))
+        while not self._done and self.outstanding:
+            self._look(max(0.0, until - time.monotonic()))
             if time.monotonic() >= until:
                 break
+        done, self._done = self._done, []
         return done
 
     def publish(self, model: str, publication: Publication) -> dict[str, Delivered]:
@@ -85,6 +87,11 @@ class EnginePool:
         while not any(seat.delivered for seat in seats):
             self._look(SLICE_SECONDS)
         return {seat.handle.name: seat.delivered for seat in seats if seat.delivered}
+
+    def forget(self) -> None:
+        """Whatever is outstanding is not asked for any more."""
+        self._done = []
+        self.abort(list(self._outstanding()))
 
     def abort(self, group_ids: Sequence[str]) -> None:
         """Forget these groups; nothing of them is handed over later."""
@@ -131,24 +138,24 @@ class EnginePool:
         if seat.groups and seat.advancing is None:
             seat.advancing = seat.handle.call(self._rollout, RolloutWorker.advance, SLICE_SECONDS)
 
-    def _look(self, seconds: float) -> list[FinishedGroup]:
+    def _look(self, seconds: float) -> None:
         """Wait for the first engine that has something to say, and hear all that have."""
         seats = [seat for seat in self._all() if seat.awaited is not None]
         if not seats:  # all that are lost rest before they are tried again
             time.sleep(min(seconds, SLICE_SECONDS))
         ready = first_ready([seat.awaited for seat in seats], min(seconds, SLICE_SECONDS))
-        done: list[FinishedGroup] = []
         for seat in self._all():
+            # A call that is overdue has something to say, too: that it is.
+            heard = seat.awaited in ready or (seat.awaited is not None and seat.awaited.seconds_left() <= 0)
             try:
                 if seat.revival is not None:
-                    self._revive(seat, any(seat.awaited is pending for pending in ready))
+                    self._revive(seat, heard)
                     continue
-                if any(seat.advancing is pending for pending in ready):
-                    done += self._harvest(seat)
+                if heard:
+                    self._done += self._harvest(seat)
                 seat.check_pulse(Within("heartbeat", self._deadlines.heartbeat))
             except _Lost as fault:
                 self._lose(seat, fault)
-        return done
 
     def _delivered(self, seat: Seat, delivery: Generator[Pending[Any], None, Delivered]) -> bool:
         """Wait for the delivery's next step; whether it has come to an end, good or bad."""

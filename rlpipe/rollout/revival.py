@@ -25,7 +25,8 @@ class Revival:
         """The proof, once it is there; None for engines to which nothing is published."""
         self.pending: Pending[Any] | None = None
         """What it waits for; None while it rests."""
-        self._steps = self._run(engine, published)
+        self._engine, self._published = engine, published
+        self._steps = self._run()
 
     def go_on(self) -> bool:
         """Take the next step, if it is time; whether the engine serves now. Raises what the engine raised."""
@@ -35,16 +36,22 @@ class Revival:
             self.pending = next(self._steps)
         except StopIteration:
             return True
+        except Exception:  # whoever this is told of may mend it: then all begins anew
+            self._steps, self.pending, self.delivered = self._run(), None, None
+            raise
         return False
 
-    def _run(
-        self, engine: Handle[RolloutWorker], published: Callable[[], Publication | None]
-    ) -> Generator[Pending[Any], None, None]:
-        built = engine.restart()
+    def _run(self) -> Generator[Pending[Any], None, None]:
+        built = self._engine.restart()
         yield built
         built.result()
         served = None
         # Others may have been published to while this one took its weights.
-        while (publication := published()) is not served:
-            self.delivered = yield from publication.deliver(engine)
+        while (publication := self._published()) is not served:
+            try:
+                self.delivered = yield from publication.deliver(self._engine)
+            except Exception:
+                if self._published() is publication:
+                    raise
+                continue  # of weights that are not wanted any more
             served = publication

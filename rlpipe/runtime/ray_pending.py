@@ -11,6 +11,7 @@ from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Within
 
 T = TypeVar("T")
 _STACKS_WAIT_SECONDS = 5.0
+_FETCHING_SECONDS = 60.0
 
 
 class RayPending(Generic[T]):
@@ -23,7 +24,7 @@ class RayPending(Generic[T]):
 
     def result(self) -> T:
         try:
-            return ray.get(self.ref, timeout=max(0.0, self.seconds_left()))
+            return ray.get(self.ref, timeout=max(self._fetching_seconds(), self.seconds_left()))
         except GetTimeoutError:
             raise DeadlineExceeded(self._overdue(), self._role_name) from None
         except RayTaskError as error:
@@ -36,6 +37,11 @@ class RayPending(Generic[T]):
 
     def seconds_left(self) -> float:
         return self._started + self._within.seconds - time.monotonic()
+
+    def _fetching_seconds(self) -> float:
+        """Time to bring the value here, when it is there in time and looked at late."""
+        there, _ = ray.wait([self.ref], timeout=0, fetch_local=False)
+        return _FETCHING_SECONDS if there else 0.0
 
     def _overdue(self) -> str:
         return (

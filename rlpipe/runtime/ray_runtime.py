@@ -55,6 +55,7 @@ class RayStarted:
             if spec.shares is None:
                 for process in processes:
                     process.restart()
+        self._builds = []  # an attempt before this one may have left some
         for spec, processes in sorted(gang, key=lambda of: of[0].shares is not None):
             self._build(spec, processes)
         self.ready()

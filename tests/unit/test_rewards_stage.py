@@ -273,3 +273,30 @@ def test_closing_ends_the_processes_at_once(tmp_path):
     assert time.monotonic() - begin < 20
     worker = stage._mix.rewards[0]._caller._all[0]
     assert worker._process.poll() is not None
+
+
+class Breaks(Fixed):
+    """Raises when it is first asked."""
+
+    def score(self, group, allowance):
+        if not self.count:
+            self.count += 1
+            raise RuntimeError("its process is gone")
+        return super().score(group, allowance)
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_what_was_asked_before_a_reward_broke_is_not_heard_after_it_was_forgotten(threads):
+    reward = Breaks("r", [1.0])
+    with RewardStage(Mix([reward]), [threads], 9.0, 0.0) as stage:
+        stage.submit(make_group(["x"], group_id="before"))
+        stage.submit(make_group(["x"], group_id="beside"))
+        with pytest.raises(RuntimeError, match="its process is gone"):
+            stage.finished(5.0)
+        stage.forget()
+        assert stage.outstanding == 0
+        stage.submit(make_group(["x"], group_id="after"))
+        found = []
+        while stage.outstanding:
+            found += stage.finished(1.0)
+        assert [group.group_id for group in found] == ["after"]

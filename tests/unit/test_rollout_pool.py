@@ -1,5 +1,6 @@
 """The pool over several engines: whole groups, whichever engine serves them."""
 
+import dataclasses
 import time
 from functools import partial
 
@@ -293,3 +294,48 @@ def test_a_process_without_a_sign_of_life_is_replaced(folder, trained, undisturb
     monkeypatch.setattr(hung, "pulse", lambda within: Mute() if hung._role is before else alive(within))
     assert tokens_of(subject) == undisturbed
     assert hung._role is not before
+
+
+def test_a_revival_that_fails_of_the_trainer_begins_anew_and_what_others_finished_is_kept(folder, trained, undisturbed):
+    subject = mortal(folder, (), (0,))
+    first = published(tiny_models.load(folder), 3)
+    subject.publish("policy", first)
+
+    def dead():
+        raise RoleDied("the trainer is gone", "trainer[0]")
+
+    subject._published["policy"] = dataclasses.replace(first, sent=LocalPending(dead, (), {}))
+    subject.submit("policy", [request(i) for i in range(4)])
+    with pytest.raises(RoleDied, match="the trainer is gone"):
+        while True:
+            subject._look(0.0)
+    subject.forget()
+    assert subject.outstanding == 0 and subject.finished(0.0) == []
+    # The trainer is back.
+    subject.publish("policy", published(trained, 4))
+    assert tokens_of(subject) == undisturbed
+    while not all(s.serves for s in subject._seats["policy"]):
+        subject._look(0.0)
+    assert subject._seats["policy"][1].delivered.found.largest_difference < 1e-5
+
+
+class Stuck(Mute):
+    """A call that hangs, of a process that lives."""
+
+    def seconds_left(self):
+        return -1.0
+
+
+def test_a_call_that_outlives_its_deadline_is_a_lost_engine(folder, trained, undisturbed, monkeypatch):
+    subject = mortal(folder, (), ())
+    subject.publish("policy", published(trained, 4))
+    hung = subject._seats["policy"][1]
+    call, before = hung.handle.call, hung.handle._role
+
+    def stuck(within, method, *arguments):
+        there = hung.handle._role is before and method.__name__ == "advance"
+        return Stuck() if there else call(within, method, *arguments)
+
+    monkeypatch.setattr(hung.handle, "call", stuck)
+    assert tokens_of(subject) == undisturbed
+    assert hung.handle._role is not before

@@ -28,6 +28,11 @@ class Gang:
     def replace(self, fault: Exception, step: int) -> None:
         """Start the roles again after `fault`, `step` being the last committed one. Raises `fault` if no process of
         theirs is lost, and `GivenUp` if this has happened too often."""
+        while fault is not None:
+            fault = self._replaced(fault, step)
+
+    def _replaced(self, fault: Exception, step: int) -> Exception | None:
+        """What a new attempt is needed for, if it is: one of the new processes was lost."""
         lost = self._lost(fault)
         if lost is None:
             raise fault
@@ -45,17 +50,20 @@ class Gang:
         began = time.monotonic()
         if self._losses > 1:
             time.sleep(FIRST_REST_SECONDS * 2 ** (self._losses - 2))
-        self._started.restart(list(self._roles))
+        try:
+            self._started.restart(list(self._roles))
+        except (RoleDied, DeadlineExceeded) as again:
+            return again
         logger.warning("the training roles are there again, after %.1f s", time.monotonic() - began)
+        return None
 
     def _lost(self, fault: Exception) -> Exception | None:
         """What tells that a process is lost: the fault itself, or that of a rank whose peers have failed of it."""
         handles = [handle for ranks in self._roles.values() for handle in ranks]
-        if isinstance(fault, RoleDied | DeadlineExceeded) and fault.who in {handle.name for handle in handles}:
-            return fault
         for pulse in [handle.pulse(self._within) for handle in handles]:
             try:
                 pulse.result()
             except (RoleDied, DeadlineExceeded) as silence:
                 return silence
-        return None
+        known = isinstance(fault, RoleDied | DeadlineExceeded) and fault.who in {handle.name for handle in handles}
+        return fault if known else None

@@ -43,18 +43,25 @@ class Loop:
     saving: Saving
     gang: Gang
     catching_up: CatchingUp
+    finish: Callable[[], None]
+    """Writes the result."""
     events: EventLog
 
     def run(self) -> None:
-        """All steps that are not committed yet. Step s trains on samples of weight version s - 1 and publishes version
-        s."""
+        """All steps that are not committed yet, and the result. Step s trains on samples of weight version s - 1 and
+        publishes version s."""
         done = None
-        while done is None or done < self.schedule.steps:
+        while True:
             try:
-                done = self._begin() if done is None else self._advance(done + 1)
+                if done is None:
+                    done = self._begin()
+                elif done < self.schedule.steps:
+                    done = self._advance(done + 1)
+                else:
+                    return self.finish()
             except Exception as fault:  # one of a lost process is mended, any other raised
                 self.gang.replace(fault, self.ledger.step)
-                self.ledger.give_back()
+                self.sampler.forget()
                 done = None
 
     def _begin(self) -> int:

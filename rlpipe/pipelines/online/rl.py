@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,6 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
             scoring.ready()
             _note_sizes(stage, recipe, started.handles)
         loop.run()
-        with stage.events.phase("save", says="saving the model"):
-            loop.saving.choose()
-            policy = started.handles[roles.POLICY]
-            _save_model(stage, policy, stage.result)
-            if recipe.adapter is not None:
-                _save_adapter(stage, policy, stage.directory / FINAL_ADAPTER)
 
 
 def _roles(stage: Stage, recipe: RlRecipe, algorithm: OnlineAlgorithm) -> list[RoleSpec]:
@@ -130,6 +125,7 @@ def _loop(
         evaluate=lambda: evaluator.run(rollouts, scoring, roles.POLICY),
         saving=saving,
         gang=gang,
+        finish=partial(_save_result, stage, saving, handles[roles.POLICY]),
         catching_up=CatchingUp(ledger, trainer, publisher, saving, stage.events),
         events=stage.events,
     )
@@ -203,6 +199,14 @@ def _that_fit(prompts: list[Prompt], recipe: RlRecipe, stage: Stage) -> list[Pro
 
 def _longest(recipe: RlRecipe, stage: Stage) -> int:
     return recipe.rollout.max_model_len or stage.model_length
+
+
+def _save_result(stage: Stage, saving: Saving, policy: list[Handle[Policy]]) -> None:
+    with stage.events.phase("save", says="saving the model"):
+        saving.choose()
+        _save_model(stage, policy, stage.result)
+        if stage.recipe.adapter is not None:
+            _save_adapter(stage, policy, stage.directory / FINAL_ADAPTER)
 
 
 def _save_model(stage: Stage, policy: list[Handle[Policy]], folder: Path) -> None:

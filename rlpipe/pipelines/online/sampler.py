@@ -67,6 +67,13 @@ class Sampler:
             raise
         return groups
 
+    def forget(self) -> None:
+        """Whatever engines and rewards were asked is not heard any more; the ledger has it back."""
+        self._pool.forget()
+        self._rewards.forget()
+        self._unanswered, self._scored = {}, []
+        self._ledger.give_back()
+
     def _request(self, lease: Lease) -> GroupRequest:
         prompt = lease.prompt
         seeds = tuple(sample_seed(self._seed, prompt.prompt_id, lease.epoch, i) for i in range(self._group_size))
