@@ -104,6 +104,13 @@ class Book:
         self._by_lease[drawn.lease_id] = drawn
         return Lease(drawn.lease_id, drawn.prompt, drawn.epoch, deadline)
 
+    def extend(self, lease_ids: Iterable[str], deadline: float) -> None:
+        """See `Ledger.extend`; one that has expired stays so."""
+        for lease_id in lease_ids:
+            drawn = self._by_lease.get(lease_id)
+            if drawn is not None and not self._pending(drawn):
+                drawn.deadline = deadline
+
     def judge(self, groups: Sequence[Group]) -> list[Appended]:
         """What is to become of groups handed in together; nothing is entered yet."""
         seen: set[str] = set()

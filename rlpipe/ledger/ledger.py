@@ -17,7 +17,7 @@ A change costs what is in flight, never what is done: a manifest's size does not
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from typing import Any, Protocol
@@ -101,6 +101,11 @@ class Ledger:
         if leases:
             self._put()
         return leases
+
+    def extend(self, lease_ids: Iterable[str]) -> None:
+        """These are being worked on: their leases begin anew. Not durable, as nobody holds a lease once this writer is
+        gone. Other ids are ignored."""
+        self._book.extend(lease_ids, self._clock() + self._lease_seconds)
 
     def append(self, groups: Sequence[Group]) -> list[Appended]:
         """Hand in answers to leases; together they cost hardly more than one. Those `STORED` are durable when this

@@ -59,6 +59,10 @@ class RewardStage:
         """Groups submitted and not yet handed over."""
         return len(self._outstanding)
 
+    def asked(self) -> set[str]:
+        """The ids of groups submitted and not yet handed over."""
+        return {scoring.group.group_id for scoring in self._outstanding}
+
     def ready(self) -> None:
         """Wait until every reward is loaded. Raises `RewardUnusable` if one cannot be."""
         self._mix.ready()

@@ -36,6 +36,9 @@ class Rollouts(Protocol):
     def finished(self, seconds: float) -> list[FinishedGroup]:
         """Groups that are complete, waiting up to `seconds` for the first."""
 
+    def asked(self) -> set[str]:
+        """The ids of groups submitted and not yet finished."""
+
     def forget(self) -> None:
         """Whatever is outstanding is not asked for any more."""
 
@@ -91,6 +94,10 @@ class Episodes:
                 break
         whole, self._whole = self._whole, []
         return whole
+
+    def asked(self) -> set[str]:
+        """The ids of groups whose episodes have not all ended."""
+        return set(self._groups)
 
     def forget(self) -> None:
         """Whatever is outstanding is not asked for any more. What an environment still says of it is not heard."""

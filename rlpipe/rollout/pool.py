@@ -51,12 +51,12 @@ class EnginePool:
     @property
     def outstanding(self) -> int:
         """Groups submitted and not yet handed over."""
-        return len(self._outstanding())
+        return len(self.asked())
 
     def submit(self, model: str, requests: Sequence[GroupRequest]) -> None:
         """Give each group to the engine of `model` that has the fewest tokens to generate. Raises ValueError for a
         group id that is outstanding already."""
-        if twice := self._outstanding() & {request.group_id for request in requests}:
+        if twice := self.asked() & {request.group_id for request in requests}:
             raise ValueError(f"groups submitted twice: {', '.join(sorted(twice)[:3])}")
         self._spread(model, [AskedGroup(request) for request in requests])
 
@@ -91,7 +91,7 @@ class EnginePool:
     def forget(self) -> None:
         """Whatever is outstanding is not asked for any more."""
         self._done = []
-        self.abort(list(self._outstanding()))
+        self.abort(list(self.asked()))
 
     def abort(self, group_ids: Sequence[str]) -> None:
         """Forget these groups; nothing of them is handed over later."""
@@ -130,7 +130,8 @@ class EnginePool:
     def _all(self) -> list[Seat]:
         return [seat for seats in self._seats.values() for seat in seats]
 
-    def _outstanding(self) -> set[str]:
+    def asked(self) -> set[str]:
+        """The ids of groups submitted and not yet finished."""
         homeless = {group.request.group_id for groups in self._homeless.values() for group in groups}
         return homeless | {group_id for seat in self._all() for group_id in seat.groups}
 

@@ -122,6 +122,27 @@ def test_an_expired_lease_is_refused_and_its_prompt_leased_again_in_its_place(le
     assert [group.prompt.prompt_id for group in ledger.take(3)] == ["p0", "p1", "p2"]
 
 
+def test_a_lease_that_is_worked_on_begins_anew_and_one_that_has_expired_does_not(ledger, clock):
+    worked_on, left, late = ledger.lease(3)
+    clock.now = 109.0
+    ledger.extend([worked_on.lease_id, "a stranger"])
+    clock.now = 118.0
+    ledger.extend([late.lease_id])
+    assert ledger.append([answer(worked_on), answer(left), answer(late)]) == [*STORED, *REFUSED, *REFUSED]
+    assert [lease.lease_id for lease in ledger.lease(3)] == ["e0r1/p1", "e0r1/p2"]
+
+
+def test_what_is_given_back_is_taken_or_leased_again(ledger):
+    first, second, third = ledger.lease(3)
+    ledger.append([answer(first), answer(second)])
+    ledger.take(2)
+    ledger.drop([first.lease_id], "flat")
+    ledger.give_back()
+    assert ledger.append([answer(third)]) == REFUSED, "nobody is to answer what was under way"
+    assert [lease.lease_id for lease in ledger.lease(3)] == ["e0r1/p2"]
+    assert [group.group_id for group in ledger.take(2)] == [first.lease_id, second.lease_id]
+
+
 def test_an_answer_in_time_stays_however_late_it_is_taken(ledger, clock):
     (lease,) = ledger.lease(1)
     ledger.append([answer(lease)])

@@ -49,6 +49,7 @@ class Sampler:
         self._unanswered |= {lease.lease_id: lease.prompt for lease in leases}
         self._pool.submit(self._model, [self._request(lease) for lease in leases])
         while self._unanswered:
+            self._ledger.extend(self._pool.asked() | self._rewards.asked())
             for trajectories in self._pool.finished(SECONDS_PER_LOOK):
                 prompt = self._unanswered.pop(trajectories[0].group_id)
                 self._rewards.submit(group_of(prompt, trajectories, self._tokenizer))
@@ -58,7 +59,8 @@ class Sampler:
         """The step's groups in cursor order, once their rewards are there. Raises `RewardFailed` if too many could not
         be computed; their prompts are asked again when the run goes on, with what failed mended."""
         while (groups := self._ledger.take(count)) is None:
-            self.generate(count)  # anew those whose lease has expired meanwhile
+            self._ledger.extend(self._rewards.asked())
+            self.generate(count)  # anew those that nobody works on any more
             self._append(self._rewards.finished(SECONDS_PER_LOOK))
         try:
             self._rewards.check(groups, step)
