@@ -6,10 +6,8 @@ from typing import Any
 
 from rlpipe.rollout.delivery import Delivered, Publication
 from rlpipe.rollout.worker import RolloutWorker
+from rlpipe.runtime.backoff import rest_before
 from rlpipe.runtime.handle import Handle, Pending
-
-FIRST_REST_SECONDS = 1.0
-"""Before the second attempt in a row; each further one waits twice as long."""
 
 
 class Revival:
@@ -20,7 +18,7 @@ class Revival:
     ) -> None:
         """`published` is what the other engines serve at the time of asking; `attempt` counts from 1."""
         self.began = time.monotonic()
-        self.begins = self.began + (FIRST_REST_SECONDS * 2 ** (attempt - 2) if attempt > 1 else 0.0)
+        self.begins = self.began + rest_before(attempt)
         self.delivered: Delivered | None = None
         """The proof, once it is there; None for engines to which nothing is published."""
         self.pending: Pending[Any] | None = None

@@ -12,14 +12,13 @@ from peft.tuners.lora.bnb import Linear4bit
 from test_critic import assert_same_run, train_alone, values_of
 from test_critic_adapter import LORA, TRAINED, Together, critic_spec, parameters_of, policy_spec
 from test_online import REWARD, assert_same, events, train
+from test_online_quantized import quantised
 from test_policy import random_batch
 
 from rlpipe.models.load import load_causal_lm
 from rlpipe.models.quantized import is_packed
 from rlpipe.recipe.errors import RecipeError
 from rlpipe.recipe.load import load
-from rlpipe.recipe.model import PretrainedModel
-from rlpipe.recipe.quantization import Quantization
 from rlpipe.training.critic import Critic
 from rlpipe.training.distributed import Rank
 from rlpipe.training.export import save_pretrained
@@ -38,10 +37,6 @@ def dequantized(folder, tmp_path_factory) -> str:
     result = tmp_path_factory.mktemp("plain") / "dequantized"
     save_pretrained(load_causal_lm(quantised(folder), folder, torch.float32), folder, result, writer=True)
     return str(result)
-
-
-def quantised(folder: str) -> PretrainedModel:
-    return PretrainedModel(path=folder, quantization=Quantization())
 
 
 def on_4_bits(spec):

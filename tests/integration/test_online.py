@@ -15,13 +15,13 @@ import pytest
 
 from rlpipe.data.storage import Storage
 from rlpipe.observe.events import read
-from rlpipe.pipelines.online import gang
 from rlpipe.pipelines.online.loop import Loop
 from rlpipe.pipelines.run import DONE, FAILED, INTERRUPTED, run
 from rlpipe.recipe.algorithm import PRESETS
 from rlpipe.recipe.load import load
 from rlpipe.rollout.pool import EnginePool
 from rlpipe.rollout.transformers_engine import TransformersEngine
+from rlpipe.runtime import backoff
 from rlpipe.runtime.handle import RoleDied, Within
 from rlpipe.training.critic import Critic
 from rlpipe.training.policy import Policy
@@ -273,7 +273,7 @@ def test_training_roles_that_are_lost_start_again_as_if_nothing_had_happened(
 
 
 def test_training_roles_that_are_lost_again_and_again_end_the_run(recipe_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gang, "FIRST_REST_SECONDS", 0.01)
+    monkeypatch.setattr(backoff, "FIRST_REST_SECONDS", 0.01)
 
     @functools.wraps(Policy.update)
     def dies(self, *arguments):

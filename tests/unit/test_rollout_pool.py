@@ -10,7 +10,6 @@ import tiny_models
 from tiny_models import END, request
 
 from rlpipe.recipe.run import Deadlines
-from rlpipe.rollout import revival
 from rlpipe.rollout import seat as seats
 from rlpipe.rollout.delivery import Publication
 from rlpipe.rollout.engine import EngineSpec
@@ -18,6 +17,7 @@ from rlpipe.rollout.pool import Barren, EnginePool
 from rlpipe.rollout.records import NotCurrent
 from rlpipe.rollout.transformers_engine import TransformersEngine
 from rlpipe.rollout.worker import RolloutWorker
+from rlpipe.runtime import backoff
 from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, RoleDied, Within
 from rlpipe.runtime.local import LocalHandle, LocalPending
 from rlpipe.weights.packing import pack
@@ -173,7 +173,7 @@ def mortal(folder, *deaths: tuple[int, ...], max_restarts: int = 3, heartbeat: f
 
 @pytest.fixture(autouse=True)
 def rests_are_short(monkeypatch):
-    monkeypatch.setattr(revival, "FIRST_REST_SECONDS", 0.01)
+    monkeypatch.setattr(backoff, "FIRST_REST_SECONDS", 0.01)
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,11 @@ import logging
 import time
 from collections.abc import Sequence
 
+from rlpipe.runtime.backoff import rest_before
 from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, RoleDied, Within
 from rlpipe.runtime.roles import Started
 
 logger = logging.getLogger(__name__)
-
-FIRST_REST_SECONDS = 1.0
-"""Before the second attempt in a row; each further one waits twice as long."""
 
 
 class Gang:
@@ -48,8 +46,7 @@ class Gang:
             lost, ", ".join(self._roles), self._losses, self._max_restarts, step,
         )  # fmt: skip
         began = time.monotonic()
-        if self._losses > 1:
-            time.sleep(FIRST_REST_SECONDS * 2 ** (self._losses - 2))
+        time.sleep(rest_before(self._losses))
         try:
             self._started.restart(list(self._roles))
         except (RoleDied, DeadlineExceeded) as again:

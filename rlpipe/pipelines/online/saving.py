@@ -27,8 +27,6 @@ from rlpipe.training.critic import Critic
 from rlpipe.training.policy import Policy
 
 STATE = "state.json"
-TRAINED = ("policy", "critic")
-"""The roles that a checkpoint holds."""
 _SAVE = {"policy": Policy.save_state, "critic": Critic.save_state}
 _LOAD = {"policy": Policy.load_state, "critic": Critic.load_state}
 
@@ -54,7 +52,7 @@ class Saving:
         policy into a folder for others to load. `layout`: the keys of the recipe, with their values, that have to be
         the same for whoever goes on from a checkpoint."""
         self._directory, self._settings, self._last = directory, settings, last
-        self._roles = {name: ranks for name, ranks in roles.items() if name in TRAINED}
+        self._roles = {name: ranks for name, ranks in roles.items() if name in _SAVE}
         self._trainer, self._ledger, self._export, self._layout = trainer, ledger, export, dict(layout)
         self._within, self._events, self._beside = Within("train", seconds), events, beside
         self._beginning = trainer.state()
