@@ -131,12 +131,17 @@ class Book:
         """The next `count` answers, or None while one of them is missing. See `Ledger.take`."""
         if self._taken and count > self._replaceable:
             raise LedgerError(f"{len(self.taken)} groups are taken and not committed: call commit(step) first")
-        groups = [drawn.group for drawn in self._drawn[self._taken : self._taken + count]]
-        if len(groups) < count or any(group is None for group in groups):
+        if self.lacking(count):
             return None
+        groups = [drawn.group for drawn in self._drawn[self._taken : self._taken + count]]
         self._taken += count
         self._replaceable = max(0, self._replaceable - count)
         return groups
+
+    def lacking(self, count: int) -> int:
+        """See `Ledger.lacking`."""
+        window = self._drawn[self._taken : self._taken + count]
+        return count - sum(drawn.group is not None for drawn in window)
 
     @property
     def taken(self) -> list[Drawn]:
@@ -163,9 +168,6 @@ class Book:
         for drawn in self.dropped:
             drawn.reason = ""
             self._by_lease[drawn.lease_id] = drawn
-        for drawn in self._drawn:
-            if drawn.group is None:
-                drawn.deadline = 0.0
         self._taken = self._replaceable = 0
 
     def ask_again(self, group_ids: Sequence[str]) -> None:

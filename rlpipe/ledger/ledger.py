@@ -124,6 +124,15 @@ class Ledger:
         `commit`. While some are taken, only as many more can be as were dropped of them."""
         return self._book.take(count)
 
+    def lacking(self, count: int) -> int:
+        """How many of the next `count` groups are missing."""
+        return self._book.lacking(count)
+
+    @property
+    def taken(self) -> int:
+        """How many groups are taken and not dropped."""
+        return len(self._book.taken)
+
     def drop(self, group_ids: Sequence[str], reason: str) -> None:
         """These of the taken groups are not to be trained on, and not handed out again. Durable with the step's
         commit: until then a restart finds them completed, and whoever dropped them does so again."""
@@ -131,8 +140,7 @@ class Ledger:
         logger.info("dropped %s: %s", ", ".join(group_ids), reason)
 
     def give_back(self) -> None:
-        """What is taken and not committed can be taken again, what was dropped of it, too; and no lease that is not
-        answered is good any more."""
+        """What is taken and not committed can be taken again, what was dropped of it, too."""
         self._book.give_back()
 
     def ask_again(self, group_ids: Sequence[str]) -> None:

@@ -1,23 +1,18 @@
 """Held-out evaluation of whatever model the engines serve: greedy answers, and sampled pass@k."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from math import comb
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlpipe.data.flow import Failure, Group, GroupRequest, Outcome, Prompt, Sampling, Score, Trajectory
 from rlpipe.data.seeds import sample_seed
+from rlpipe.pipelines.answers import Answers, Ask
 from rlpipe.pipelines.stage import Stage
-from rlpipe.rewards.stage import RewardStage
 from rlpipe.rollout import spoken
-from rlpipe.rollout.episodes import Rollouts
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 SECONDS_PER_LOOK = 0.5
-"""How long the driver waits for engines or rewards before it looks at the others."""
+"""How long engines or rewards are waited for before the progress is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +28,22 @@ class Evaluator:
 
     def __init__(self, stage: Stage, heldout: Sequence[Prompt]) -> None:
         recipe, self._events = stage.recipe, stage.events
-        self._settings, self._tokenizer, self._seed = recipe.evaluation, stage.tokenizer, recipe.seed
+        self._settings, self._seed = recipe.evaluation, recipe.seed
         self._prompts = list(heldout)[: recipe.evaluation.prompts]
         self._greedy = Sampling(recipe.rollout.max_new_tokens, 0.0, stage.stop_token_ids)
         self._sampled = replace(self._greedy, temperature=recipe.evaluation.temperature)
 
-    def run(self, pool: Rollouts, rewards: RewardStage, model: str) -> Evaluated:
-        """Answers, scored. A response whose reward failed counts in no mean, and is counted itself."""
-        greedy = self._answers(pool, rewards, model, self._greedy, 1, "greedy")
+    def run(self, answers: Answers, meanwhile: Callable[[], None] = lambda: None) -> Evaluated:
+        """Answers, scored. A response whose reward failed counts in no mean, and is counted itself. `meanwhile` is
+        called again and again."""
+        greedy = self._answers(answers, meanwhile, self._greedy, 1, "greedy")
         metrics = _greedy_metrics(greedy)
         if self._settings.correct_at is not None:
             metrics["accuracy"] = _mean(
                 [float(right) for right in self._judged([group.outcomes[0] for group in greedy])]
             )
         if self._settings.pass_at and self._settings.correct_at is not None:
-            sampled = self._answers(pool, rewards, model, self._sampled, self._settings.samples, "sampled")
+            sampled = self._answers(answers, meanwhile, self._sampled, self._settings.samples, "sampled")
             metrics |= _pass_metrics([self._judged(group.outcomes) for group in sampled], self._settings.pass_at)
         return Evaluated(metrics, [_sample(group) for group in greedy[: self._settings.show]])
 
@@ -58,28 +54,28 @@ class Evaluator:
         return [value >= at for value in values if value is not None]
 
     def _answers(
-        self, pool: Rollouts, rewards: RewardStage, model: str, sampling: Sampling, count: int, kind: str
+        self, answers: Answers, meanwhile: Callable[[], None], sampling: Sampling, count: int, kind: str
     ) -> list[Group]:
         by_id = {f"evaluation/{kind}/{p.prompt_id}": p for p in self._prompts}
-        pool.submit(model, [self._request(group_id, p, sampling, count) for group_id, p in by_id.items()])
         scored: dict[str, Group] = {}
-        while len(scored) < len(by_id):
-            for trajectories in pool.finished(0.0 if rewards.outstanding else SECONDS_PER_LOOK):
-                rewards.submit(group_of(by_id[trajectories[0].group_id], trajectories, self._tokenizer))
-            scored |= {group.group_id: group for group in rewards.finished(0.05)}
-            self._events.progress(f"{len(scored)}/{len(by_id)}, {kind}")
+
+        def told(group: Group) -> None:
+            scored[group.group_id] = group
+
+        answers.ask([Ask(self._request(group_id, p, sampling, count), p) for group_id, p in by_id.items()], told)
+        try:
+            while len(scored) < len(by_id):
+                answers.work_off()
+                answers.look(SECONDS_PER_LOOK)
+                meanwhile()
+                self._events.progress(f"{len(scored)}/{len(by_id)}, {kind}")
+        finally:  # after a fault nobody waits for the others any more
+            answers.forget(by_id)
         return [scored[group_id] for group_id in by_id]
 
     def _request(self, group_id: str, prompt: Prompt, sampling: Sampling, count: int) -> GroupRequest:
         seeds = tuple(sample_seed(self._seed, prompt.prompt_id, 0, i) for i in range(count))
         return GroupRequest(group_id, prompt.prompt_id, prompt.tokens, seeds, sampling)
-
-
-def group_of(prompt: Prompt, trajectories: Sequence[Any], tokenizer: "PreTrainedTokenizerBase") -> Group:
-    """A finished group, decoded for rewards and people, still without outcomes."""
-    decode = partial(tokenizer.batch_decode, skip_special_tokens=True)
-    texts, conversations = spoken.completions(trajectories, decode), spoken.conversations(trajectories, decode)
-    return Group(trajectories[0].group_id, prompt, tuple(trajectories), texts, (), conversations)
 
 
 def said_in(group: Group, index: int) -> str:

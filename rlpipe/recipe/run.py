@@ -1,8 +1,8 @@
 """Settings of a run that are not the algorithm's: deadlines, tracking, verification."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveFloat
+from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
 from rlpipe.recipe.base import Strict
 
@@ -26,6 +26,27 @@ class Deadlines(Strict):
     """Getting new weights into every engine and proving it."""
     heartbeat: PositiveFloat = 30.0
     """A sign of life from the process of an engine, which it gives while it computes, too."""
+
+
+class Run(Strict):
+    """How far sampling may be ahead of training."""
+
+    max_staleness: NonNegativeInt = 0
+    """How many versions older than the policy that is trained the one may be that sampled a response's first token. 0
+    samples for a step when the one before is done; from 1 on engines generate while the policy trains, and
+    `algorithm.correction` says what is done about it."""
+    min_effective_sample_size: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """While the effective sample size of a step (metric `mismatch/effective_samples`, a share of its tokens) is below
+    this, fewer steps ahead are sampled."""
+
+    @model_validator(mode="after")
+    def _has_something_to_hold_back(self) -> "Run":
+        if self.min_effective_sample_size and not self.max_staleness:
+            raise ValueError(
+                f"min_effective_sample_size={self.min_effective_sample_size:g} holds sampling back, and with "
+                "max_staleness=0 it is never ahead: leave it out, or set max_staleness to 1 or more"
+            )
+        return self
 
 
 class Publishing(Strict):

@@ -17,7 +17,7 @@ from rlpipe.recipe.qlora import check_published, check_quantized
 from rlpipe.recipe.rewards import RewardMix, check_correct_by, check_nothing_shared
 from rlpipe.recipe.roles import PolicyTraining, Reference
 from rlpipe.recipe.rollout import Evaluation, Rollout
-from rlpipe.recipe.run import Deadlines, Publishing, Tracking
+from rlpipe.recipe.run import Deadlines, Publishing, Run, Tracking
 from rlpipe.recipe.training import RewardModelTraining, SftTraining
 
 
@@ -132,6 +132,8 @@ class RlRecipe(Strict):
     """How rewards become advantages and a loss."""
     schedule: Schedule
     """How many steps, of how many prompts."""
+    run: Run = Run()
+    """How far sampling may be ahead of training."""
     train: PolicyTraining = PolicyTraining()
     """Optimizer, batches and processes of the policy's training."""
     reference: Reference = Reference()
@@ -237,6 +239,16 @@ class RlRecipe(Strict):
         check_published(quantization_of(self.model), self.publishing)
         if self.critic.adapter is not None and self.critic.model is None:
             check_quantized(quantization_of(self.model), self.critic.adapter, "critic.adapter")
+        return self
+
+    @model_validator(mode="after")
+    def _staleness_is_corrected(self) -> "RlRecipe":
+        if self.run.max_staleness and self.algorithm.correction.kind == "none":
+            raise ValueError(
+                f"run.max_staleness={self.run.max_staleness} trains on responses of older policies, and "
+                "algorithm.correction.kind=none counts them as if the trained one had written them; set it to tis "
+                "(truncated importance weights), or to another one"
+            )
         return self
 
     @model_validator(mode="after")

@@ -76,20 +76,27 @@ class RewardStage:
 
     def finished(self, seconds: float) -> list[Group]:
         """The groups scored since the last call; waits up to `seconds` for the first, unless none is outstanding."""
-        if self._in_caller and seconds > 0:
-            for lane in self._lanes:
-                lane.work_off()
+        if seconds > 0:
+            self.work_off()
         groups: list[Group] = []
         until = time.monotonic() + (seconds if self.outstanding else 0.0)
         while said := self._next(0.0 if groups else max(0.0, until - time.monotonic())):
             groups += self._filed(said)
         return groups
 
-    def forget(self) -> None:
-        """Whatever is outstanding is not asked for any more; what is still said of it is not heard."""
+    def work_off(self) -> None:
+        """Under --debug score all that waits, here and now."""
+        if self._in_caller:
+            for lane in self._lanes:
+                lane.work_off()
+
+    def forget(self) -> list[Group]:
+        """Whatever is outstanding is not asked for any more; what is still said of it is not heard. Returns it."""
         for lane in self._lanes:
             lane.forget()
+        forgotten = [scoring.group for scoring in self._outstanding]
         self._outstanding.clear()
+        return forgotten
 
     def check(self, groups: Sequence[Group], step: int) -> None:
         """Raise `RewardFailed` if too many rewards of the step failed."""

@@ -40,10 +40,11 @@ class Publication:
         """Yields what it waits for, and goes on once that is there. Raises `WeightSyncError` if the engine does not
         answer as the trainer does, and whatever its calls raise."""
         receiving = engine.call(self.within, RolloutWorker.publish, self.version, self.payload)
+        # Asked at once, so that no slice of an engine that goes on generating comes between.
+        answering = engine.call(self.within, RolloutWorker.probe, self.probes)
         yield receiving
         sent, trainer = self.truth  # first: a trainer that died is no fault of the engine's
         receipt, at = receiving.result(), time.monotonic()
-        answering = engine.call(self.within, RolloutWorker.probe, self.probes)
         yield answering
         answers = answering.result()
         found = self.verifier.check(engine.name, self.version, sent.digest, receipt.digest, trainer, answers)

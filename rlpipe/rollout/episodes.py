@@ -22,6 +22,7 @@ from rlpipe.rollout.environments.environment import Reply, Response, Turn
 from rlpipe.rollout.environments.stage import EnvironmentStage
 from rlpipe.rollout.pool import EnginePool, FinishedGroup
 from rlpipe.rollout.turn_marks import TurnMarks
+from rlpipe.runtime.handle import Pending, first_ready
 
 SECONDS_PER_LOOK = 0.02
 """How long engines are waited for while environments work, or the other way round."""
@@ -33,14 +34,15 @@ class Rollouts(Protocol):
     def submit(self, model: str, requests: Sequence[GroupRequest]) -> None:
         """Answer these with `model`."""
 
-    def finished(self, seconds: float) -> list[FinishedGroup]:
-        """Groups that are complete, waiting up to `seconds` for the first."""
+    def finished(self, seconds: float, also: Sequence[Pending[Any]] = ()) -> list[FinishedGroup]:
+        """Groups that are complete, waiting up to `seconds` for the first, or until one of `also`, which are calls of
+        other roles, is finished."""
 
     def asked(self) -> set[str]:
         """The ids of groups submitted and not yet finished."""
 
-    def forget(self) -> None:
-        """Whatever is outstanding is not asked for any more."""
+    def abort(self, group_ids: Sequence[str]) -> None:
+        """These are not asked for any more. Ids that are not outstanding are ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +87,12 @@ class Episodes:
                 seed = environment_seed(request.seeds[episode.talk.sample])
                 self._environment.reset(episode, {**prompt.columns, "prompt": prompt.text}, seed)
 
-    def finished(self, seconds: float) -> list[FinishedGroup]:
-        """Groups whose episodes have all ended, waiting up to `seconds` for the first."""
+    def finished(self, seconds: float, also: Sequence[Pending[Any]] = ()) -> list[FinishedGroup]:
+        """Groups whose episodes have all ended. See `Rollouts.finished`."""
         until = time.monotonic() + seconds
-        while self._groups:
-            self._look(max(0.0, until - time.monotonic()))
-            if self._whole or time.monotonic() >= until:
+        while self._groups or also:
+            self._look(max(0.0, until - time.monotonic()), also)
+            if self._whole or time.monotonic() >= until or first_ready(also, 0.0):
                 break
         whole, self._whole = self._whole, []
         return whole
@@ -99,19 +101,25 @@ class Episodes:
         """The ids of groups whose episodes have not all ended."""
         return set(self._groups)
 
-    def forget(self) -> None:
-        """Whatever is outstanding is not asked for any more. What an environment still says of it is not heard."""
-        self._pool.forget()
-        self._groups, self._whole, self._talking = {}, [], {}
+    def abort(self, group_ids: Sequence[str]) -> None:
+        """See `Rollouts.abort`. What an environment still says of these is not heard."""
+        doomed = set(group_ids)
+        talking = [turn for turn, episode in self._talking.items() if episode.talk.request.group_id in doomed]
+        self._pool.abort([*group_ids, *talking])
+        for turn in talking:
+            del self._talking[turn]
+        self._groups = {group_id: group for group_id, group in self._groups.items() if group_id not in doomed}
+        self._whole = [group for group in self._whole if group[0].group_id not in doomed]
 
     def _goes_on(self, episode: "_Episode") -> bool:
         group = self._groups.get(episode.talk.request.group_id)
         return group is not None and episode in group.episodes
 
-    def _look(self, seconds: float) -> None:
-        """One look at engines and environments, at whichever has something to do for `seconds` at most."""
+    def _look(self, seconds: float, also: Sequence[Pending[Any]]) -> None:
+        """One look at engines and environments, at whichever has something to do for `seconds` at most, or until one of
+        `also` is finished."""
         wait = min(seconds, SECONDS_PER_LOOK) if self._environment.outstanding else seconds
-        for turns in self._pool.finished(wait):
+        for turns in self._pool.finished(wait, also):
             self._heard(turns)
         wait = 0.0 if self._pool.outstanding else min(seconds, SECONDS_PER_LOOK)
         answers = [(e, answer) for e, answer in self._environment.finished(wait) if self._goes_on(e)]

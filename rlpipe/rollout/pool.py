@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlpipe.data.flow import GroupRequest, Trajectory
@@ -60,16 +60,17 @@ class EnginePool:
             raise ValueError(f"groups submitted twice: {', '.join(sorted(twice)[:3])}")
         self._spread(model, [AskedGroup(request) for request in requests])
 
-    def finished(self, seconds: float) -> list[FinishedGroup]:
-        """Groups of any model that are complete, waiting up to `seconds` for the first.
+    def finished(self, seconds: float, also: Sequence[Pending[Any]] = ()) -> list[FinishedGroup]:
+        """Groups of any model that are complete, waiting up to `seconds` for the first, or until one of `also`, which
+        are calls of other roles, is finished.
 
         Raises `GivenUp` if engines cannot be replaced; `Barren` naming the engine if any response from it takes
         longer than deadlines.rollout; whatever else an engine raised is raised here.
         """
         until = time.monotonic() + seconds
-        while not self._done and self.outstanding:
-            self._look(max(0.0, until - time.monotonic()))
-            if time.monotonic() >= until:
+        while not self._done and (self.outstanding or also):
+            said = self._look(max(0.0, until - time.monotonic()), also)
+            if said or time.monotonic() >= until:
                 break
         done, self._done = self._done, []
         return done
@@ -79,22 +80,19 @@ class EnginePool:
         that is lost on the way is replaced, and waited for only if no other serves. Raises `WeightSyncError`."""
         self._published[model] = publication
         seats = self._seats[model]
-        for seat in seats:
-            seat.delivered = None
-        deliveries = [(seat, publication.deliver(seat.handle)) for seat in seats if seat.serves]
-        while deliveries:  # every engine has its call before one is waited for
-            deliveries = [(seat, delivery) for seat, delivery in deliveries if not self._delivered(seat, delivery)]
-        while not any(seat.delivered for seat in seats):
-            self._look(SLICE_SECONDS)
+        try:
+            for seat in seats:  # every engine has its call before one is waited for
+                seat.deliver(publication)
+            while any(seat.delivery for seat in seats) or not any(seat.delivered for seat in seats):
+                self._look(SLICE_SECONDS)
+        finally:  # of weights that a trainer which is lost was to send, nothing more is expected
+            for seat in seats:
+                seat.delivery = seat.delivering = None
         return {seat.handle.name: seat.delivered for seat in seats if seat.delivered}
 
-    def forget(self) -> None:
-        """Whatever is outstanding is not asked for any more."""
-        self._done = []
-        self.abort(list(self.asked()))
-
     def abort(self, group_ids: Sequence[str]) -> None:
-        """Forget these groups; nothing of them is handed over later."""
+        """Forget these groups; nothing of them is handed over later. Ids that are not outstanding are ignored."""
+        self._done = [group for group in self._done if group[0].group_id not in group_ids]
         for groups in self._homeless.values():
             groups[:] = [group for group in groups if group.request.group_id not in group_ids]
         for seat in self._all():
@@ -139,36 +137,32 @@ class EnginePool:
         if seat.groups and seat.advancing is None:
             seat.advancing = seat.handle.call(self._rollout, RolloutWorker.advance, SLICE_SECONDS)
 
-    def _look(self, seconds: float) -> None:
-        """Wait for the first engine that has something to say, and hear all that have."""
-        seats = [seat for seat in self._all() if seat.awaited is not None]
-        if not seats:  # all that are lost rest before they are tried again
+    def _look(self, seconds: float, also: Sequence[Pending[Any]] = ()) -> bool:
+        """Wait for the first engine that has something to say, or the first of `also`, and hear all engines that have;
+        whether one of `also` has."""
+        awaited = [*also, *(pending for seat in self._all() for pending in seat.awaited)]
+        if not awaited:  # all that are lost rest before they are tried again
             time.sleep(min(seconds, SLICE_SECONDS))
-        ready = first_ready([seat.awaited for seat in seats], min(seconds, SLICE_SECONDS))
+        ready = {id(pending) for pending in first_ready(awaited, min(seconds, SLICE_SECONDS))}
         for seat in self._all():
-            # A call that is overdue has something to say, too: that it is.
-            heard = seat.awaited in ready or (seat.awaited is not None and seat.awaited.seconds_left() <= 0)
             try:
-                if seat.revival is not None:
-                    self._revive(seat, heard)
-                    continue
-                if heard:
-                    self._done += self._harvest(seat)
-                seat.check_pulse(Within("heartbeat", self._deadlines.heartbeat))
+                self._hear(seat, ready)
             except _Lost as fault:
                 self._lose(seat, fault)
+        return any(id(pending) in ready for pending in also)
 
-    def _delivered(self, seat: Seat, delivery: Generator[Pending[Any], None, Delivered]) -> bool:
-        """Wait for the delivery's next step; whether it has come to an end, good or bad."""
-        try:
-            next(delivery)
-        except StopIteration as end:
-            seat.delivered = end.value
-        except _Lost as fault:
-            self._lose(seat, fault)
-        else:
-            return False
-        return True
+    def _hear(self, seat: Seat, ready: set[int]) -> None:
+        """What an engine has to say; `ready` are the ids of calls that are finished."""
+        # A call that is overdue has something to say, too: that it is.
+        heard = [pending for pending in seat.awaited if id(pending) in ready or pending.seconds_left() <= 0]
+        if seat.revival is not None:
+            self._revive(seat, bool(heard))
+            return
+        if seat.advancing in heard:
+            self._done += self._harvest(seat)
+        if seat.delivering in heard:
+            seat.go_on()
+        seat.check_pulse(Within("heartbeat", self._deadlines.heartbeat))
 
     def _harvest(self, seat: Seat) -> list[FinishedGroup]:
         """Take what the engine's last slice brought, and start the next one at once."""

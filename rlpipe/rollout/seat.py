@@ -1,11 +1,12 @@
 """One engine of the pool: what it has to do, the calls to it that are under way, and whether it serves."""
 
 import time
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlpipe.data.flow import GroupRequest, Trajectory
-from rlpipe.rollout.delivery import Delivered
+from rlpipe.rollout.delivery import Delivered, Publication
 from rlpipe.rollout.revival import Revival
 from rlpipe.rollout.worker import RolloutWorker
 from rlpipe.runtime.handle import Handle, Pending, Within
@@ -49,6 +50,10 @@ class Seat:
     barren_seconds: float = 0.0
     delivered: Delivered | None = None
     """Proof that it serves what was published last."""
+    delivery: Generator[Pending[Any], None, Delivered] | None = None
+    """Under way while it is published to."""
+    delivering: Pending[Any] | None = None
+    """What the delivery waits for."""
     revival: Revival | None = None
     """Under way while the engine is lost."""
     losses: int = 0
@@ -65,9 +70,24 @@ class Seat:
         return sum(group.tokens for group in self.groups.values())
 
     @property
-    def awaited(self) -> Pending[Any] | None:
-        """What must be there before it has something to say."""
-        return self.advancing if self.revival is None else self.revival.pending
+    def awaited(self) -> list[Pending[Any]]:
+        """What it may have something to say about."""
+        waits = [self.advancing, self.delivering] if self.revival is None else [self.revival.pending]
+        return [pending for pending in waits if pending is not None]
+
+    def deliver(self, publication: Publication) -> None:
+        """Have the engine take these weights and prove it; one that is lost gets them when it is revived."""
+        self.delivered = None
+        if self.serves:
+            self.delivery = publication.deliver(self.handle)
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Take the delivery's next step. Raises what it raises."""
+        try:
+            self.delivering = next(self.delivery)
+        except StopIteration as end:
+            self.delivered, self.delivery, self.delivering = end.value, None, None
 
     def take(self, trajectory: Trajectory) -> FinishedGroup | None:
         """File a response; the whole group once it is the last one."""
@@ -83,7 +103,7 @@ class Seat:
         """The engine is gone; what it was asked is to be asked of others."""
         groups = [group.again() for group in self.groups.values()]
         self.groups, self.advancing, self.submitted, self.pulse = {}, None, [], None
-        self.barren_seconds, self.delivered = 0.0, None
+        self.barren_seconds, self.delivered, self.delivery, self.delivering = 0.0, None, None, None
         self.losses += 1
         return groups
 

@@ -85,14 +85,18 @@ def first_ready(pendings: Sequence[Pending[Any]], seconds: float) -> list[Pendin
     return type(pendings[0]).ready(pendings, seconds) if pendings else []
 
 
-def results(pendings: Sequence[Pending[T]]) -> list[T]:
+Look = Callable[[Sequence[Pending[Any]], float], list[Pending[Any]]]
+"""As `first_ready`; one that waits may do something else beside."""
+
+
+def results(pendings: Sequence[Pending[T]], look: Look = first_ready) -> list[T]:
     """The values of all, in order. The first failure to come is raised, also while others are waited for: ranks wait
     for one that died."""
-    if len(pendings) == 1:
+    if len(pendings) == 1 and look is first_ready:
         return [pendings[0].result()]
     values: dict[int, T] = {}
     while waiting := [pending for pending in pendings if id(pending) not in values]:
         first = min(waiting, key=lambda pending: pending.seconds_left())
-        for pending in first_ready(waiting, max(0.0, first.seconds_left())) or [first]:
+        for pending in look(waiting, max(0.0, first.seconds_left())) or [first]:
             values[id(pending)] = pending.result()
     return [values[id(pending)] for pending in pendings]

@@ -226,12 +226,12 @@ def strike_in_step(version: int, fault: signal.Signals, monkeypatch) -> list[int
     struck: list[int] = []
     look = EnginePool._look
 
-    def look_and_strike(pool, seconds):
+    def look_and_strike(pool, *arguments):
         seat = pool._seats["policy"][0]
         if not struck and seat.groups and pool._published["policy"].version == version:
             struck.append(seat.handle.pulse(Within("heartbeat", 10)).result())
             os.kill(struck[0], fault)
-        return look(pool, seconds)
+        return look(pool, *arguments)
 
     monkeypatch.setattr(EnginePool, "_look", look_and_strike)
     return struck

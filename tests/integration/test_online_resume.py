@@ -203,7 +203,7 @@ def test_a_checkpoint_tells_where_the_run_stood_and_loads_as_a_model(whole):
     assert (state["step"], state["version"], state["ledger"]["step"]) == (4, 4, 4)
     assert state["ledger"]["cursor"]["position"] >= 16
     assert state["evaluation"] == done.evaluations()[4][0]
-    assert state["trainer"]["kl"]["coefficient"] == done.numbers()[5]["kl_coefficient"] != 0.1
+    assert state["driver"]["kl"]["coefficient"] == done.numbers()[5]["kl_coefficient"] != 0.1
     assert state["layout"] == {"train.ranks": 1, "train.zero_stage": 0}
     last = AutoModelForCausalLM.from_pretrained(folder.with_name("step-000005") / "model").state_dict()
     assert all(bool((last[name] == tensor).all()) for name, tensor in done.weights().items())

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rlpipe.data.flow import GroupRequest, Prompt, Sampling
 from rlpipe.models.scratch import build_tokenizer
-from rlpipe.pipelines.evaluation import group_of
+from rlpipe.pipelines.answers import group_of
 from rlpipe.pipelines.online.batch import scored, token_batch, with_signal
 from rlpipe.recipe.environment import GuessNumber as GuessRecipe
 from rlpipe.recipe.rewards import EnvironmentReward

@@ -14,7 +14,7 @@ from online_algorithms import algorithm
 from rlpipe.data.flow import Failure, FinishReason, GroupRequest, Prompt, Said, Sampling, Score, VersionSpan
 from rlpipe.data.seeds import environment_seed, turn_seed
 from rlpipe.models.scratch import build_tokenizer
-from rlpipe.pipelines.evaluation import group_of
+from rlpipe.pipelines.answers import group_of
 from rlpipe.pipelines.online.batch import scored, token_batch, with_signal
 from rlpipe.recipe.environment import GuessNumber as GuessRecipe
 from rlpipe.recipe.rewards import EnvironmentReward, ExactReward

@@ -132,15 +132,18 @@ def test_a_lease_that_is_worked_on_begins_anew_and_one_that_has_expired_does_not
     assert [lease.lease_id for lease in ledger.lease(3)] == ["e0r1/p1", "e0r1/p2"]
 
 
-def test_what_is_given_back_is_taken_or_leased_again(ledger):
+def test_what_is_given_back_is_taken_again(ledger):
     first, second, third = ledger.lease(3)
     ledger.append([answer(first), answer(second)])
     ledger.take(2)
     ledger.drop([first.lease_id], "flat")
+    assert ledger.taken == 1
     ledger.give_back()
-    assert ledger.append([answer(third)]) == REFUSED, "nobody is to answer what was under way"
-    assert [lease.lease_id for lease in ledger.lease(3)] == ["e0r1/p2"]
-    assert [group.group_id for group in ledger.take(2)] == [first.lease_id, second.lease_id]
+    assert ledger.taken == 0
+    assert ledger.lease(3) == [], "the third is still being answered"
+    assert ledger.lacking(3) == 1 and ledger.lacking(2) == 0
+    ledger.append([answer(third)])
+    assert [group.group_id for group in ledger.take(3)] == [lease.lease_id for lease in (first, second, third)]
 
 
 def test_an_answer_in_time_stays_however_late_it_is_taken(ledger, clock):

@@ -16,14 +16,17 @@ from rlpipe.data.storage import Storage
 from rlpipe.ledger.ledger import Ledger
 from rlpipe.models.scratch import build_tokenizer
 from rlpipe.pipelines import episodes
+from rlpipe.pipelines.answers import Answers
 from rlpipe.pipelines.evaluation import Evaluator
+from rlpipe.pipelines.online.admission import Admission
 from rlpipe.pipelines.online.metrics import sample_metrics
 from rlpipe.pipelines.online.sampler import Sampler
+from rlpipe.recipe.algorithm import Schedule
 from rlpipe.recipe.data import GuessNumberData
 from rlpipe.recipe.environment import GuessNumber, SingleTurn
 from rlpipe.recipe.rewards import EnvironmentReward, RewardMix
 from rlpipe.recipe.rollout import Evaluation, Rollout
-from rlpipe.recipe.run import Deadlines
+from rlpipe.recipe.run import Deadlines, Run
 from rlpipe.rewards import stage as rewards
 
 END, ASSISTANT = 1, 4
@@ -67,8 +70,8 @@ def test_evaluation_plays_whole_games(stage):
         episodes.environment_of(stage) as environment,
         rewards.build(REWARDS, ".", Deadlines(), stage.debug) as scoring,
     ):
-        answers = episodes.over(pool_of(FakeEngine(bisects, {END}, 3)), environment, stage)
-        found = Evaluator(stage, stage.prompts[1]).run(answers, scoring, "policy")
+        rollouts = episodes.over(pool_of(FakeEngine(bisects, {END}, 3)), environment, stage)
+        found = Evaluator(stage, stage.prompts[1]).run(Answers("policy", rollouts, scoring, TOKENIZER))
     assert found.metrics["accuracy"] == found.metrics["pass@1"] == 1.0
     # Of 0 to 9, bisection finds 4 at once, 1 and 7 next, then 0, 2, 5, 8, and 3, 6, 9 at last.
     assert found.metrics["turns"] == pytest.approx((1 + 2 * 2 + 4 * 3 + 3 * 4) / 10)
@@ -84,8 +87,8 @@ def test_sampling_fills_the_ledger_and_the_rollouts(stage, tmp_path):
         episodes.environment_of(stage) as environment,
         rewards.build(REWARDS, ".", Deadlines(), stage.debug) as scoring,
     ):
-        answers = episodes.over(pool_of(FakeEngine(bisects, {END}), FakeEngine(bisects, {END})), environment, stage)
-        sampler = Sampler("policy", ledger, answers, scoring, TOKENIZER, Sampling(4, 1.0, ()), 2, 0)
+        rollouts = episodes.over(pool_of(FakeEngine(bisects, {END}), FakeEngine(bisects, {END})), environment, stage)
+        sampler = sampler_of(ledger, rollouts, scoring, prompts=3)
         sampler.generate(3)
         groups = sampler.scored(3, step=1)
         ledger.commit(1)
@@ -101,6 +104,13 @@ def test_sampling_fills_the_ledger_and_the_rollouts(stage, tmp_path):
     metrics = sample_metrics(groups, [])
     assert metrics["turns"] == frame["turns"].map(lambda turns: (len(turns) + 1) / 2).mean()
     assert metrics["response_length"] == np.mean([mask.sum() for mask in frame["response_mask"]])
+
+
+def sampler_of(ledger, rollouts, scoring, prompts):
+    """Two responses each to so many prompts a step."""
+    admission = Admission(Schedule(steps=1, prompts_per_step=prompts), Run())
+    answers = Answers("policy", rollouts, scoring, TOKENIZER)
+    return Sampler(ledger, admission, answers, scoring, Sampling(4, 1.0, ()), group_size=2, seed=0)
 
 
 def plain(group):
@@ -126,8 +136,8 @@ def test_a_row_without_the_number_fails_and_is_reported_as_the_environments_faul
         episodes.environment_of(stage) as environment,
         rewards.build(REWARDS, ".", Deadlines(), stage.debug) as scoring,
     ):
-        answers = episodes.over(pool_of(FakeEngine(bisects, {END})), environment, stage)
-        sampler = Sampler("policy", ledger, answers, scoring, TOKENIZER, Sampling(4, 1.0, ()), 2, 0)
+        rollouts = episodes.over(pool_of(FakeEngine(bisects, {END})), environment, stage)
+        sampler = sampler_of(ledger, rollouts, scoring, prompts=2)
         sampler.generate(2)
         with pytest.raises(rewards.RewardFailed, match="4 x environment: exception"):
             sampler.scored(2, step=1)

@@ -180,9 +180,9 @@ def test_an_adaptive_coefficient_moves_once_per_step_and_is_in_the_state():
     # 0.5 nats per token are 1 per response, twice the target: up by the largest error, 0.2, for a whole horizon.
     assert (first["kl_coefficient"], second["kl_coefficient"]) == pytest.approx((0.1, 0.12))
     assert [shard.kl_coefficient for shard in it.policy.shards] == pytest.approx([0.1, 0.1, 0.12, 0.12])
-    assert it.trainer.state() == {"kl": {"coefficient": pytest.approx(0.144)}}
+    assert it.trainer.kl.state() == {"coefficient": pytest.approx(0.144)}
     other = Setup(kl={"coefficient": 0.1, "controller": controller})
-    other.trainer.load(it.trainer.state())
+    other.trainer.kl.load(it.trainer.kl.state())
     assert other.step(GROUPS)[1]["kl_coefficient"] == pytest.approx(0.144)
 
 

@@ -309,7 +309,7 @@ def test_a_revival_that_fails_of_the_trainer_begins_anew_and_what_others_finishe
     with pytest.raises(RoleDied, match="the trainer is gone"):
         while True:
             subject._look(0.0)
-    subject.forget()
+    subject.abort(list(subject.asked()))
     assert subject.outstanding == 0 and subject.finished(0.0) == []
     # The trainer is back.
     subject.publish("policy", published(trained, 4))

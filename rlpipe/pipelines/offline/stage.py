@@ -8,6 +8,7 @@ from pathlib import Path
 from rlpipe.data.flow import Prompt
 from rlpipe.observe.progress import HELDOUT
 from rlpipe.pipelines import checkpoints, reward_models, roles, sizes
+from rlpipe.pipelines.answers import Answers
 from rlpipe.pipelines.episodes import environment_of, over
 from rlpipe.pipelines.evaluation import Evaluator
 from rlpipe.pipelines.offline.preference import run_preference
@@ -120,9 +121,9 @@ def _evaluate(stage: Stage, recipe: Answering, mix: RewardMix, engines: RoleSpec
             scoring.ready()
         evaluator = Evaluator(stage, heldout)
         engines = EnginePool({roles.POLICY: started.handles["engine"]}, recipe.deadlines, recipe.rollout.max_restarts)
-        pool = over(engines, environment, stage)
+        answers = Answers(roles.POLICY, over(engines, environment, stage), scoring, stage.tokenizer)
         with stage.events.phase("evaluate", says="answering held-out prompts"):
-            found = evaluator.run(pool, scoring, roles.POLICY)
+            found = evaluator.run(answers)
     stage.events.evaluation(step, found.metrics, found.samples)
 
 

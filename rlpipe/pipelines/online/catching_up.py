@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rlpipe.ledger.ledger import Ledger
 from rlpipe.observe.events import EventLog
+from rlpipe.pipelines.online.admission import Admission
 from rlpipe.pipelines.online.metrics import sample_metrics
 from rlpipe.pipelines.online.publisher import Publisher
 from rlpipe.pipelines.online.saving import Saving
@@ -19,6 +20,7 @@ class CatchingUp:
     """What it takes to bring roles that have just started to where the ledger stands."""
 
     ledger: Ledger
+    admission: Admission
     trainer: Trainer
     publisher: Publisher
     saving: Saving
@@ -27,23 +29,34 @@ class CatchingUp:
     def run(self) -> int:
         """Returns the last committed step, whose weights the roles and the engines have now; 0 in a stage that
         begins."""
+        began = self.publisher.version is None
+        if began:
+            with self.events.phase("publish", says="publishing the first weights, and checking that they arrived"):
+                self.publisher.publish(version=0)
         saved, last = self.saving.load(), self.ledger.step
         if last:
             says = f"resuming from step {saved}, replaying {last - saved} steps from their stored trajectories"
             self.events.note(says)
             with self.events.phase("replay", says=says):
-                if saved:
-                    self.publisher.publish(version=saved)
                 for step in range(saved + 1, last + 1):
                     self._replay(step)
                     self.events.progress(f"{step - saved}/{last - saved}")
+        if last or not began:
+            self._publish(last)
         return last
 
     def _replay(self, step: int) -> None:
-        """As `Loop._step`; its time was measured when it was done first."""
+        """As `Loop._step`, but for what engines do; its time was measured when it was done first."""
         groups, dropped = self.ledger.committed(step)
         batch, metrics = self.trainer.batch(groups)
         metrics |= self.trainer.update(batch, step)
-        metrics |= self.publisher.publish(version=step)
-        self.events.commit(step, version=step)
-        self.events.metrics(step, metrics | sample_metrics(groups, dropped))
+        metrics |= sample_metrics(groups, dropped) | self.admission.hear(groups, metrics, step)
+        self.events.metrics(step, metrics)
+
+    def _publish(self, last: int) -> None:
+        """Only what is served from here on: engines that were not lost have gone on with the same weights."""
+        with self.events.phase("publish", last or None):
+            metrics = self.publisher.publish(version=last)
+        if last:
+            self.events.commit(last, version=last)
+            self.events.metrics(last, metrics)

@@ -5,7 +5,9 @@
     publish weights v+1, and prove that they arrived    Publisher
     evaluate -> write a checkpoint                      Evaluator, Saving
 
-Named on the right is what does it. A run that goes on begins with what was done: CatchingUp.
+Named on the right is what does it. A run that goes on begins with what was done: CatchingUp. How far the first line may
+be ahead of the others is Admission's (`run.max_staleness`): not at all, or so far that it goes on while the others are
+at work.
 """
 
 import time
@@ -16,6 +18,7 @@ from rlpipe.data.flow import Group
 from rlpipe.ledger.ledger import Ledger
 from rlpipe.observe.events import EventLog
 from rlpipe.pipelines.evaluation import Evaluated, said_in, shown
+from rlpipe.pipelines.online.admission import Admission
 from rlpipe.pipelines.online.catching_up import CatchingUp
 from rlpipe.pipelines.online.dynamic_sampling import flat, replace_flat
 from rlpipe.pipelines.online.gang import Gang
@@ -42,6 +45,7 @@ class Loop:
     evaluate: Callable[[], Evaluated]
     saving: Saving
     gang: Gang
+    admission: Admission
     catching_up: CatchingUp
     finish: Callable[[], None]
     """Writes the result."""
@@ -61,13 +65,11 @@ class Loop:
                     return self.finish()
             except Exception as fault:  # one of a lost process is mended, any other raised
                 self.gang.replace(fault, self.ledger.step)
-                self.sampler.forget()
+                self.sampler.begin_again()
                 done = None
 
     def _begin(self) -> int:
         """Bring roles and engines to where the ledger stands; returns the last committed step."""
-        with self.events.phase("publish", says="publishing the first weights, and checking that they arrived"):
-            self.publisher.publish(version=0)
         done = self.catching_up.run()
         self._conclude(done)
         return done
@@ -92,6 +94,7 @@ class Loop:
         self.events.commit(step, version=step)
         seconds = time.perf_counter() - started
         metrics |= sample_metrics(groups, dropped) | speed_metrics(groups, dropped, seconds)
+        metrics |= self.admission.hear(groups, metrics, step)
         self.events.metrics(step, metrics)
 
     def _groups(self, step: int) -> tuple[list[Group], list[Group]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlpipe.algorithms.shaping_kinds import Scored
-from rlpipe.data.flow import FinishReason, Group, Score, TokenBatch
+from rlpipe.data.flow import FinishReason, Group, Score, TokenBatch, Trajectory
 from rlpipe.pipelines.evaluation import turns_metric
 from rlpipe.pipelines.online.dynamic_sampling import flat
 
@@ -37,6 +37,32 @@ def speed_metrics(trained: Sequence[Group], dropped: Sequence[Group], seconds: f
     """How long the step took, and how much was generated in that time."""
     tokens = sum(float(t.response_mask.sum()) for group in [*trained, *dropped] for t in group.trajectories)
     return {"step_seconds": seconds, "tokens_per_second": tokens / seconds}
+
+
+def staleness_metrics(trained: Sequence[Group], step: int, most: int) -> dict[str, float]:
+    """How many versions older than the policy of the step's beginning the one was that sampled the first token: mean,
+    maximum, and the share of responses for each number up to `most`; and the mean over all tokens. Nothing where
+    `most` is 0."""
+    if not most:
+        return {}
+    trajectories = [t for group in trained for t in group.trajectories]
+    ages = np.array([step - 1 - t.versions[0].version for t in trajectories])
+    of_tokens = np.concatenate([_ages(t, step) for t in trajectories])
+    histogram = np.bincount(ages, minlength=most + 1) / len(ages)
+    return {
+        "staleness/mean": float(ages.mean()),
+        "staleness/max": float(ages.max()),
+        "staleness/tokens": float(of_tokens.mean()),
+        **{f"staleness/share_{age}": float(share) for age, share in enumerate(histogram)},
+    }
+
+
+def _ages(trajectory: Trajectory, step: int) -> np.ndarray:
+    """Of each token of the policy: versions since the one that sampled it."""
+    firsts = [span.first_token for span in trajectory.versions]
+    versions = np.array([span.version for span in trajectory.versions])
+    span_of = np.searchsorted(firsts, np.arange(len(trajectory.response_tokens)), side="right") - 1
+    return step - 1 - versions[span_of][trajectory.response_mask > 0]
 
 
 def signal_metrics(batch: TokenBatch, shaped: Scored) -> dict[str, float]:

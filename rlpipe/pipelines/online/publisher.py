@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rlpipe.data.flow import Tokens
 from rlpipe.rollout.delivery import Publication
 from rlpipe.rollout.pool import EnginePool
-from rlpipe.runtime.handle import Handle, Within
+from rlpipe.runtime.handle import Handle, Look, Within, first_ready, results
 from rlpipe.training.policy import Policy
 from rlpipe.weights.verify import Verifier
 
@@ -22,7 +22,12 @@ class Publisher:
         verifier: Verifier,
         probes: list[Tokens],
         seconds: float,
+        look: Look = first_ready,
     ) -> None:
+        """`look` waits for the policy's ranks; engines generate until these have their weights ready."""
+        self.version: int | None = None
+        """What was published last."""
+        self._look = look
         self._model, self._policy, self._pool = model, policy, pool
         self._verifier, self._probes, self._within = verifier, probes, Within("publish", seconds)
 
@@ -38,7 +43,9 @@ class Publisher:
         expected = [rank.call(self._within, Policy.probe, self._probes) for rank in self._policy]
         sent = self._policy[0].call(self._within, Policy.exported)
         what = Publication(version, exports[0], sent, expected[0], self._probes, self._verifier, self._within)
+        results([*exports[1:], sent, *expected], self._look)  # not the payload: that goes to the engines only
         delivered = self._pool.publish(self._model, what).values()
+        self.version = version
         return {
             "publish/bytes": float(what.truth[0].nbytes),
             "publish/seconds": max(engine.at for engine in delivered) - started,

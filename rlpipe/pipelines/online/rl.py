@@ -13,21 +13,23 @@ from rlpipe.data.flow import Prompt, Sampling
 from rlpipe.data.records import DataError
 from rlpipe.ledger.ledger import Ledger
 from rlpipe.pipelines import episodes, reward_models, roles, sizes
+from rlpipe.pipelines.answers import Answers
 from rlpipe.pipelines.evaluation import Evaluator
+from rlpipe.pipelines.online.admission import Admission
 from rlpipe.pipelines.online.beside import Beside
 from rlpipe.pipelines.online.catching_up import CatchingUp
 from rlpipe.pipelines.online.gang import Gang
 from rlpipe.pipelines.online.loop import Loop
 from rlpipe.pipelines.online.publisher import Publisher
 from rlpipe.pipelines.online.sampler import Sampler
-from rlpipe.pipelines.online.saving import Saving
+from rlpipe.pipelines.online.saving import Saving, Stateful
 from rlpipe.pipelines.online.trainer import Trainer
 from rlpipe.pipelines.stage import FINAL_ADAPTER, FINAL_MODEL, Stage
 from rlpipe.recipe.tasks import RlRecipe
 from rlpipe.rewards.stage import RewardStage
 from rlpipe.rollout.environments.stage import EnvironmentStage
 from rlpipe.rollout.pool import EnginePool
-from rlpipe.runtime.handle import Handle, Within, results
+from rlpipe.runtime.handle import Handle, Look, Within, results
 from rlpipe.runtime.roles import RoleSpec
 from rlpipe.training.critic import Critic
 from rlpipe.training.policy import Policy
@@ -111,27 +113,33 @@ def _loop(
     group_size, resampling = recipe.algorithm.group_size, recipe.algorithm.dynamic_sampling
     sampling = Sampling(recipe.rollout.max_new_tokens, recipe.rollout.temperature, stage.stop_token_ids)
     evaluator = Evaluator(stage, heldout)
-    trainer = _trainer(recipe, algorithm, handles)
-    publisher = _publisher(stage, recipe, handles[roles.POLICY], pool, heldout)
-    saving = _saving(stage, recipe, handles, trainer, ledger)
+    answers = Answers(roles.POLICY, rollouts, scoring, stage.tokenizer)
+    admission = Admission(recipe.schedule, recipe.run)
+    sampler = Sampler(ledger, admission, answers, scoring, sampling, group_size, recipe.seed)
+    trainer = _trainer(recipe, algorithm, handles, sampler.first_ready)
+    publisher = _publisher(stage, recipe, handles[roles.POLICY], pool, heldout, sampler.first_ready)
+    saving = _saving(stage, recipe, handles, {"kl": trainer.kl, "admission": admission}, ledger)
     return Loop(
         schedule=recipe.schedule,
         resampling_rounds=resampling.max_rounds if resampling else 0,
         evaluate_every=recipe.evaluation.every,
         ledger=ledger,
-        sampler=Sampler(roles.POLICY, ledger, rollouts, scoring, stage.tokenizer, sampling, group_size, recipe.seed),
+        sampler=sampler,
         trainer=trainer,
         publisher=publisher,
-        evaluate=lambda: evaluator.run(rollouts, scoring, roles.POLICY),
+        evaluate=lambda: evaluator.run(answers, sampler.keep),
         saving=saving,
         gang=gang,
         finish=partial(_save_result, stage, saving, handles[roles.POLICY]),
-        catching_up=CatchingUp(ledger, trainer, publisher, saving, stage.events),
+        admission=admission,
+        catching_up=CatchingUp(ledger, admission, trainer, publisher, saving, stage.events),
         events=stage.events,
     )
 
 
-def _trainer(recipe: RlRecipe, algorithm: OnlineAlgorithm, handles: dict[str, list[Handle[Any]]]) -> Trainer:
+def _trainer(
+    recipe: RlRecipe, algorithm: OnlineAlgorithm, handles: dict[str, list[Handle[Any]]], look: Look
+) -> Trainer:
     return Trainer(
         handles,
         algorithm,
@@ -140,11 +148,16 @@ def _trainer(recipe: RlRecipe, algorithm: OnlineAlgorithm, handles: dict[str, li
         recipe.deadlines.train,
         critic_warmup=recipe.critic.warmup_steps,
         taking_turns=recipe.critic.share is not None,
+        look=look,
     )
 
 
 def _saving(
-    stage: Stage, recipe: RlRecipe, handles: dict[str, list[Handle[Any]]], trainer: Trainer, ledger: Ledger
+    stage: Stage,
+    recipe: RlRecipe,
+    handles: dict[str, list[Handle[Any]]],
+    driver: dict[str, Stateful],
+    ledger: Ledger,
 ) -> Saving:
     """A checkpoint holds the policy as a model, or as the adapter that is all of it that is trained."""
     save = _save_model if recipe.adapter is None else _save_adapter
@@ -154,7 +167,7 @@ def _saving(
         recipe.train,
         recipe.schedule.steps,
         handles,
-        trainer,
+        driver,
         ledger,
         lambda checkpoint: save(stage, handles[roles.POLICY], checkpoint / folder),
         _layout(recipe, handles),
@@ -174,12 +187,17 @@ def _layout(recipe: RlRecipe, handles: dict[str, list[Handle[Any]]]) -> dict[str
 
 
 def _publisher(
-    stage: Stage, recipe: RlRecipe, policy: list[Handle[Policy]], pool: EnginePool, heldout: list[Prompt]
+    stage: Stage,
+    recipe: RlRecipe,
+    policy: list[Handle[Policy]],
+    pool: EnginePool,
+    heldout: list[Prompt],
+    look: Look,
 ) -> Publisher:
     probes = choose_probes([p.tokens for p in heldout], len(stage.tokenizer), _longest(recipe, stage))
     by_change = recipe.publishing.base == "original"
     verifier = Verifier(tolerance_for(recipe.publishing.tolerance, stage.dtype), by_change)
-    return Publisher(roles.POLICY, policy, pool, verifier, probes, recipe.deadlines.publish)
+    return Publisher(roles.POLICY, policy, pool, verifier, probes, recipe.deadlines.publish, look)
 
 
 def _that_fit(prompts: list[Prompt], recipe: RlRecipe, stage: Stage) -> list[Prompt]:

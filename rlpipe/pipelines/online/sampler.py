@@ -2,92 +2,107 @@
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
-from rlpipe.data.flow import Failure, Group, GroupRequest, Prompt, Sampling
+from rlpipe.data.flow import Failure, Group, GroupRequest, Sampling
 from rlpipe.data.seeds import sample_seed
 from rlpipe.ledger.book import Appended, Lease
 from rlpipe.ledger.ledger import Ledger
-from rlpipe.pipelines.evaluation import SECONDS_PER_LOOK, group_of
+from rlpipe.pipelines.answers import Answers, Ask
+from rlpipe.pipelines.online.admission import Admission
 from rlpipe.rewards.stage import RewardFailed, RewardStage
-from rlpipe.rollout.episodes import Rollouts
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from rlpipe.runtime.handle import Pending, first_ready
 
 logger = logging.getLogger(__name__)
 
 SECONDS_PER_APPEND = 0.25
 """How long an answer may wait for others, to become durable together with them."""
+SECONDS_PER_LOOK = 0.25
+"""How long engines and rewards are waited for at a time."""
 
 
 class Sampler:
-    """Leases prompts, has the engines answer them and the reward stage score the answers, and fills the ledger."""
+    """Leases prompts as far ahead as is admitted, has them answered and scored, and fills the ledger.
+
+    That goes on while the trainer waits for its roles, if these waits are `first_ready`.
+    """
 
     def __init__(
         self,
-        model: str,
         ledger: Ledger,
-        pool: Rollouts,
-        rewards: RewardStage,
-        tokenizer: "PreTrainedTokenizerBase",
+        admission: Admission,
+        answers: Answers,
+        check: "RewardStage",
         sampling: Sampling,
         group_size: int,
         seed: int,
     ) -> None:
-        self._model, self._ledger, self._pool, self._rewards = model, ledger, pool, rewards
-        self._tokenizer, self._sampling, self._group_size, self._seed = tokenizer, sampling, group_size, seed
-        self._unanswered: dict[str, Prompt] = {}
+        """`check` says whether too many rewards of a step have failed."""
+        self._ledger, self._admission, self._answers, self._check = ledger, admission, answers, check
+        self._sampling, self._group_size, self._seed = sampling, group_size, seed
         self._scored: list[Group] = []
         """Not in the ledger yet: a death now would have them answered anew."""
         self._appended = time.monotonic()
 
     def generate(self, count: int) -> None:
-        """Answer the next `count` prompts, those aside that are answered already. Scoring goes on beside it and may not
-        be done at the end."""
-        leases = self._ledger.lease(count)
-        self._unanswered |= {lease.lease_id: lease.prompt for lease in leases}
-        self._pool.submit(self._model, [self._request(lease) for lease in leases])
-        while self._unanswered:
-            self._ledger.extend(self._pool.asked() | self._rewards.asked())
-            for trajectories in self._pool.finished(SECONDS_PER_LOOK):
-                prompt = self._unanswered.pop(trajectories[0].group_id)
-                self._rewards.submit(group_of(prompt, trajectories, self._tokenizer))
-            self._append(self._rewards.finished(0.0))
+        """Work until engines have answered as many prompts as the next `count` groups lack. Scoring goes on beside it
+        and may not be done at the end."""
+        self._admit()
+        while self._answers.generating() and self._ledger.lacking(count) > self._answered():
+            self._answers.look(SECONDS_PER_LOOK)
+            self.keep()
 
     def scored(self, count: int, step: int) -> list[Group]:
         """The step's groups in cursor order, once their rewards are there. Raises `RewardFailed` if too many could not
         be computed; their prompts are asked again when the run goes on, with what failed mended."""
         while (groups := self._ledger.take(count)) is None:
-            self._ledger.extend(self._rewards.asked())
-            self.generate(count)  # anew those that nobody works on any more
-            self._append(self._rewards.finished(SECONDS_PER_LOOK))
+            self._admit()  # anew those that nobody works on any more
+            self._answers.work_off()
+            self._answers.look(SECONDS_PER_LOOK)
+            self.keep(urgent=len(self._scored) >= self._ledger.lacking(count))
         try:
-            self._rewards.check(groups, step)
+            self._check.check(groups, step)
         except RewardFailed:
             self._ledger.ask_again([g.group_id for g in groups if any(isinstance(o, Failure) for o in g.outcomes)])
             raise
         return groups
 
-    def forget(self) -> None:
-        """Whatever engines and rewards were asked is not heard any more; the ledger has it back."""
-        self._pool.forget()
-        self._rewards.forget()
-        self._unanswered, self._scored = {}, []
+    def first_ready(self, pendings: Sequence[Pending[Any]], seconds: float) -> list[Pending[Any]]:
+        """As `handle.first_ready`, and answers come in meanwhile."""
+        until = time.monotonic() + seconds
+        while not (ready := first_ready(pendings, 0.0)) and time.monotonic() < until:
+            self._answers.look(min(SECONDS_PER_LOOK, max(0.0, until - time.monotonic())), pendings)
+            self.keep()
+        return ready
+
+    def keep(self, urgent: bool = False) -> None:
+        """What is scored goes into the ledger, several at once unless it is `urgent`: making one durable costs as much
+        as making all of them. What is worked on keeps its lease."""
+        self._ledger.extend(self._answers.generating() | self._answers.scoring())
+        if not self._scored or not (urgent or time.monotonic() - self._appended >= SECONDS_PER_APPEND):
+            return
+        for group, verdict in zip(self._scored, self._ledger.append(self._scored), strict=True):
+            if verdict is not Appended.STORED:
+                logger.warning("the answer to %s came too late, or twice (%s); it is not used", group.group_id, verdict)
+        self._scored.clear()
+        self._appended = time.monotonic()
+
+    def begin_again(self) -> None:
+        """The training roles have started again: what was taken for the step can be taken again, and what rewards in
+        their processes had in hand is scored anew. Engines go on with what they were asked."""
         self._ledger.give_back()
+        self._answers.score_again()
+
+    def _admit(self) -> None:
+        leases = self._ledger.lease(self._admission.ahead(self._ledger))
+        self._answers.ask([Ask(self._request(lease), lease.prompt) for lease in leases], self._scored.append)
+
+    def _answered(self) -> int:
+        """How many groups engines have finished that are not in the ledger yet."""
+        return len(self._scored) + len(self._answers.scoring())
 
     def _request(self, lease: Lease) -> GroupRequest:
         prompt = lease.prompt
         seeds = tuple(sample_seed(self._seed, prompt.prompt_id, lease.epoch, i) for i in range(self._group_size))
         return GroupRequest(lease.lease_id, prompt.prompt_id, prompt.tokens, seeds, self._sampling)
-
-    def _append(self, groups: list[Group]) -> None:
-        """Several at once: making one durable costs as much as making all of them."""
-        self._scored += groups
-        more = self._unanswered or self._rewards.outstanding
-        if not self._scored or (more and time.monotonic() - self._appended < SECONDS_PER_APPEND):
-            return
-        for group, verdict in zip(self._scored, self._ledger.append(self._scored), strict=True):
-            if verdict is not Appended.STORED:
-                logger.warning("the answer to %s came too late, or twice (%s); it is not used", group.group_id, verdict)
-        self._scored, self._appended = [], time.monotonic()

@@ -14,13 +14,12 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rlpipe.ledger.ledger import Ledger
 from rlpipe.observe.events import EventLog
 from rlpipe.pipelines import checkpoints
 from rlpipe.pipelines.online.beside import Beside
-from rlpipe.pipelines.online.trainer import Trainer
 from rlpipe.recipe.roles import PolicyTraining
 from rlpipe.runtime.handle import Handle, Within, results
 from rlpipe.training.critic import Critic
@@ -29,6 +28,14 @@ from rlpipe.training.policy import Policy
 STATE = "state.json"
 _SAVE = {"policy": Policy.save_state, "critic": Critic.save_state}
 _LOAD = {"policy": Policy.load_state, "critic": Critic.load_state}
+
+
+class Stateful(Protocol):
+    """A part of the driver that changes over a run."""
+
+    def state(self) -> dict[str, float]: ...
+
+    def load(self, state: dict[str, float]) -> None: ...
 
 
 class Saving:
@@ -40,7 +47,7 @@ class Saving:
         settings: PolicyTraining,
         last: int,
         roles: Mapping[str, Sequence[Handle[Any]]],
-        trainer: Trainer,
+        driver: Mapping[str, Stateful],
         ledger: Ledger,
         export: Callable[[Path], None],
         layout: Mapping[str, int],
@@ -48,14 +55,15 @@ class Saving:
         events: EventLog,
         beside: Beside,
     ) -> None:
-        """`directory` is the stage's, on storage that all ranks share, and `last` its last step. `export` writes the
+        """`directory` is the stage's, on storage that all ranks share, and `last` its last step. `driver`: what this
+        process itself goes on from, by a name. `export` writes the
         policy into a folder for others to load. `layout`: the keys of the recipe, with their values, that have to be
         the same for whoever goes on from a checkpoint."""
         self._directory, self._settings, self._last = directory, settings, last
         self._roles = {name: ranks for name, ranks in roles.items() if name in _SAVE}
-        self._trainer, self._ledger, self._export, self._layout = trainer, ledger, export, dict(layout)
+        self._driver, self._ledger, self._export, self._layout = dict(driver), ledger, export, dict(layout)
         self._within, self._events, self._beside = Within("train", seconds), events, beside
-        self._beginning = trainer.state()
+        self._beginning = self._driver_state()
 
     def stands(self, step: int) -> bool:
         """Whether there is a checkpoint of this step."""
@@ -95,13 +103,13 @@ class Saving:
         checkpoints.set_damaged_aside(self._directory)
         folder = checkpoints.newest(self._directory)
         if folder is None:
-            self._trainer.load(self._beginning)
+            self._load_driver(self._beginning)
             return 0
         state = _read(folder)
         checkpoints.check_layout(folder, state["layout"], self._layout)
         self._ledger.require(state["step"], f"the checkpoint {folder}")
         self._all_ranks(_LOAD, folder)
-        self._trainer.load(state["trainer"])
+        self._load_driver(state["driver"])
         return state["step"]
 
     def choose(self) -> None:
@@ -129,11 +137,18 @@ class Saving:
         return {
             "step": step,
             "version": step,
-            "trainer": self._trainer.state(),
+            "driver": self._driver_state(),
             "ledger": self._ledger.state(),
             "evaluation": None if evaluation is None else dict(evaluation),
             "layout": self._layout,
         }
+
+    def _driver_state(self) -> dict[str, dict[str, float]]:
+        return {name: part.state() for name, part in self._driver.items()}
+
+    def _load_driver(self, state: Mapping[str, dict[str, float]]) -> None:
+        for name, part in self._driver.items():
+            part.load(state[name])
 
     def _all_ranks(self, methods: Mapping[str, Callable[..., None]], folder: Path) -> None:
         """Collective in each role; all are under way before one is waited for."""

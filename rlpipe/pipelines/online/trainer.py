@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from rlpipe.algorithms.kl_controller import KlController
 from rlpipe.algorithms.online import OnlineAlgorithm
 from rlpipe.data.flow import Group, Shard, TokenBatch
 from rlpipe.pipelines.online.batch import scored, token_batch, with_signal, with_weights
 from rlpipe.pipelines.online.metrics import signal_metrics
 from rlpipe.recipe.roles import PolicyTraining
-from rlpipe.runtime.handle import Handle, Pending, Within, results
+from rlpipe.runtime.handle import Handle, Look, Pending, Within, first_ready, results
 from rlpipe.training.critic import Critic
 from rlpipe.training.metrics import Mean, merge
 from rlpipe.training.microbatch import collect, make_shards, plan_micro_batches, plan_step, split_minibatches
@@ -31,22 +32,20 @@ class Trainer:
         seconds: float,
         critic_warmup: int = 0,
         taking_turns: bool = False,
+        look: Look = first_ready,
     ) -> None:
         """`taking_turns` says that policy and critic share their GPUs: one after the other trains, and then makes
-        room."""
+        room. `look` waits for the roles."""
         self._roles, self._algorithm, self._training = roles, algorithm, training
         self._group_size, self._within = group_size, Within("train", seconds)
         self._critic_warmup = critic_warmup if algorithm.needs_critic else 0
-        self._taking_turns = taking_turns
+        self._taking_turns, self._look = taking_turns, look
         self._kl = algorithm.kl_controller()
 
-    def state(self) -> dict[str, dict[str, float]]:
+    @property
+    def kl(self) -> KlController:
         """What a checkpoint must hold beside the roles' own."""
-        return {"kl": self._kl.state()}
-
-    def load(self, state: dict[str, dict[str, float]]) -> None:
-        """Go on from `state`."""
-        self._kl.load(state["kl"])
+        return self._kl
 
     def batch(self, groups: Sequence[Group]) -> tuple[TokenBatch, dict[str, float]]:
         """The groups as flat arrays, with everything the updates need beside them; and what that is in numbers."""
@@ -77,13 +76,14 @@ class Trainer:
     def _make_room(self, learners: list[str]) -> None:
         if self._taking_turns:
             rests = {"policy": Policy.rest, "critic": Critic.rest}
-            results([rank.call(self._within, rests[name]) for name in learners for rank in self._roles[name]])
+            calls = [rank.call(self._within, rests[name]) for name in learners for rank in self._roles[name]]
+            results(calls, self._look)
 
     def _step(self, batch: TokenBatch, sequences: np.ndarray, learners: list[str]) -> dict[str, list[dict[str, Mean]]]:
         """One optimizer step of each learner; all are under way before one is waited for."""
         updates = {"policy": Policy.update, "critic": Critic.update}
         pending = {name: self._call(name, updates[name], self._shards(name, batch, sequences)) for name in learners}
-        return {name: results(calls) for name, calls in pending.items()}
+        return {name: results(calls, self._look) for name, calls in pending.items()}
 
     def _shards(self, role: str, batch: TokenBatch, sequences: np.ndarray) -> list[Shard]:
         ranks, budget = len(self._roles[role]), self._training.tokens_per_micro_batch
@@ -127,7 +127,7 @@ class Trainer:
         ranks, everything = len(self._roles[role]), range(len(batch.lengths_B))
         plan = plan_micro_batches(batch.lengths_B, everything, ranks, self._training.tokens_per_micro_batch)
         calls = self._call(role, method, make_shards(batch, plan))
-        return lambda: collect(batch, plan, results(calls))
+        return lambda: collect(batch, plan, results(calls, self._look))
 
     def _call(self, role: str, method: Callable[..., Any], shards: Sequence[Shard]) -> list[Pending[Any]]:
         return [r.call(self._within, method, shard) for r, shard in zip(self._roles[role], shards, strict=True)]
