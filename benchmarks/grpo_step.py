@@ -14,6 +14,7 @@ from typer import Option
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 from step import contest, options, startup, tables, work  # noqa: E402
+from step import overlap as overlapped  # noqa: E402
 from step.contestant import ContestantFailed  # noqa: E402
 from step.measure import Measured, Plan, measure  # noqa: E402
 from step.report import Report  # noqa: E402
@@ -30,6 +31,9 @@ def main(
     patience: options.Patience = 60.0,
     with_startup: Annotated[bool, Option("--startup/--no-startup", help="Measure how long starting takes.")] = True,
     other_trl: Annotated[bool, Option(help="Also TRL's static cache and continuous batching, slower by far.")] = False,
+    overlap: Annotated[
+        bool, Option("--overlap", help="Only this: steps that sample one version ahead, against steps that do not.")
+    ] = False,
     quick: options.Quick = False,
     out: options.Out = options.RESULTS,
     keep: options.Keep = None,
@@ -45,6 +49,7 @@ def main(
     python benchmarks/grpo_step.py            everything
     python benchmarks/grpo_step.py --quick    a shrunk run: does all of it work?
     python benchmarks/grpo_step.py --case short --engine transformers --no-startup
+    python benchmarks/grpo_step.py --overlap
     """
     engines, lengths = (
         options.chosen(engine, options.ENGINES, "--engine"),
@@ -56,6 +61,9 @@ def main(
     with options.work_folder(keep) as folder:
         model = folder / "model"
         work.build_model(model)
+        if overlap:
+            options.show_grid("grpo_overlap", overlapped.measure(grpo, cases, plan, model, folder, options.say), out)
+            return
         results = [measure(grpo, c, plan, model, folder, options.say) for c in cases]
         starting = _startup(results, model, folder) if with_startup else []
     options.show(Report("grpo_step", "One GRPO step", engines, results, starting), out)

@@ -11,6 +11,8 @@ from step import machine
 RLPIPE = [sys.executable, "-c", "from rlpipe.cli import app; app()"]
 TRACED = [sys.executable, "-m", "step.traced"]
 """The same, with the calls of its roles written into the file that is named first."""
+DISTANT = [sys.executable, "-m", "step.distant"]
+"""The same with an engine that is far away; the first argument says how many seconds a token takes it."""
 
 Event = dict[str, Any]
 

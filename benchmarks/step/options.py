@@ -11,8 +11,10 @@ import typer
 from rich.console import Console
 from typer import Option
 
+from step import machine
 from step.command import environment
 from step.report import Report
+from step.tables import Grid
 
 ENGINES, LENGTHS = ("vllm", "transformers"), ("short", "long")
 RESULTS = Path(__file__).parents[1] / "results"
@@ -53,6 +55,15 @@ def work_folder(keep: Path | None) -> Iterator[Path]:
 
 def say(what: str) -> None:
     console.print(what, style="dim", markup=False, highlight=False)
+
+
+def show_grid(name: str, grid: Grid, out: Path) -> None:
+    """Print one table and write it."""
+    console.print(grid.rich(), "")
+    out.mkdir(parents=True, exist_ok=True)
+    versions = ", ".join(f"{k} {v}" for k, v in machine.describe()["versions"].items())
+    (out / f"{name}.md").write_text(f"{grid.markdown()}\n{versions}\n")
+    console.print(f"Written: {out}/{name}.md")
 
 
 def show(report: Report, out: Path) -> None:

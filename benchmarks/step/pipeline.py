@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import threading
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +34,16 @@ class Run:
     """Of the step of median length."""
 
 
-def run(contest: Contest, case: Case, engine: str, folder: Path, steps: int, warm_up: int, directory: Path) -> Run:
+def run(
+    contest: Contest,
+    case: Case,
+    engine: str,
+    folder: Path,
+    steps: int,
+    warm_up: int,
+    directory: Path,
+    rlpipe: Sequence[str] = TRACED,
+) -> Run:
     """Run `warm_up + steps` steps; the samples are those of the last `steps`. Raises `ContestantFailed`."""
     changes = {
         "model.path": folder,
@@ -49,7 +59,7 @@ def run(contest: Contest, case: Case, engine: str, folder: Path, steps: int, war
         "train.optimizer.learning_rate": LEARNING_RATE,
     } | contest.changes
     trace = directory.with_suffix(".calls")
-    command = [*TRACED, str(trace), "run", str(contest.recipe), *(f"{k}={v}" for k, v in changes.items())]
+    command = [*rlpipe, str(trace), "run", str(contest.recipe), *(f"{k}={v}" for k, v in changes.items())]
     shutil.rmtree(directory, ignore_errors=True)  # of an earlier benchmark with the same --keep
     trace.unlink(missing_ok=True)
     with Readings() as readings:
