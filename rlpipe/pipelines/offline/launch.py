@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 from rlpipe.models.load import ModelError, context_length
 from rlpipe.pipelines import checkpoints
 from rlpipe.pipelines.offline import trl_checkpoints
+from rlpipe.pipelines.offline.failures import Launch
 from rlpipe.pipelines.offline.progress import Report
-from rlpipe.pipelines.offline.ray_train import Launch, run_local, run_remote
+from rlpipe.pipelines.offline.ray_train import run_local, run_remote
 from rlpipe.pipelines.offline.trl_worker import TrlJob, train
 from rlpipe.pipelines.stage import FINAL_ADAPTER
 from rlpipe.recipe.adapter import virtual_tokens

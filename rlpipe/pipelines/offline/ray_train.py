@@ -7,35 +7,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from rlpipe.pipelines.offline.failures import Launch, explained
 from rlpipe.pipelines.offline.progress import Channel, LocalProgress, Progress, RemoteProgress, Report
 from rlpipe.recipe.run import Deadlines
-from rlpipe.recipe.training import Resources
-from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
-from rlpipe.runtime.roles import PlacementError
+from rlpipe.runtime.handle import DeadlineExceeded
 from rlpipe.runtime.threads import set_threads
 
 TrainFunction = Callable[[Any, Progress], None]
 _POLL_SECONDS = 0.2
-
-
-class TrainingFailed(RuntimeError):
-    """A training process raised something unforeseen; the message says which rank and what."""
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """What to start, and how long to wait for it."""
-
-    name: str
-    """For people: `SFT`."""
-    ranks: int
-    resources: Resources
-    threads: int
-    """CPU threads of each rank; 0 shares all cores of a node among its ranks."""
-    deadlines: Deadlines
 
 
 def run_local(train: TrainFunction, job: Any, launch: Launch, report: Report) -> None:
@@ -136,7 +117,7 @@ def _follow(fit: _Fit, channel: Any, launch: Launch, report: Report) -> None:
             break
         _check_deadline(launch, doing, time.monotonic() - last_sign)
     if fit.error is not None:
-        raise _explained(fit.error, launch) from fit.error
+        raise explained(fit.error, launch) from fit.error
 
 
 def _fetch(channel: Any) -> tuple[list[tuple[int, dict[str, float]]], str | None]:
@@ -166,47 +147,6 @@ def _end(channel: Any, fit: _Fit) -> None:
         for process in ray.get(channel.processes.remote(), timeout=5):
             ray.kill(process)
     fit.finished(wait_seconds=10)
-
-
-def _explained(error: BaseException, launch: Launch) -> BaseException:
-    from ray.train import ControllerError, WorkerGroupError
-
-    if isinstance(error, WorkerGroupError) and error.worker_failures:
-        return _first_failure(error.worker_failures, launch)
-    if isinstance(error, ControllerError) and "Startup" in type(error.controller_failure).__name__:
-        return PlacementError(_placement_message(launch))
-    return TrainingFailed(f"{launch.name} training failed: {error}")
-
-
-def _first_failure(failures: dict[int, Exception], launch: Launch) -> BaseException:
-    """The cause, not the other ranks' broken connections to the rank that failed."""
-    rank, cause = min(failures.items(), key=lambda item: (_is_collateral(item[1]), item[0]))
-    if type(cause).__module__.startswith("rlpipe."):
-        return cause
-    if type(cause).__name__ == "WorkerHealthCheckFailedError":
-        return RoleDied(f"Rank {rank} of {launch.name} training died: {str(cause).strip().splitlines()[-1]}")
-    if launch.ranks > 1 and _is_collateral(cause):
-        # Ray Train ended the others before it had noticed which one was gone.
-        what = f"A rank other than {rank} of {launch.name} training died"
-        return RoleDied(f"{what}: rank {rank} lost its connection. {cause}")
-    return TrainingFailed(f"{launch.name} training failed on rank {rank}: {type(cause).__name__}: {cause}")
-
-
-def _is_collateral(error: Exception) -> bool:
-    return any(word in str(error) for word in ("Connection closed", "Connection reset", "gloo", "NCCL"))
-
-
-def _placement_message(launch: Launch) -> str:
-    import ray
-
-    from rlpipe.runtime.reservation import bundle, shown
-
-    return (
-        f"The cluster did not give {launch.name} training its resources within {launch.deadlines.placement:g} s "
-        f"(deadlines.placement). Asked for: {launch.ranks} x {bundle(launch.resources)} (train.ranks and "
-        f"train.resources). The cluster has {shown(ray.cluster_resources())}, of which free: "
-        f"{shown(ray.available_resources())}. Lower those lines, or add nodes."
-    )
 
 
 @contextlib.contextmanager
