@@ -8,9 +8,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Within
+from rlpipe.runtime.ray_overdue import answers
 
 T = TypeVar("T")
-_STACKS_WAIT_SECONDS = 5.0
 _FETCHING_SECONDS = 60.0
 
 
@@ -47,7 +47,7 @@ class RayPending(Generic[T]):
         return (
             f"{self._role_name} did not finish {self._what} within {self._within.seconds:g} s "
             f"(phase {self._within.phase!r}, recipe key deadlines.{self._within.phase}).\n"
-            f"It stands at:\n{_stacks(self._host)}"
+            f"It stands at:\n{answers([self._host.stacks.remote()])[0]}"
         )
 
     @classmethod
@@ -56,13 +56,6 @@ class RayPending(Generic[T]):
         ray.wait(refs, num_returns=1, timeout=seconds, fetch_local=False)
         done = set(ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[0])
         return [pending for pending in pendings if pending.ref in done]
-
-
-def _stacks(host: Any) -> str:
-    try:
-        return ray.get(host.stacks.remote(), timeout=_STACKS_WAIT_SECONDS)
-    except RayError as error:
-        return f"(its process does not answer: {type(error).__name__})"
 
 
 def _unwrapped(error: RayTaskError, role_name: str) -> BaseException:
