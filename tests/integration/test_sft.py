@@ -183,7 +183,8 @@ def test_a_silent_training_runs_into_its_deadline_and_is_ended(ray_cluster):
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded, match=r"a sign of life after its first step \(deadlines.train=3\)") as caught:
         run_remote(says_nothing, None, launch(ranks=1, train=3), nothing)
-    assert "Rank 0 stands at:" in str(caught.value) and "time.sleep(600)" in str(caught.value)
+    assert "\nThe cluster has not given: " in str(caught.value)
+    assert "\nRank 0 stands at:" in str(caught.value) and "time.sleep(600)" in str(caught.value)
     assert time.monotonic() - started < 300
 
 

@@ -116,7 +116,7 @@ def _follow(fit: _Fit, channel: Any, launch: Launch, report: Report) -> None:
         if finished:
             break
         if late := _late(launch, doing, time.monotonic() - last_sign):
-            raise DeadlineExceeded(f"{late}\n{_stacks(channel)}", launch.name)
+            raise DeadlineExceeded(f"{late}\n{_surroundings(channel)}", launch.name)
     if fit.error is not None:
         raise explained(fit.error, launch) from fit.error
 
@@ -146,13 +146,15 @@ def _late(launch: Launch, doing: str | None, silent_seconds: float) -> str:
     )
 
 
-def _stacks(channel: Any) -> str:
-    """Where each rank stands that has begun; its training has a thread of its own, so that it can be asked."""
-    from rlpipe.runtime.ray_overdue import answers
+def _surroundings(channel: Any) -> str:
+    """What the cluster has not given, and where each rank stands that has begun: its training has a thread of its own,
+    so that it can be asked."""
+    from rlpipe.runtime.ray_overdue import answers, cluster
 
     processes = _processes(channel)
     said = answers([process.execute.remote(stacks) for process in processes.values()])
-    return "\n".join(f"Rank {rank} stands at:\n{stack}" for rank, stack in zip(processes, said, strict=True))
+    stand = [f"Rank {rank} stands at:\n{stack}" for rank, stack in zip(processes, said, strict=True)]
+    return "\n".join([cluster(), *stand])
 
 
 def _processes(channel: Any) -> dict[int, Any]:

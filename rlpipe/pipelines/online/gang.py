@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 
 from rlpipe.runtime.backoff import Losses, rest_before
-from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Within
+from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Silent, Within
 from rlpipe.runtime.roles import Started
 
 logger = logging.getLogger(__name__)
@@ -50,10 +50,12 @@ class Gang:
     def _lost(self, fault: Exception) -> Exception | None:
         """What tells that a process is lost: the fault itself, or that of a rank whose peers have failed of it."""
         handles = [handle for ranks in self._roles.values() for handle in ranks]
+        names = {handle.name for handle in handles}
+        if isinstance(fault, RoleDied | Silent) and fault.who in names:
+            return fault
         for pulse in [handle.pulse(self._within) for handle in handles]:
             try:
                 pulse.result()
             except (RoleDied, DeadlineExceeded) as silence:
                 return silence
-        known = isinstance(fault, RoleDied | DeadlineExceeded) and fault.who in {handle.name for handle in handles}
-        return fault if known else None
+        return fault if isinstance(fault, DeadlineExceeded) and fault.who in names else None
