@@ -20,7 +20,7 @@ from rlpipe.observe.console import console_view
 from rlpipe.observe.events import EventLog, View
 from rlpipe.observe.tracking import TrackerMissing, trackers
 from rlpipe.pipelines import resuming
-from rlpipe.pipelines.offline.ray_train import TrainingFailed
+from rlpipe.pipelines.offline.failures import TrainingFailed
 from rlpipe.pipelines.sole import alone_in
 from rlpipe.pipelines.stage import FINAL_MODEL, RECIPE, Stage
 from rlpipe.recipe.references import resolve

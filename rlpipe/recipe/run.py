@@ -25,7 +25,7 @@ class Deadlines(Strict):
     publish: PositiveFloat = 120.0
     """Getting new weights into every engine and proving it."""
     heartbeat: PositiveFloat = 30.0
-    """A sign of life from the process of an engine, which it gives while it computes, too."""
+    """A sign of life from the process of an engine or a training rank, which it gives while it computes, too."""
 
 
 class Run(Strict):

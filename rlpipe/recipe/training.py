@@ -138,6 +138,9 @@ class OfflineTraining(Checkpoints):
     threads: Threads = 0
     resources: Resources = Resources()
     """What each rank reserves."""
+    max_restarts: NonNegativeInt = 3
+    """How often in a row, without a step in between, training starts again from its last checkpoint because a process
+    of it died or does not answer, before the run gives up."""
     logging_steps: PositiveInt = 10
     """Optimizer steps between reported metrics."""
     eval_steps: PositiveInt | None = None

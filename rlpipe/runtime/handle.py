@@ -27,6 +27,10 @@ class DeadlineExceeded(TimeoutError):
         self.who = who
 
 
+class Silent(DeadlineExceeded):
+    """A process gives no sign of life: it is there, and hangs as a whole."""
+
+
 class RoleDied(RuntimeError):
     """The process that hosts a role is gone; the message names the role and the cause."""
 

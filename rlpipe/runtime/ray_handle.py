@@ -1,9 +1,11 @@
 """The handle of a role in a Ray actor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from rlpipe.recipe.run import Deadlines
 from rlpipe.runtime.handle import Within
+from rlpipe.runtime.ray_heartbeat import Watch
 from rlpipe.runtime.ray_pending import RayPending
 from rlpipe.runtime.ray_process import RayProcess
 from rlpipe.runtime.roles import RoleSpec
@@ -14,17 +16,24 @@ T = TypeVar("T")
 class RayHandle:
     """One role in one process. `name` is the process's, as messages show it."""
 
-    def __init__(self, name: str, process: RayProcess, spec: RoleSpec, sharing: int, start: Within) -> None:
-        """`sharing` is among how many processes of the role its node's cores are shared; `start` is how long building
-        it may take."""
+    def __init__(
+        self, name: str, processes: Mapping[str, RayProcess], spec: RoleSpec, sharing: int, deadlines: Deadlines
+    ) -> None:
+        """`processes`: the role's, by the names of their handles. `sharing` is among how many processes of the role its
+        node's cores are shared."""
         self.name = name
-        self._process, self._spec, self._sharing, self._start = process, spec, sharing, start
+        self._process, self._spec, self._sharing, self._deadlines = processes[name], spec, sharing, deadlines
+        # Without `again` they hang together: none comes to an end if one does not go on.
+        self._together = {name: self._process} if spec.again is not None else dict(processes)
 
     def build(self, arguments: tuple[Any, ...]) -> RayPending[None]:
         """Construct the role; later calls wait for it."""
         host, spec = self._process.host, self._spec
         built = host.build.remote(spec.name, spec.role, arguments, spec.host, spec.threads, self._sharing)
-        return RayPending(host, self.name, f"building {spec.role.__name__}", built, self._start)
+        # A process that imports and loads may be silent for long, and has a deadline of its own.
+        watch = Watch(self._process.calls, {}, self._deadlines.heartbeat)
+        start = Within("start", self._deadlines.start)
+        return RayPending(host, self.name, f"building {spec.role.__name__}", built, start, watch)
 
     def call(self, within: Within, method: Callable[..., T], /, *args: Any, **kwargs: Any) -> RayPending[T]:
         host = self._process.host
@@ -34,7 +43,15 @@ class RayHandle:
             *(_forward(a) for a in args),
             **{k: _forward(v) for k, v in kwargs.items()},
         )
-        return RayPending(host, self.name, method.__qualname__, ref, within)
+        return RayPending(host, self.name, method.__qualname__, ref, within, self._watch([*args, *kwargs.values()]))
+
+    def _watch(self, arguments: Sequence[Any]) -> Watch:
+        """A call waits for its role's processes, and for those that are to make its arguments."""
+        beats = {name: process.heartbeat for name, process in self._together.items()}
+        for argument in arguments:
+            if isinstance(argument, RayPending) and argument.watch is not None:
+                beats |= argument.watch.heartbeats
+        return Watch(self._process.calls, beats, self._deadlines.heartbeat)
 
     def pulse(self, within: Within) -> RayPending[int]:
         host = self._process.host

@@ -6,7 +6,7 @@ from typing import Any
 import ray
 
 from rlpipe.runtime.local import free_port
-from rlpipe.runtime.threads import set_threads
+from rlpipe.runtime.threads import set_threads, stacks
 
 
 class Host:
@@ -45,13 +45,7 @@ class Host:
     @ray.method(concurrency_group="alive")
     def stacks(self) -> str:
         """Where every thread of this process stands now, for the report of a missed deadline."""
-        import sys
-        import threading
-        import traceback
-
-        names = {thread.ident: thread.name for thread in threading.enumerate()}
-        frames = sys._current_frames().items()
-        return "\n".join(f"-- {names.get(i, i)}\n" + "".join(traceback.format_stack(f)) for i, f in frames)
+        return stacks()
 
 
 RemoteHost = ray.remote(concurrency_groups={"role": 1, "alive": 1})(Host)

@@ -7,24 +7,43 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Within
+from rlpipe.runtime import ray_overdue
+from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Silent, Within
+from rlpipe.runtime.ray_heartbeat import Watch
 
 T = TypeVar("T")
-_STACKS_WAIT_SECONDS = 5.0
 _FETCHING_SECONDS = 60.0
+_SECONDS_PER_LOOK = 1.0
+"""How long a call is waited for before its process, and those it hangs on, are looked after."""
 
 
 class RayPending(Generic[T]):
     """A call of a hosted role, with its deadline counted from when it was made."""
 
-    def __init__(self, host: Any, role_name: str, what: str, ref: "ray.ObjectRef[T]", within: Within) -> None:
-        self.ref = ref
+    def __init__(
+        self,
+        host: Any,
+        role_name: str,
+        what: str,
+        ref: "ray.ObjectRef[T]",
+        within: Within,
+        watch: Watch | None = None,
+    ) -> None:
+        """`watch`: of a call that waits its turn in the process, and whose process is to give signs of life."""
+        self.ref, self.watch = ref, watch
         self._host, self._role_name, self._what, self._within = host, role_name, what, within
         self._started = time.monotonic()
+        self._hung = ""
+        if watch is not None:
+            watch.calls.add(self, what)
 
     def result(self) -> T:
+        if not self.ready([self], max(0.0, self.seconds_left())):
+            raise DeadlineExceeded(self._overdue(), self._role_name)
+        if self._hung:
+            raise Silent(self._silence(), self._hung)
         try:
-            return ray.get(self.ref, timeout=max(self._fetching_seconds(), self.seconds_left()))
+            return ray.get(self.ref, timeout=max(_FETCHING_SECONDS, self.seconds_left()))
         except GetTimeoutError:
             raise DeadlineExceeded(self._overdue(), self._role_name) from None
         except RayTaskError as error:
@@ -38,31 +57,50 @@ class RayPending(Generic[T]):
     def seconds_left(self) -> float:
         return self._started + self._within.seconds - time.monotonic()
 
-    def _fetching_seconds(self) -> float:
-        """Time to bring the value here, when it is there in time and looked at late."""
-        there, _ = ray.wait([self.ref], timeout=0, fetch_local=False)
-        return _FETCHING_SECONDS if there else 0.0
+    @classmethod
+    def ready(cls, pendings: Sequence["RayPending[T]"], seconds: float) -> list["RayPending[T]"]:
+        """See `Pending.ready`. Those whose process hangs are among them."""
+        until = time.monotonic() + seconds
+        while True:
+            left = until - time.monotonic()
+            if done := _finished(pendings, max(0.0, min(left, _SECONDS_PER_LOOK))):
+                return done
+            hung = [pending for pending in pendings if pending._hangs()]
+            if hung or left <= _SECONDS_PER_LOOK:
+                return hung
+
+    def _hangs(self) -> bool:
+        """Whether its process gives no sign of life, or one that it cannot come to an end without."""
+        if not self._hung and self.watch is not None:
+            self._hung = self.watch.hung()
+        return bool(self._hung)
+
+    def _silence(self) -> str:
+        return (
+            f"{self._hung} gave no sign of life within {self.watch.seconds:g} s (recipe key deadlines.heartbeat), and "
+            f"{self._role_name} was to finish {self._what} (phase {self._within.phase!r}).\n"
+            f"{self._surroundings()}"
+        )
 
     def _overdue(self) -> str:
+        [stack] = ray_overdue.answers([self._host.stacks.remote()])
         return (
             f"{self._role_name} did not finish {self._what} within {self._within.seconds:g} s "
             f"(phase {self._within.phase!r}, recipe key deadlines.{self._within.phase}).\n"
-            f"It stands at:\n{_stacks(self._host)}"
+            f"{self._surroundings()}\nIt stands at:\n{stack}"
         )
 
-    @classmethod
-    def ready(cls, pendings: Sequence["RayPending[T]"], seconds: float) -> list["RayPending[T]"]:
-        refs = [pending.ref for pending in pendings]
-        ray.wait(refs, num_returns=1, timeout=seconds, fetch_local=False)
-        done = set(ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[0])
-        return [pending for pending in pendings if pending.ref in done]
+    def _surroundings(self) -> str:
+        """What else was asked of the process, and of the cluster."""
+        unfinished = [] if self.watch is None else self.watch.calls.unfinished()
+        return f"{ray_overdue.queue(unfinished)}\n{ray_overdue.cluster()}"
 
 
-def _stacks(host: Any) -> str:
-    try:
-        return ray.get(host.stacks.remote(), timeout=_STACKS_WAIT_SECONDS)
-    except RayError as error:
-        return f"(its process does not answer: {type(error).__name__})"
+def _finished(pendings: Sequence[RayPending[T]], seconds: float) -> list[RayPending[T]]:
+    refs = [pending.ref for pending in pendings]
+    ray.wait(refs, num_returns=1, timeout=seconds, fetch_local=False)
+    done = set(ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[0])
+    return [pending for pending in pendings if pending.ref in done]
 
 
 def _unwrapped(error: RayTaskError, role_name: str) -> BaseException:

@@ -7,27 +7,32 @@ import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rlpipe.runtime.ray_heartbeat import Calls, Heartbeat
 from rlpipe.runtime.ray_host import RemoteHost
 from rlpipe.runtime.roles import RoleSpec
 from rlpipe.runtime.threads import threads_of
 
 
 class RayProcess:
-    """See above; `host` is the actor that is there now."""
+    """See above. `host` is the actor that is there now, `heartbeat` and `calls` are what is known of it."""
 
     def __init__(self, spec: RoleSpec, group: PlacementGroup, index: int) -> None:
         self._spec, self._group, self._index = spec, group, index
-        self.host = self._start()
+        self._begin()
 
     def restart(self) -> None:
         """Another actor in the same bundle, which Ray places anew if its node is gone."""
         self.end()
-        self.host = self._start()
+        self._begin()
 
     def end(self) -> None:
         """Also one that is stopped (SIGSTOP) or computes: Ray asks first, and kills after some 5 s."""
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(self.host)
+
+    def _begin(self) -> None:
+        self.host = self._start()
+        self.heartbeat, self.calls = Heartbeat(self.host), Calls()
 
     def _start(self) -> Any:
         reserved = self._group.bundle_specs[self._index]

@@ -37,9 +37,9 @@ def connected() -> Iterator[None]:
 class RayStarted:
     """Roles whose processes are up and whose constructors run."""
 
-    def __init__(self, within: Within) -> None:
+    def __init__(self, deadlines: Deadlines) -> None:
         self.handles: dict[str, list[Handle[Any]]] = {}
-        self._within = within
+        self._deadlines, self._within = deadlines, Within("start", deadlines.start)
         self._processes: dict[str, tuple[RoleSpec, list[RayProcess]]] = {}
         self._builds: list[RayPending[None]] = []
 
@@ -63,8 +63,9 @@ class RayStarted:
     def _build(self, spec: RoleSpec, processes: list[RayProcess]) -> list[Handle[Any]]:
         names = [spec.name if len(processes) == 1 else f"{spec.name}[{i}]" for i in range(len(processes))]
         handles: list[Handle[Any]] = []
-        for name, process, seat in zip(names, processes, _seats(names, processes, self._within), strict=True):
-            handle = RayHandle(name, process, spec, seat.local_count, self._within)
+        by_name = dict(zip(names, processes, strict=True))
+        for name, seat in zip(names, _seats(names, processes, self._within), strict=True):
+            handle = RayHandle(name, by_name, spec, seat.local_count, self._deadlines)
             self._builds.append(handle.build(spec.arguments(seat)))
             handles.append(handle)
         return handles
@@ -86,7 +87,7 @@ class RayRuntime:
     def start(self, roles: list[RoleSpec]) -> RayStarted:
         owners = [spec for spec in roles if spec.shares is None]
         processes = self._placed(owners, roles)
-        started = RayStarted(Within("start", self._deadlines.start))
+        started = RayStarted(self._deadlines)
         for spec in owners + [spec for spec in roles if spec.shares is not None]:
             started.add(spec, processes[spec.shares or spec.name])
         return started

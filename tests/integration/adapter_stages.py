@@ -9,8 +9,9 @@ from trl_stages import TINY, Figures, train_settings
 from rlpipe.data.source import load_judged, load_preferences, load_sources
 from rlpipe.models.load import materialise
 from rlpipe.pipelines.offline import trl_worker
+from rlpipe.pipelines.offline.failures import Launch
 from rlpipe.pipelines.offline.preference import run_preference
-from rlpipe.pipelines.offline.ray_train import Launch, run_remote
+from rlpipe.pipelines.offline.ray_train import run_remote
 from rlpipe.pipelines.offline.reward_model import run_reward_model
 from rlpipe.pipelines.offline.sft import prepare, run_sft
 from rlpipe.recipe.run import Deadlines

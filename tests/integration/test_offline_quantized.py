@@ -18,7 +18,8 @@ from trl_stages import Figures, train_settings
 from rlpipe.data.source import load_sources
 from rlpipe.models.folders import adapter_settings
 from rlpipe.pipelines.offline import trl_worker
-from rlpipe.pipelines.offline.ray_train import Launch, run_remote
+from rlpipe.pipelines.offline.failures import Launch
+from rlpipe.pipelines.offline.ray_train import run_remote
 from rlpipe.pipelines.offline.sft import prepare
 from rlpipe.recipe.run import Deadlines
 from rlpipe.recipe.tasks import Task

@@ -15,7 +15,7 @@ import pytest
 
 from rlpipe.data.storage import Storage
 from rlpipe.observe.events import read
-from rlpipe.pipelines.online.loop import Loop
+from rlpipe.pipelines.online.trainer import Trainer
 from rlpipe.pipelines.run import DONE, FAILED, INTERRUPTED, run
 from rlpipe.recipe.algorithm import PRESETS
 from rlpipe.recipe.load import load
@@ -297,24 +297,33 @@ def test_an_error_of_a_role_that_lives_is_not_tried_again(recipe_file, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_killed_takes_its_gang_along_and_the_run_goes_on(
-    plain_run, recipe_file, tmp_path, ray_cluster, monkeypatch
+@pytest.mark.parametrize("fault", ["SIGKILL", "SIGSTOP"])
+def test_a_rank_that_dies_or_hangs_takes_its_gang_along_and_the_run_goes_on(
+    fault, plain_run, recipe_file, tmp_path, ray_cluster, monkeypatch
 ):
     struck: list[int] = []
-    step = Loop._step
+    call, updates = Trainer._call, []
 
-    def step_and_strike(loop, number):
-        if number == 3 and not struck:
-            struck.append(loop.trainer._roles["policy"][1].pulse(Within("heartbeat", 10)).result())
-            os.kill(struck[0], signal.SIGKILL)
-        return step(loop, number)
+    def call_and_strike(trainer, role, method, shards):
+        """In the middle of the third step's update."""
+        rank = trainer._roles["policy"][1]
+        pulse = rank.pulse(Within("heartbeat", 10))
+        calls = call(trainer, role, method, shards)
+        updates.extend([role] if method is Policy.update else [])
+        if len(updates) == 3 and not struck:
+            struck.append(pulse.result())
+            os.kill(struck[0], signal.Signals[fault])
+        return calls
 
-    monkeypatch.setattr(Loop, "_step", step_and_strike)
+    monkeypatch.setattr(Trainer, "_call", call_and_strike)
     changes = ("train.ranks=2", "train.zero_stage=2", "train.save_steps=1", "deadlines.heartbeat=10")
     metrics = train(recipe_file, tmp_path / "run", *changes, debug=False)
     assert len(struck) == 1
     assert_same(metrics, plain_run[1], within=1e-4)
     assert trained_on(tmp_path / "run") == trained_on(plain_run[0] / "run")
+    [lost] = [event for event in events(tmp_path / "run", "warning") if "start again" in event["message"]]
+    assert ("policy[1] gave no sign of life within 10 s" in lost["message"]) == (fault == "SIGSTOP")
+    _wait_for(lambda: not psutil.pid_exists(struck[0]), seconds=20)
 
 
 def final_weights(directory: Path) -> bytes:

@@ -7,8 +7,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlpipe.data.source import load_judged, load_preferences
 from rlpipe.models.load import materialise
+from rlpipe.pipelines.offline.failures import Launch
 from rlpipe.pipelines.offline.preference import prepare, run_preference
-from rlpipe.pipelines.offline.ray_train import Launch, run_remote
+from rlpipe.pipelines.offline.ray_train import run_remote
 from rlpipe.pipelines.offline.trl_worker import train
 from rlpipe.recipe.run import Deadlines
 from rlpipe.recipe.tasks import CpoRecipe, DpoRecipe, KtoRecipe, OrpoRecipe

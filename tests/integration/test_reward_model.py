@@ -9,7 +9,8 @@ from trl_stages import TINY, Figures, train_settings
 from rlpipe.data.source import load_preferences
 from rlpipe.models.classifier import load_classifier
 from rlpipe.models.load import ModelError, materialise
-from rlpipe.pipelines.offline.ray_train import Launch, run_remote
+from rlpipe.pipelines.offline.failures import Launch
+from rlpipe.pipelines.offline.ray_train import run_remote
 from rlpipe.pipelines.offline.reward_model import encode, prepare, run_reward_model
 from rlpipe.pipelines.offline.trl_worker import train
 from rlpipe.recipe.model import PretrainedModel

@@ -1,5 +1,6 @@
 """Roles in Ray actors and in this process: the same calls, the same errors."""
 
+import contextlib
 import os
 import signal
 import time
@@ -8,10 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from rlpipe.recipe.run import Deadlines
 from rlpipe.recipe.training import Resources
-from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Within, first_ready, results
+from rlpipe.runtime import ray_heartbeat
+from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Silent, Within, first_ready, results
 from rlpipe.runtime.local import LocalRuntime
 from rlpipe.runtime.ray_runtime import RayRuntime
 from rlpipe.runtime.roles import PlacementError, RoleSpec, Seat
@@ -130,6 +133,64 @@ def test_a_missed_deadline_says_who_and_where(ray_runtime):
     assert "counter did not finish Counter.sleep_where_it_hangs within 1 s" in message
     assert "deadlines.train" in message
     assert "time.sleep(seconds)" in message, "the stack of the hanging role must be shown"
+
+
+def test_a_missed_deadline_says_what_else_is_waited_for(ray_runtime):
+    [counter] = start(ray_runtime, spec())
+    slow = counter.call(Within("train", 1.0), Counter.sleep_where_it_hangs, 30)
+    behind = [counter.call(SOON, Counter.add, 1), counter.call(SOON, Counter.where)]
+    lacking = placement_group([{"CPU": 500.0}])
+    with pytest.raises(DeadlineExceeded) as caught:
+        slow.result()
+    remove_placement_group(lacking)
+    at, cluster = str(caught.value).splitlines()[1:3]
+    assert at == "Its process is at Counter.sleep_where_it_hangs; behind it wait 2: Counter.add, Counter.where."
+    assert "The cluster has not given: " in cluster and "1 x {'CPU': 500.0} in a placement group" in cluster
+    assert "It has CPU 8, GPU 0, of which free: CPU " in cluster
+    assert len(behind) == 2
+
+
+@contextlib.contextmanager
+def stopped(handle):
+    """The process of a role hangs."""
+    process = handle.pulse(SOON).result()
+    os.kill(process, signal.SIGSTOP)
+    yield
+    os.kill(process, signal.SIGCONT)
+
+
+@pytest.fixture
+def watchful(ray_cluster, monkeypatch):
+    monkeypatch.setattr(ray_heartbeat, "SECONDS_BETWEEN_PULSES", 0.5)
+    chosen = RayRuntime(Deadlines(start=60, placement=5, heartbeat=2))
+    yield chosen
+    chosen.stop()
+
+
+def test_a_process_that_hangs_is_noticed_long_before_a_call_is_overdue(watchful):
+    """Also by who waits for another rank of its role, or for what takes its result."""
+    started = watchful.start([spec(count=2), spec(name="engine")])
+    started.ready()
+    (sound, hung), [engine] = started.handles["counter"], started.handles["engine"]
+    began, long = time.monotonic(), Within("train", 100)
+    with stopped(hung):
+        waits = {
+            "all of them": lambda: results([rank.call(long, Counter.add, 1) for rank in (sound, hung)]),
+            "another rank": lambda: sound.call(long, Counter.sleep_where_it_hangs, 60).result(),
+            "who gets its result": lambda: engine.call(long, Counter.add, hung.call(long, Counter.add, 1)).result(),
+        }
+        for wait in waits.values():
+            with pytest.raises(Silent, match=r"^counter\[1\] gave no sign of life within 2 s") as caught:
+                wait()
+            assert caught.value.who == "counter[1]"
+    assert time.monotonic() - began < 20
+
+
+def test_one_that_computes_for_long_gives_signs_of_life_whatever_another_one_does(watchful):
+    """Of processes that can be replaced alone: they do not wait for each other."""
+    sound, hung = start(watchful, replace(spec(count=2), again=(0, None)))
+    with stopped(hung):
+        assert sound.call(SOON, Counter.sleep_where_it_hangs, 6).result() is None
 
 
 def test_a_killed_role_is_named(ray_runtime):

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 from rlpipe.models.load import ModelError, context_length
 from rlpipe.pipelines import checkpoints
 from rlpipe.pipelines.offline import trl_checkpoints
+from rlpipe.pipelines.offline.failures import Launch
 from rlpipe.pipelines.offline.progress import Report
-from rlpipe.pipelines.offline.ray_train import Launch, run_local, run_remote
+from rlpipe.pipelines.offline.ray_train import run_local, run_remote
+from rlpipe.pipelines.offline.restarts import to_the_end
 from rlpipe.pipelines.offline.trl_worker import TrlJob, train
 from rlpipe.pipelines.stage import FINAL_ADAPTER
 from rlpipe.recipe.adapter import virtual_tokens
@@ -51,13 +53,17 @@ def longest_sequence(recipe: OfflineRecipe, model_path: str) -> int:
 
 
 def launch(name: str, recipe: OfflineRecipe, job: TrlJob, debug: bool, report: Report) -> None:
-    """Train in this process (`debug`) or as ranks on the cluster. `name` is for people.
+    """Train in this process (`debug`) or as ranks on the cluster, which start again from the last checkpoint if a
+    process of theirs is lost. `name` is for people.
 
-    Raises `ModelError`, `PlacementError`, `DeadlineExceeded`, `RoleDied`, or `TrainingFailed` for what is not foreseen.
+    Raises `ModelError`, `PlacementError`, `GivenUp` after too many losses, or `TrainingFailed` for the unforeseen.
     """
     training = recipe.train
     what = Launch(name, training.ranks, training.resources, training.threads, recipe.deadlines)
-    (run_local if debug else run_remote)(train, job, what, report)
+    if debug:
+        run_local(train, job, what, report)
+    else:
+        to_the_end(name, job, lambda job, report: run_remote(train, job, what, report), report)
     if not job.result.exists():
         raise FileNotFoundError(
             f"Rank 0 wrote the result to {job.result.parent} on its own node, and this node does not see it. Put the "

@@ -34,11 +34,11 @@ class Channel:
     def __init__(self) -> None:
         self._metrics: list[tuple[int, dict[str, float]]] = []
         self._doing: str | None = None
-        self._processes: list[Any] = []
+        self._processes: dict[int, Any] = {}
 
-    def join(self, process: Any) -> None:
-        """A training process, by its actor handle, so that the driver can end it."""
-        self._processes.append(process)
+    def join(self, rank: int, process: Any) -> None:
+        """A training process, by its actor handle, so that the driver can ask and end it."""
+        self._processes[rank] = process
 
     def put(self, doing: str, metrics: tuple[int, dict[str, float]] | None) -> None:
         self._doing = doing
@@ -51,7 +51,8 @@ class Channel:
         self._metrics, self._doing = [], None
         return news
 
-    def processes(self) -> list[Any]:
+    def processes(self) -> dict[int, Any]:
+        """By rank."""
         return self._processes
 
 

@@ -7,35 +7,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from rlpipe.pipelines.offline.failures import Launch, explained
 from rlpipe.pipelines.offline.progress import Channel, LocalProgress, Progress, RemoteProgress, Report
 from rlpipe.recipe.run import Deadlines
-from rlpipe.recipe.training import Resources
 from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
-from rlpipe.runtime.roles import PlacementError
-from rlpipe.runtime.threads import set_threads
+from rlpipe.runtime.threads import set_threads, stacks
 
 TrainFunction = Callable[[Any, Progress], None]
 _POLL_SECONDS = 0.2
-
-
-class TrainingFailed(RuntimeError):
-    """A training process raised something unforeseen; the message says which rank and what."""
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """What to start, and how long to wait for it."""
-
-    name: str
-    """For people: `SFT`."""
-    ranks: int
-    resources: Resources
-    threads: int
-    """CPU threads of each rank; 0 shares all cores of a node among its ranks."""
-    deadlines: Deadlines
 
 
 def run_local(train: TrainFunction, job: Any, launch: Launch, report: Report) -> None:
@@ -103,7 +84,7 @@ def _trainer(train: TrainFunction, job: Any, launch: Launch, channel: Any, scrat
 
     def train_remotely(config: dict[str, Any]) -> None:
         context = ray.train.get_context()
-        config["channel"].join.remote(ray.get_runtime_context().current_actor)
+        config["channel"].join.remote(context.get_world_rank(), ray.get_runtime_context().current_actor)
         set_threads(launch.threads, context.get_local_world_size())
         train(config["job"], RemoteProgress(config["channel"], speaks=context.get_world_rank() == 0))
         # Calls of one process arrive in order: after this one, all that was told is there for the driver's last fetch.
@@ -127,86 +108,73 @@ def _follow(fit: _Fit, channel: Any, launch: Launch, report: Report) -> None:
     last_sign, doing = time.monotonic(), None
     while True:
         finished = fit.finished(_POLL_SECONDS)
-        metrics, sign = _fetch(channel)
+        metrics, sign = _fetch(channel, launch)
         for step, values in metrics:
             report(step, values)
         if sign is not None:
             last_sign, doing = time.monotonic(), sign
         if finished:
             break
-        _check_deadline(launch, doing, time.monotonic() - last_sign)
+        if late := _late(launch, doing, time.monotonic() - last_sign):
+            raise DeadlineExceeded(f"{late}\n{_surroundings(channel)}", launch.name)
     if fit.error is not None:
-        raise _explained(fit.error, launch) from fit.error
+        raise explained(fit.error, launch) from fit.error
 
 
-def _fetch(channel: Any) -> tuple[list[tuple[int, dict[str, float]]], str | None]:
+def _fetch(channel: Any, launch: Launch) -> tuple[list[tuple[int, dict[str, float]]], str | None]:
     import ray
 
-    return ray.get(channel.fetch.remote(), timeout=60)
+    try:
+        return ray.get(channel.fetch.remote(), timeout=60)
+    except ray.exceptions.RayError as error:
+        between = f"The process between the ranks of {launch.name} training and the driver"
+        raise RoleDied(f"{between} died, or does not answer: {error}", launch.name) from None
 
 
-def _check_deadline(launch: Launch, doing: str | None, silent_seconds: float) -> None:
+def _late(launch: Launch, doing: str | None, silent_seconds: float) -> str:
+    """What a training that is silent for too long is waited for; empty for one that is not."""
     phase = "start" if doing is None else "train"
     allowed = getattr(launch.deadlines, phase)
     if doing is None:
         allowed += launch.deadlines.placement
-    if silent_seconds > allowed:
-        what = "its processes to start" if doing is None else f"a sign of life after {doing}"
-        raise DeadlineExceeded(
-            f"The driver waited {silent_seconds:.0f} s for {launch.name} training ({launch.ranks} ranks): {what} "
-            f"(deadlines.{phase}={getattr(launch.deadlines, phase):g})."
-        )
+    if silent_seconds <= allowed:
+        return ""
+    what = "its processes to start" if doing is None else f"a sign of life after {doing}"
+    return (
+        f"The driver waited {silent_seconds:.0f} s for {launch.name} training ({launch.ranks} ranks): {what} "
+        f"(deadlines.{phase}={getattr(launch.deadlines, phase):g})."
+    )
+
+
+def _surroundings(channel: Any) -> str:
+    """What the cluster has not given, and where each rank stands that has begun: its training has a thread of its own,
+    so that it can be asked."""
+    from rlpipe.runtime.ray_overdue import answers, cluster
+
+    processes = _processes(channel)
+    said = answers([process.execute.remote(stacks) for process in processes.values()])
+    stand = [f"Rank {rank} stands at:\n{stack}" for rank, stack in zip(processes, said, strict=True)]
+    return "\n".join([cluster(), *stand])
+
+
+def _processes(channel: Any) -> dict[int, Any]:
+    """The training processes that have begun, by rank, as far as can be found out."""
+    import ray
+
+    try:
+        return dict(sorted(ray.get(channel.processes.remote(), timeout=5).items()))
+    except ray.exceptions.RayError:
+        return {}
 
 
 def _end(channel: Any, fit: _Fit) -> None:
     """Kill the training processes; Ray Train then clears up the rest."""
     import ray
 
-    with contextlib.suppress(Exception):
-        for process in ray.get(channel.processes.remote(), timeout=5):
+    for process in _processes(channel).values():
+        with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(process)
     fit.finished(wait_seconds=10)
-
-
-def _explained(error: BaseException, launch: Launch) -> BaseException:
-    from ray.train import ControllerError, WorkerGroupError
-
-    if isinstance(error, WorkerGroupError) and error.worker_failures:
-        return _first_failure(error.worker_failures, launch)
-    if isinstance(error, ControllerError) and "Startup" in type(error.controller_failure).__name__:
-        return PlacementError(_placement_message(launch))
-    return TrainingFailed(f"{launch.name} training failed: {error}")
-
-
-def _first_failure(failures: dict[int, Exception], launch: Launch) -> BaseException:
-    """The cause, not the other ranks' broken connections to the rank that failed."""
-    rank, cause = min(failures.items(), key=lambda item: (_is_collateral(item[1]), item[0]))
-    if type(cause).__module__.startswith("rlpipe."):
-        return cause
-    if type(cause).__name__ == "WorkerHealthCheckFailedError":
-        return RoleDied(f"Rank {rank} of {launch.name} training died: {str(cause).strip().splitlines()[-1]}")
-    if launch.ranks > 1 and _is_collateral(cause):
-        # Ray Train ended the others before it had noticed which one was gone.
-        what = f"A rank other than {rank} of {launch.name} training died"
-        return RoleDied(f"{what}: rank {rank} lost its connection. {cause}")
-    return TrainingFailed(f"{launch.name} training failed on rank {rank}: {type(cause).__name__}: {cause}")
-
-
-def _is_collateral(error: Exception) -> bool:
-    return any(word in str(error) for word in ("Connection closed", "Connection reset", "gloo", "NCCL"))
-
-
-def _placement_message(launch: Launch) -> str:
-    import ray
-
-    from rlpipe.runtime.reservation import bundle, shown
-
-    return (
-        f"The cluster did not give {launch.name} training its resources within {launch.deadlines.placement:g} s "
-        f"(deadlines.placement). Asked for: {launch.ranks} x {bundle(launch.resources)} (train.ranks and "
-        f"train.resources). The cluster has {shown(ray.cluster_resources())}, of which free: "
-        f"{shown(ray.available_resources())}. Lower those lines, or add nodes."
-    )
 
 
 @contextlib.contextmanager
@@ -215,6 +183,7 @@ def _train_settings(deadlines: Deadlines) -> Iterator[None]:
     with _environment_restored():
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(deadlines.placement)
         os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
+        os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(deadlines.heartbeat)
         yield
 
 

@@ -27,8 +27,8 @@ def run_sft(
     learning_rate, grad_norm, token_accuracy, entropy, tokens and epoch, and before and after training (and every
     train.eval_steps) with heldout_loss and heldout_token_accuracy on evaluation.prompts of the held-out records; those
     of source X of a mixture, the first aside, are called heldout_loss/X. `debug` trains in this process; otherwise Ray
-    must be connected. Raises `DataError`, `ModelError`, `PlacementError`, `DeadlineExceeded`, `RoleDied`, or
-    `TrainingFailed` for what is not foreseen.
+    must be connected. Raises `DataError`, `ModelError`, `PlacementError`, `GivenUp` if processes are lost again and
+    again, or `TrainingFailed` for what is not foreseen.
     """
     launch("SFT", recipe, prepare(recipe, model_path, sources, output_dir), debug, report)
 

@@ -4,8 +4,8 @@ import logging
 import time
 from collections.abc import Sequence
 
-from rlpipe.runtime.backoff import rest_before
-from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, RoleDied, Within
+from rlpipe.runtime.backoff import Losses, rest_before
+from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Silent, Within
 from rlpipe.runtime.roles import Started
 
 logger = logging.getLogger(__name__)
@@ -18,10 +18,9 @@ class Gang:
     def __init__(self, started: Started, roles: Sequence[str], max_restarts: int, heartbeat: float) -> None:
         """`roles`: those, and whoever lives in their processes. `max_restarts`: how often in a row, without a step in
         between. `heartbeat`: seconds within which a process gives a sign of life."""
-        self._started, self._max_restarts = started, max_restarts
+        self._started, self._losses = started, Losses("training roles were", max_restarts)
         self._roles = {name: started.handles[name] for name in roles}
         self._within = Within("heartbeat", heartbeat)
-        self._losses, self._step = 0, 0
 
     def replace(self, fault: Exception, step: int) -> None:
         """Start the roles again after `fault`, `step` being the last committed one. Raises `fault` if no process of
@@ -34,19 +33,13 @@ class Gang:
         lost = self._lost(fault)
         if lost is None:
             raise fault
-        self._losses = self._losses + 1 if step == self._step else 1
-        self._step = step
-        if self._losses > self._max_restarts:
-            raise GivenUp(
-                f"training roles were lost {self._losses} times without a step in between; train.max_restarts is "
-                f"{self._max_restarts}. The last fault: {lost}"
-            ) from fault
+        self._losses.add(lost, step)
         logger.warning(
-            "%s\nThe training roles (%s) start again (%d of %d in a row), and train to step %d on what is stored.",
-            lost, ", ".join(self._roles), self._losses, self._max_restarts, step,
+            "%s\nThe training roles (%s) start again (%s), and train to step %d on what is stored.",
+            lost, ", ".join(self._roles), self._losses, step,
         )  # fmt: skip
         began = time.monotonic()
-        time.sleep(rest_before(self._losses))
+        time.sleep(rest_before(self._losses.in_a_row))
         try:
             self._started.restart(list(self._roles))
         except (RoleDied, DeadlineExceeded) as again:
@@ -57,10 +50,12 @@ class Gang:
     def _lost(self, fault: Exception) -> Exception | None:
         """What tells that a process is lost: the fault itself, or that of a rank whose peers have failed of it."""
         handles = [handle for ranks in self._roles.values() for handle in ranks]
+        names = {handle.name for handle in handles}
+        if isinstance(fault, RoleDied | Silent) and fault.who in names:
+            return fault
         for pulse in [handle.pulse(self._within) for handle in handles]:
             try:
                 pulse.result()
             except (RoleDied, DeadlineExceeded) as silence:
                 return silence
-        known = isinstance(fault, RoleDied | DeadlineExceeded) and fault.who in {handle.name for handle in handles}
-        return fault if known else None
+        return fault if isinstance(fault, DeadlineExceeded) and fault.who in names else None
