@@ -228,7 +228,7 @@ def strike_in_step(version: int, fault: signal.Signals, monkeypatch) -> list[int
 
     def look_and_strike(pool, *arguments):
         seat = pool._seats["policy"][0]
-        if not struck and seat.groups and pool._published["policy"].version == version:
+        if not struck and seat.groups and pool._published["policy"].version >= version:
             struck.append(seat.handle.pulse(Within("heartbeat", 10)).result())
             os.kill(struck[0], fault)
         return look(pool, *arguments)
