@@ -258,9 +258,21 @@ def test_a_role_that_shares_keeps_its_own_state(ray_runtime):
 
 def test_only_the_owner_s_bundles_are_reserved(ray_runtime):
     ray_runtime.start([spec(count=2), spec(name="engine", cpus=0.2), guest()]).ready()
-    [group] = ray_runtime._groups
-    table = ray.util.placement_group_table(group)
-    assert [table["bundles"][i] for i in range(len(table["bundles"]))] == [{"CPU": 0.1}, {"CPU": 0.1}, {"CPU": 0.2}]
+    assert reserved(ray_runtime) == [[{"CPU": 0.1}, {"CPU": 0.1}, {"CPU": 0.2}]]
+
+
+def test_who_can_be_replaced_alone_has_a_placement_group_alone(ray_runtime):
+    alone = replace(spec(count=2, name="engine", cpus=0.2), again=(0, None))
+    ray_runtime.start([alone, spec(count=2), guest()]).ready()
+    assert reserved(ray_runtime) == [[{"CPU": 0.2}], [{"CPU": 0.2}], [{"CPU": 0.1}, {"CPU": 0.1}]]
+
+
+def reserved(runtime: RayRuntime) -> list[list[dict[str, float]]]:
+    """The bundles of each placement group that the runtime holds now; any other is removed."""
+    groups = {process.place.group.id: process.place.group for process in runtime._processes}
+    known = {i for i, table in ray.util.placement_group_table().items() if table["state"] == "CREATED"}
+    assert known == {group.id.hex() for group in groups.values()}
+    return [group.bundle_specs for group in groups.values()]
 
 
 def test_a_guest_whose_constructor_fails_is_the_error_of_start(ray_runtime):
