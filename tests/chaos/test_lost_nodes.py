@@ -4,6 +4,7 @@ import time
 
 import psutil
 import pytest
+from idle_role import Role
 from nodes import Nodes, lives, node_of
 from online_runs import RECIPE, REWARD, assert_same, events, train, trained_on
 
@@ -11,7 +12,7 @@ from rlpipe.pipelines.online.trainer import Trainer
 from rlpipe.recipe.run import Deadlines
 from rlpipe.recipe.training import Resources
 from rlpipe.rollout.pool import EnginePool
-from rlpipe.runtime.handle import RoleDied, Within, results
+from rlpipe.runtime.handle import Within, results
 from rlpipe.runtime.ray_runtime import RayRuntime
 from rlpipe.runtime.roles import PlacementError, RoleSpec
 
@@ -24,17 +25,6 @@ def cluster():
     found = Nodes()
     yield found
     found.close()
-
-
-class Role:
-    """A role that does nothing."""
-
-    def __init__(self, *_) -> None:
-        self.number = 0
-
-    def count(self) -> int:
-        self.number += 1
-        return self.number
 
 
 def spec(name: str, count: int, cpus: float, again: tuple | None = None) -> RoleSpec:
@@ -50,7 +40,7 @@ def until(condition, seconds: float = 30.0) -> None:
 
 def test_with_room_for_one_of_two_lost_engines_one_is_placed_and_ranks_wait_no_longer_than_their_deadline(cluster):
     cluster.have(3)
-    runtime = RayRuntime(Deadlines(start=60, placement=4))
+    runtime = RayRuntime(Deadlines(start=150, placement=4))
     try:
         started = runtime.start([spec("engine", 2, 1.0, again=()), spec("policy", 2, 0.5)])
         started.ready()
@@ -71,8 +61,6 @@ def test_with_room_for_one_of_two_lost_engines_one_is_placed_and_ranks_wait_no_l
         assert results([rank.call(SOON, Role.count) for rank in ranks]) == [1, 1], "the others have gone on"
 
         cluster.lose(node_of(ranks[0]))
-        with pytest.raises(RoleDied):
-            ranks[0].call(Within("train", 30), Role.count).result()
         began = time.monotonic()
         with pytest.raises(PlacementError, match=r"(?s)within 4 s \(deadlines.placement\).*policy: 2 x \{'CPU': 0.5\}"):
             started.restart(["policy"])
