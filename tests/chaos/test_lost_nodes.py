@@ -1,5 +1,6 @@
 """Nodes that are lost under a run: it goes on with what is left, uses a node that joins, and loses nothing."""
 
+import functools
 import time
 
 import psutil
@@ -80,28 +81,37 @@ def recipe_file(tmp_path):
 CHANGES = (
     "rollout.resources.cpus=1", "rollout.engines=2", "train.resources.cpus=0.5", "train.ranks=2", "train.zero_stage=2",
     "train.save_steps=1", "deadlines.heartbeat=10", "deadlines.placement=60", "evaluation.every=100",
+    "rollout.kv_cache_gib=0.1",
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster, tmp_path_factory):
-    """The run that nothing happens to, on the same cluster."""
-    cluster.have(3)
-    folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "digits.py").write_text(REWARD)
-    (folder / "recipe.yaml").write_text(RECIPE)
-    return folder / "run", train(folder / "recipe.yaml", folder / "run", *CHANGES, debug=False)
+    """Runs that nothing happens to, on the same cluster, by engine."""
+
+    @functools.cache
+    def of(engine: str):
+        cluster.have(3)
+        folder = tmp_path_factory.mktemp("undisturbed")
+        (folder / "digits.py").write_text(REWARD)
+        (folder / "recipe.yaml").write_text(RECIPE)
+        changes = (*CHANGES, f"rollout.engine={engine}")
+        return folder / "run", train(folder / "recipe.yaml", folder / "run", *changes, debug=False)
+
+    return of
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.soak)])
 def test_a_lost_node_takes_an_engine_and_the_run_goes_on_with_one_until_a_node_joins(
-    cluster, undisturbed, recipe_file, tmp_path, monkeypatch
+    engine, cluster, undisturbed, recipe_file, tmp_path, monkeypatch
 ):
+    place, expected = undisturbed(engine)
     cluster.have(3)
     seen = strike_an_engine_and_wait_for_it(cluster, monkeypatch)
-    metrics = train(recipe_file, tmp_path / "run", *CHANGES, debug=False)
-    assert_same(metrics, undisturbed[1], within=1e-5)
-    assert trained_on(tmp_path / "run") == trained_on(undisturbed[0])
+    metrics = train(recipe_file, tmp_path / "run", *CHANGES, f"rollout.engine={engine}", debug=False)
+    assert_same(metrics, expected, within=1e-5)
+    assert trained_on(tmp_path / "run") == trained_on(place)
     assert not psutil.pid_exists(seen["process"]) and seen["node"] != seen["new node"] == seen["joined"]
     said = [event["message"] for event in events(tmp_path / "run", "warning")]
     for words in ("is lost", "waits for room for CPU 1", "serves again"):
@@ -115,19 +125,19 @@ def strike_an_engine_and_wait_for_it(cluster, monkeypatch) -> dict:
     seen: dict = {}
     look, submit = EnginePool._look, EnginePool.submit
 
-    def look_and_strike(pool, seconds):
+    def look_and_strike(pool, *arguments):
         seat = pool._seats["policy"][0]
         if not seen and seat.groups and pool._published["policy"].version == 1:
             seen.update(node=node_of(seat.handle), process=seat.handle.pulse(SOON).result())
             cluster.lose(seen["node"])
-        return look(pool, seconds)
+        return look(pool, *arguments)
 
     def wait_and_submit(pool, model, requests):
         seat = pool._seats["policy"][0]
         if pool._published["policy"].version == 2 and "joined" not in seen:
             until(lambda: look(pool, 0.1) or (seat.revival and seat.revival.lacking))
             [seen["joined"]] = cluster.join()
-            until(lambda: look(pool, 0.1) or seat.serves, seconds=60)
+            until(lambda: look(pool, 0.1) or seat.serves, seconds=150)
             seen["new node"] = node_of(seat.handle)
         submit(pool, model, requests)
         if "joined" in seen:
@@ -142,6 +152,7 @@ def strike_an_engine_and_wait_for_it(cluster, monkeypatch) -> dict:
 def test_a_raylet_that_is_killed_takes_the_ranks_and_they_start_again_on_a_node_that_joins(
     cluster, undisturbed, recipe_file, tmp_path, monkeypatch
 ):
+    place, expected = undisturbed("transformers")
     cluster.have(3)
     struck: list[int] = []
     update = Trainer.update
@@ -157,7 +168,7 @@ def test_a_raylet_that_is_killed_takes_the_ranks_and_they_start_again_on_a_node_
     monkeypatch.setattr(Trainer, "update", update_and_strike)
     metrics = train(recipe_file, tmp_path / "run", *CHANGES, debug=False)
     assert len(struck) == 2 and not any(map(lives, struck))
-    assert_same(metrics, undisturbed[1], within=0.0)
-    assert trained_on(tmp_path / "run") == trained_on(undisturbed[0])
+    assert_same(metrics, expected, within=0.0)
+    assert trained_on(tmp_path / "run") == trained_on(place)
     said = [event["message"] for event in events(tmp_path / "run", "warning")]
     assert sum("start again (1 of 3 in a row)" in line for line in said) == 1
