@@ -144,8 +144,7 @@ class Model:
         """Where it goes, with another process in its place or without."""
         logger.warning("%s is lost: %s\nA new process takes its place.", replica[0].name, fault)
         goes_to = self._start_again(replica)
-        if goes_to is self._without_place:
-            lacking = replica[0].lacking()
+        if lacking := replica[0].lacking():
             logger.warning("%s waits for %s It is started when a node joins.", replica[0].name, lacking)
         return goes_to
 
@@ -154,7 +153,7 @@ class Model:
         return self._without_place if rank.lacking() or not self._started(rank) else self._free
 
     def _started(self, rank: Handle[RewardModel]) -> bool:
-        """False if its node turns out to be gone meanwhile, with no room on another."""
+        """False if its node turns out to be gone meanwhile."""
         starting = rank.restart()
         while not first_ready([starting], _SECONDS_PER_LOOK) and starting.seconds_left() > 0:
             if rank.lacking():
@@ -163,6 +162,8 @@ class Model:
             starting.result()
             logger.warning("%s is there again", rank.name)
         except (RoleDied, DeadlineExceeded) as again:  # the next question shows it
+            if rank.moved():
+                return False
             logger.warning("%s is lost again: %s", rank.name, again)
         return True
 

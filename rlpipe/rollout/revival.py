@@ -8,7 +8,7 @@ from typing import Any
 from rlpipe.rollout.delivery import Delivered, Publication
 from rlpipe.rollout.worker import RolloutWorker
 from rlpipe.runtime.backoff import rest_before
-from rlpipe.runtime.handle import Handle, Pending
+from rlpipe.runtime.handle import DeadlineExceeded, Handle, Pending, RoleDied
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +52,16 @@ class Revival:
             self.pending = next(self._steps)
         except StopIteration:
             return True
-        except Exception:  # whoever this is told of may mend it: then all begins anew
+        except Exception as fault:  # whoever this is told of may mend it: then all begins anew
             self._begin_anew()
-            raise
+            if not self._node_is_gone(fault):
+                raise
         return False
+
+    def _node_is_gone(self, fault: Exception) -> bool:
+        """Found out while the process started there: nothing that another start would count as."""
+        lost = isinstance(fault, RoleDied | DeadlineExceeded) and fault.who in ("", self._engine.name)
+        return lost and self._engine.moved()
 
     def _begin_anew(self) -> None:
         self._steps, self.pending, self.delivered = self._run(), None, None

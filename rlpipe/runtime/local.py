@@ -63,6 +63,9 @@ class LocalHandle:
     def lacking(self) -> str:
         return ""
 
+    def moved(self) -> bool:
+        return False
+
     def restart(self) -> LocalPending[None]:
         if self._again is None:
             raise TypeError(f"{self.name} has nothing that could take its place")

@@ -34,6 +34,13 @@ class Place:
         """Also what others have of its group."""
         remove_placement_group(self.group)
 
+    def node(self) -> str:
+        """The id of the node it is on; empty while it is on none."""
+        table = placement_group_table(self.group)
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        node = table["bundles_to_node_id"].get(self.index, "")
+        return node if node in alive else ""
+
     def lacking(self) -> str:
         """What is waited for when its node is gone and no other has room for what is lost of its group; else nothing.
         (Ray knows some 15 s after the last word of a node that it is gone.)"""

@@ -60,6 +60,9 @@ class RayHandle:
     def lacking(self) -> str:
         return self._process.place.lacking()
 
+    def moved(self) -> bool:
+        return self._process.moved()
+
     def restart(self) -> RayPending[None]:
         if self._spec.again is None:
             raise TypeError(f"{self.name} has nothing that could take its place")

@@ -30,7 +30,12 @@ class RayProcess:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(self.host)
 
+    def moved(self) -> bool:
+        """Whether the node that it was started on is gone. (Ray learns late of that, and may start one there still.)"""
+        return self.place.node() != self._node
+
     def _begin(self) -> None:
+        self._node = self.place.node()
         self.host = self._start()
         self.heartbeat, self.calls = Heartbeat(self.host), Calls()
 

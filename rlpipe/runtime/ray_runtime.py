@@ -68,11 +68,14 @@ class RayStarted:
         it may come to an end when a node joins."""
         last_placed = time.monotonic()
         until = last_placed + self._within.seconds  # who is not up by then is told of by the next question
-        up = [process.host.pulse.remote() for process in processes]
-        while up and (now := time.monotonic()) < until:
-            up = ray.wait(up, num_returns=len(up), timeout=_SECONDS_PER_LOOK)[1]
-            lacking = [process.place.lacking() for process in processes] if up else []
-            if not any(lacking):
+        starting = {process.host.pulse.remote(): process for process in processes}
+        while starting and (now := time.monotonic()) < until:
+            for pulse in ray.wait(list(starting), num_returns=len(starting), timeout=_SECONDS_PER_LOOK)[0]:
+                process = starting.pop(pulse)
+                if process.moved() and _failed(pulse):
+                    process.restart()
+                    starting[process.host.pulse.remote()] = process
+            if not any(process.place.lacking() for process in starting.values()):
                 last_placed = now
             elif now - last_placed > self._deadlines.placement:
                 raise PlacementError(not_given(roles, self._deadlines.placement))
@@ -116,6 +119,14 @@ class RayRuntime:
         for process in self._processes:
             process.place.give_back()
         self._processes = []
+
+
+def _failed(pulse: Any) -> bool:
+    try:
+        ray.get(pulse)
+    except ray.exceptions.RayError:
+        return True
+    return False
 
 
 def _seats(names: list[str], processes: list[RayProcess], within: Within) -> list[Seat]:

@@ -386,6 +386,29 @@ def test_a_node_that_is_lost_while_an_engine_starts_there_is_no_failed_start(fol
     assert tokens_of(subject) == undisturbed
 
 
+def test_an_engine_that_is_started_on_a_node_that_is_gone_already_is_started_on_another(
+    folder, trained, undisturbed, nodes, monkeypatch
+):
+    subject = mortal(folder, (), (), max_restarts=1)
+    subject.publish("policy", published(trained, 4))
+    again = subject._seats["policy"][1]
+    start, gone = again.handle._again, ["the node that Ray does not know yet to be gone"]
+
+    def dies_at_first():
+        if gone:
+            gone.pop()
+            raise RoleDied("its node has died", "policy[1]")
+        return start()
+
+    monkeypatch.setattr(again.handle, "_again", dies_at_first)
+    monkeypatch.setattr(LocalHandle, "moved", lambda handle: True)
+    subject._lose(again, RoleDied("killed by the test"))
+    assert tokens_of(subject) == undisturbed
+    while not again.serves:
+        subject._look(0.0)
+    assert again.losses == 1 and not gone
+
+
 def test_when_no_engine_has_a_place_the_run_ends_after_its_deadline(folder, trained, nodes):
     subject = mortal(folder, (0,), (0,))
     subject._deadlines = Deadlines(placement=0.2)
