@@ -37,7 +37,7 @@ STORE_BYTES = 100 * 1024**2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", default="transformers", choices=["vllm", "transformers"])
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=40)
     given = parser.parse_args()
     changes = [f"rollout.engine={given.engine}", "rollout.engines=2", f"schedule.steps={given.steps}"]
     changes += ["rollout.resources.cpus=1", "train.resources.cpus=1", "train.save_steps=1"]
