@@ -1,14 +1,17 @@
 # make demo, make test: each makes .venv if it is missing, installs the pinned packages into it, then does its job.
 VENV := .venv
 ARGS :=
+MINUTES := 10
+SEED := 0
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo test lint
+.PHONY: help setup demo test soak lint
 
 help:
 	@echo "make demo   train a small model with SFT, then GRPO, and watch its accuracy climb (ARGS='key=value ...')"
 	@echo "make test   run the tests (ARGS='tests/unit -k recipe')"
 	@echo "make setup  make the environment alone (PYTHON=/path/to/python3.11, ROUTE=cpu or gpu)"
+	@echo "make soak   kill processes of runs at random for MINUTES (default 10; SEED=0) and check that nothing is lost"
 	@echo "make lint   ruff"
 
 setup: $(INSTALLED)
@@ -21,6 +24,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	@$(VENV)/bin/python -m pytest $(ARGS)
+
+soak: $(INSTALLED)
+	@$(VENV)/bin/python tests/chaos/soak.py --minutes $(MINUTES) --seed $(SEED) $(ARGS)
 
 lint: $(INSTALLED)
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

@@ -15,7 +15,7 @@ from rlpipe.recipe.tasks import RewardModelRecipe
 from rlpipe.rewards.encoding import encoder
 from rlpipe.rewards.model import Scorer
 from rlpipe.rewards.stage import RewardStage, build
-from rlpipe.runtime.handle import Handle, Within
+from rlpipe.runtime.handle import Handle
 from rlpipe.runtime.roles import RoleSpec
 from rlpipe.training.distributed import Rank
 from rlpipe.training.reward_model import RewardModel, RewardModelSpec
@@ -66,8 +66,8 @@ def _scorer(stage: Stage, key: str, reward: ModelReward, handles: Mapping[str, l
         limit = context_length(PretrainedModel(path=reward.path), reward.path)
     ranks = handles[_role(reward)]
     replicas = [ranks] if reward.zero_stage == 3 else [[rank] for rank in ranks]
-    heartbeat = Within("heartbeat", stage.recipe.deadlines.heartbeat) if _alone(reward) else None
-    return Scorer(replicas, encode, min(limit, reward.max_length or limit), heartbeat)
+    replaced_within = stage.recipe.deadlines if _alone(reward) else None
+    return Scorer(replicas, encode, min(limit, reward.max_length or limit), replaced_within)
 
 
 def _alone(reward: ModelReward) -> bool:

@@ -19,7 +19,7 @@ from rlpipe.observe import report, runinfo, summary
 from rlpipe.observe.console import console_view
 from rlpipe.observe.events import EventLog, View
 from rlpipe.observe.tracking import TrackerMissing, trackers
-from rlpipe.pipelines import resuming
+from rlpipe.pipelines import full_disk, resuming
 from rlpipe.pipelines.offline.failures import TrainingFailed
 from rlpipe.pipelines.sole import alone_in
 from rlpipe.pipelines.stage import FINAL_MODEL, RECIPE, Stage
@@ -68,14 +68,22 @@ def _run(recipe: Recipe, run_dir: Path, debug: bool) -> int:
     except TOLD as error:
         code, cause = FAILED, str(error)
     except Exception as error:
-        if debug:
+        full = full_disk.told(error, _places(recipe, directory))
+        if debug and not full:
             raise
-        code, cause = FAILED, "".join(traceback.format_exception(error))
+        code, cause = FAILED, full or "".join(traceback.format_exception(error))
     try:
         _say_where(console, run_dir, code)
+    except OSError as error:  # the report is one of the things that a full disk has no room for
+        if not full_disk.told(error, _places(recipe, directory)):
+            raise
     finally:
         _say_why(console, cause)
     return code
+
+
+def _places(recipe: Recipe, directory: Path) -> list[Path]:
+    return [place for _, place in stages_of(recipe, directory).values()]
 
 
 def stages_of(recipe: Recipe, directory: Path) -> dict[str, tuple[StageRecipe, Path]]:

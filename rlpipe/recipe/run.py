@@ -13,7 +13,7 @@ class Deadlines(Strict):
     start: PositiveFloat = 300.0
     """Starting a role: process, imports, model."""
     placement: PositiveFloat = 60.0
-    """Getting the cluster's resources."""
+    """Getting the cluster's resources, at the start and again where nodes are lost."""
     rollout: PositiveFloat = 600.0
     """One call of an engine, and any response to arrive while some are outstanding."""
     reward: PositiveFloat = 120.0

@@ -12,6 +12,7 @@ from rlpipe.rollout.revival import Revival
 from rlpipe.rollout.seat import AskedGroup, FinishedGroup, Seat
 from rlpipe.rollout.worker import RolloutWorker
 from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, Handle, Pending, RoleDied, Within, first_ready
+from rlpipe.runtime.roles import PlacementError
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ class EnginePool:
         """Groups of any model that are complete, waiting up to `seconds` for the first, or until one of `also`, which
         are calls of other roles, is finished.
 
-        Raises `GivenUp` if engines cannot be replaced; `Barren` naming the engine if any response from it takes
+        Raises `GivenUp` if engines cannot be replaced; `PlacementError` if no engine of a model has a place on the
+        cluster for longer than deadlines.placement; `Barren` naming the engine if any response from it takes
         longer than deadlines.rollout; whatever else an engine raised is raised here.
         """
         until = time.monotonic() + seconds
@@ -203,16 +205,31 @@ class EnginePool:
         seat.revival = Revival(seat.handle, lambda: self._published.get(seat.model), seat.losses)
         self._spread(seat.model, groups)
 
-    def _revive(self, seat: Seat, ready: bool) -> None:
-        if seat.revival.pending is not None and not ready:
-            return
-        if not seat.revival.go_on():
+    def _revive(self, seat: Seat, heard: bool) -> None:
+        if not seat.revival.go_on(heard):
+            self._require_place(seat.model)
             return
         revival, seat.revival = seat.revival, None
         seat.delivered, seat.heard = revival.delivered, time.monotonic()
         logger.warning("%s serves again, after %.1f s", seat.handle.name, seat.heard - revival.began)
         homeless, self._homeless[seat.model] = self._homeless[seat.model], []
         self._spread(seat.model, homeless)
+
+    def _require_place(self, model: str) -> None:
+        """One engine that has no place on the cluster is missed; if none has one, nothing goes on."""
+        revivals = [seat.revival for seat in self._seats[model]]
+        if all(revival is not None and revival.lacking for revival in revivals):
+            waited = time.monotonic() - max(revival.lacking_since for revival in revivals)
+            if waited > self._deadlines.placement:
+                raise PlacementError(_without_place(model, self._seats[model], self._deadlines.placement))
+
+
+def _without_place(model: str, seats: Sequence[Seat], seconds: float) -> str:
+    waiting = "\n".join(f"  {seat.handle.name} waits for {seat.revival.lacking}" for seat in seats)
+    return (
+        f"No engine of {model} has had a place on the cluster within {seconds:g} s (deadlines.placement), since nodes "
+        f"are lost:\n{waiting}\nAdd nodes and resume the run, or lower rollout.resources."
+    )
 
 
 def _given_up(name: str, seat: Seat, groups: list[AskedGroup], most: int, fault: Exception) -> str:

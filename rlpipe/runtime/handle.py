@@ -78,6 +78,13 @@ class Handle(Protocol, Generic[R]):
     def pulse(self, within: Within) -> Pending[int]:
         """A sign of life of the process, which it gives while the role computes, too: its id."""
 
+    def lacking(self) -> str:
+        """What the cluster lacks to give its process another place in that of a node that is gone; empty while it has
+        one."""
+
+    def moved(self) -> bool:
+        """Whether the node is gone that its process was started on, so that this is no fault of the process."""
+
     def restart(self) -> Pending[None]:
         """End the process, whatever it does, and build the role in a new one in its place, with the arguments that its
         `RoleSpec.again` names. The handle's next calls go there; those under way are lost. Raises TypeError for a role

@@ -60,6 +60,12 @@ class LocalHandle:
     def pulse(self, within: Within) -> LocalPending[int]:
         return LocalPending(os.getpid, (), {})
 
+    def lacking(self) -> str:
+        return ""
+
+    def moved(self) -> bool:
+        return False
+
     def restart(self) -> LocalPending[None]:
         if self._again is None:
             raise TypeError(f"{self.name} has nothing that could take its place")

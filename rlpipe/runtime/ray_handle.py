@@ -57,6 +57,12 @@ class RayHandle:
         host = self._process.host
         return RayPending(host, self.name, "its sign of life", host.pulse.remote(), within)
 
+    def lacking(self) -> str:
+        return self._process.place.lacking()
+
+    def moved(self) -> bool:
+        return self._process.moved()
+
     def restart(self) -> RayPending[None]:
         if self._spec.again is None:
             raise TypeError(f"{self.name} has nothing that could take its place")

@@ -4,9 +4,9 @@ import contextlib
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rlpipe.runtime.placing import Place
 from rlpipe.runtime.ray_heartbeat import Calls, Heartbeat
 from rlpipe.runtime.ray_host import RemoteHost
 from rlpipe.runtime.roles import RoleSpec
@@ -16,8 +16,8 @@ from rlpipe.runtime.threads import threads_of
 class RayProcess:
     """See above. `host` is the actor that is there now, `heartbeat` and `calls` are what is known of it."""
 
-    def __init__(self, spec: RoleSpec, group: PlacementGroup, index: int) -> None:
-        self._spec, self._group, self._index = spec, group, index
+    def __init__(self, spec: RoleSpec, place: Place) -> None:
+        self._spec, self.place = spec, place
         self._begin()
 
     def restart(self) -> None:
@@ -30,16 +30,21 @@ class RayProcess:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(self.host)
 
+    def moved(self) -> bool:
+        """Whether the node that it was started on is gone. (Ray learns late of that, and may start one there still.)"""
+        return self.place.node() != self._node
+
     def _begin(self) -> None:
+        self._node = self.place.node()
         self.host = self._start()
         self.heartbeat, self.calls = Heartbeat(self.host), Calls()
 
     def _start(self) -> Any:
-        reserved = self._group.bundle_specs[self._index]
+        reserved = self.place.reserved
         return RemoteHost.options(
             num_cpus=reserved["CPU"],
             num_gpus=reserved.get("GPU", 0),
-            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=self._index),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self.place.group, self.place.index),
             runtime_env={"env_vars": _environment(self._spec)},
         ).remote()
 

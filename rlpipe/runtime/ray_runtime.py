@@ -2,19 +2,22 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from rlpipe.recipe.run import Deadlines
 from rlpipe.runtime.handle import Handle, Within, results
+from rlpipe.runtime.placing import not_given, reserve
 from rlpipe.runtime.ray_handle import RayHandle
 from rlpipe.runtime.ray_pending import RayPending
 from rlpipe.runtime.ray_process import RayProcess
-from rlpipe.runtime.reservation import OWN_MACHINE, Bundle, bundle, fitted, shown
+from rlpipe.runtime.reservation import OWN_MACHINE
 from rlpipe.runtime.roles import PlacementError, RoleSpec, Seat, seats_at
+
+_SECONDS_PER_LOOK = 1.0
 
 
 @contextlib.contextmanager
@@ -51,14 +54,31 @@ class RayStarted:
     def restart(self, names: Sequence[str]) -> None:
         """See `Started.restart`."""
         gang = [self._processes[name] for name in names]
-        for spec, processes in gang:
-            if spec.shares is None:
-                for process in processes:
-                    process.restart()
+        owned = [process for spec, processes in gang if spec.shares is None for process in processes]
+        for process in owned:
+            process.restart()
+        self._settle(owned, [spec for spec, _ in gang])
         self._builds = []  # an attempt before this one may have left some
         for spec, processes in sorted(gang, key=lambda of: of[0].shares is not None):
             self._build(spec, processes)
         self.ready()
+
+    def _settle(self, processes: list[RayProcess], roles: list[RoleSpec]) -> None:
+        """Wait until these are up. Those whose node is gone wait for room on another one, which is a wait of its own:
+        it may come to an end when a node joins."""
+        last_placed = time.monotonic()
+        until = last_placed + self._within.seconds  # who is not up by then is told of by the next question
+        starting = {process.host.pulse.remote(): process for process in processes}
+        while starting and (now := time.monotonic()) < until:
+            for pulse in ray.wait(list(starting), num_returns=len(starting), timeout=_SECONDS_PER_LOOK)[0]:
+                process = starting.pop(pulse)
+                if process.moved() and _failed(pulse):
+                    process.restart()
+                    starting[process.host.pulse.remote()] = process
+            if not any(process.place.lacking() for process in starting.values()):
+                last_placed = now
+            elif now - last_placed > self._deadlines.placement:
+                raise PlacementError(not_given(roles, self._deadlines.placement))
 
     def _build(self, spec: RoleSpec, processes: list[RayProcess]) -> list[Handle[Any]]:
         names = [spec.name if len(processes) == 1 else f"{spec.name}[{i}]" for i in range(len(processes))]
@@ -76,39 +96,37 @@ class RayStarted:
 
 
 class RayRuntime:
-    """On the cluster this process is connected to: one placement group per `start`, with one bundle for each Ray actor;
-    an actor hosts a role, and those that share its process."""
+    """On the cluster this process is connected to: one bundle of a placement group for each Ray actor, which hosts a
+    role, and those that share its process."""
 
     def __init__(self, deadlines: Deadlines) -> None:
         self._deadlines = deadlines
         self._processes: list[RayProcess] = []
-        self._groups: list[PlacementGroup] = []
 
     def start(self, roles: list[RoleSpec]) -> RayStarted:
         owners = [spec for spec in roles if spec.shares is None]
-        processes = self._placed(owners, roles)
+        places = reserve(roles, self._deadlines.placement)
+        processes = {spec.name: [RayProcess(spec, place) for place in places[spec.name]] for spec in owners}
+        self._processes += [process for each in processes.values() for process in each]
         started = RayStarted(self._deadlines)
         for spec in owners + [spec for spec in roles if spec.shares is not None]:
             started.add(spec, processes[spec.shares or spec.name])
         return started
 
-    def _placed(self, owners: list[RoleSpec], roles: list[RoleSpec]) -> dict[str, list[RayProcess]]:
-        """The processes of the roles that have their own, each in its bundle, by role name."""
-        seats = [spec for spec in owners for _ in range(spec.count)]
-        bundles = fitted([bundle(spec.resources) for spec in seats])
-        group = _reserve(bundles, roles, self._deadlines.placement)
-        self._groups.append(group)
-        processes = [RayProcess(spec, group, i) for i, spec in enumerate(seats)]
-        self._processes += processes
-        rest = iter(processes)
-        return {spec.name: [next(rest) for _ in range(spec.count)] for spec in owners}
-
     def stop(self) -> None:
         for process in self._processes:
             process.end()
-        for group in self._groups:
-            remove_placement_group(group)
-        self._processes, self._groups = [], []
+        for process in self._processes:
+            process.place.give_back()
+        self._processes = []
+
+
+def _failed(pulse: Any) -> bool:
+    try:
+        ray.get(pulse)
+    except ray.exceptions.RayError:
+        return True
+    return False
 
 
 def _seats(names: list[str], processes: list[RayProcess], within: Within) -> list[Seat]:
@@ -117,27 +135,3 @@ def _seats(names: list[str], processes: list[RayProcess], within: Within) -> lis
         for name, process in zip(names, processes, strict=True)
     ]
     return seats_at(results(pendings))
-
-
-def _reserve(bundles: list[Bundle], roles: list[RoleSpec], seconds: float) -> PlacementGroup:
-    group = placement_group(bundles, strategy="PACK")
-    if not group.wait(seconds):
-        remove_placement_group(group)
-        raise PlacementError(_placement_message(roles, seconds))
-    return group
-
-
-def _placement_message(roles: list[RoleSpec], seconds: float) -> str:
-    total, free = ray.cluster_resources(), ray.available_resources()
-    return "\n".join([
-        f"The cluster did not give the resources of this recipe within {seconds:g} s (deadlines.placement). Asked for:",
-        *(f"  {spec.name}: {_asked(spec)}" for spec in roles),
-        f"The cluster has {shown(total)}, of which free: {shown(free)}. Lower those lines, or add nodes.",
-    ])  # fmt: skip
-
-
-def _asked(spec: RoleSpec) -> str:
-    if spec.shares is not None:
-        return f"nothing of its own, in the processes of {spec.shares}"
-    where = f"{spec.recipe_key}.resources and the count in {spec.recipe_key}"
-    return f"{spec.count} x {bundle(spec.resources)}   (recipe: {where})"

@@ -77,7 +77,8 @@ class Started(Protocol):
 
     def restart(self, names: Sequence[str]) -> None:
         """End the processes of these roles, whatever they do, and build the roles anew in others, as they were built
-        first; a role goes together with those that share its processes. The handles stay. Raises as `ready`."""
+        first; a role goes together with those that share its processes. The handles stay. Raises as `ready`, and
+        `PlacementError` if a node of theirs is gone and no other has room within deadlines.placement."""
 
 
 class Runtime(Protocol):

@@ -250,6 +250,7 @@ LISTED = {
         make("demo", "rlpipe run recipes/arithmetic/pipeline.yaml"),
     ),
     "make test": Listed("would run this test again", make("test", "-m pytest")),
+    "make soak MINUTES=10": Listed("takes that long; shortened in tests/chaos/test_soak.py", make("soak", "soak.py")),
     "source .venv/bin/activate": Listed("tests bring their environment along", environment_is_made_there),
     "tensorboard --logdir runs/arithmetic": Listed("serves until it is stopped", curves_are_there),
     SERVE: Listed(

@@ -1,20 +1,15 @@
 """One Ray for all integration tests of a session."""
 
-import os
-from pathlib import Path
-
 import pytest
 
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A local Ray with more logical CPUs than the machine has, so that small roles always fit."""
+    """A local Ray."""
+    import local_ray
     import ray
 
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # Role classes of these tests are imported by the processes that host them.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="error")
+    local_ray.start()
     yield
     ray.shutdown()
 

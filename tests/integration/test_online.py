@@ -12,11 +12,10 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from online_runs import RECIPE, REWARD, assert_same, events, train, trained_on
 
-from rlpipe.data.storage import Storage
-from rlpipe.observe.events import read
 from rlpipe.pipelines.online.trainer import Trainer
-from rlpipe.pipelines.run import DONE, FAILED, INTERRUPTED, run
+from rlpipe.pipelines.run import FAILED, INTERRUPTED, run
 from rlpipe.recipe.algorithm import PRESETS
 from rlpipe.recipe.load import load
 from rlpipe.rollout.pool import EnginePool
@@ -28,25 +27,6 @@ from rlpipe.training.policy import Policy
 
 pytestmark = pytest.mark.integration
 
-RECIPE = """
-task: rl
-name: online-test
-model: {scratch: qwen2, hidden_size: 64, layers: 2, heads: 2, kv_heads: 1, intermediate_size: 128}
-data: {kind: arithmetic, largest: 9, heldout: 16}
-rewards: {mix: [{kind: python, name: digits, function: digits.py:share}]}
-algorithm: {name: grpo, group_size: 4}
-schedule: {steps: 3, prompts_per_step: 8}
-train: {threads: 1, optimizer: {learning_rate: 1e-2}, resources: {cpus: 0.1}}
-rollout: {engine: transformers, max_new_tokens: 6, threads: 1, resources: {cpus: 0.1}}
-evaluation: {prompts: 8, every: 3, samples: 2, pass_at: [1, 2]}
-"""
-
-# Every random model has some digits in its answers, so this reward has a signal from the first step.
-REWARD = """
-def share(completions, **columns):
-    return [sum(c.isdigit() for c in text) / 6 for text in completions]
-"""
-
 
 @pytest.fixture
 def recipe_file(tmp_path) -> Path:
@@ -54,27 +34,6 @@ def recipe_file(tmp_path) -> Path:
     file = tmp_path / "recipe.yaml"
     file.write_text(RECIPE)
     return file
-
-
-def train(recipe_file: Path, directory: Path, *changes: str, debug: bool = True) -> dict[int, dict[str, float]]:
-    """Metrics by step of a run that must succeed."""
-    assert run(load(recipe_file, changes), directory, debug) == DONE
-    return {event["step"]: event["metrics"] for event in events(directory, "metrics") if event["step"]}
-
-
-def events(directory: Path, kind: str) -> list[dict]:
-    return [event for event in read(Storage(directory))[0] if event["kind"] == kind]
-
-
-TRAINED_ON = ("loss", "reward", "response_length", "entropy", "grad_norm", "policy_kl")
-"""Metrics that depend on samples and weights alone, not on time."""
-
-
-def assert_same(ours: dict, theirs: dict, within: float) -> None:
-    assert ours.keys() == theirs.keys()
-    for step in ours:
-        for name in TRAINED_ON:
-            assert ours[step][name] == pytest.approx(theirs[step][name], abs=within), (step, name)
 
 
 @pytest.fixture(scope="module")
@@ -328,13 +287,6 @@ def test_a_rank_that_dies_or_hangs_takes_its_gang_along_and_the_run_goes_on(
 
 def final_weights(directory: Path) -> bytes:
     return (directory / "model" / "model.safetensors").read_bytes()
-
-
-def trained_on(directory: Path) -> list:
-    """Prompts, tokens and versions in the order of training."""
-    files = sorted((directory / "rollouts").glob("*.parquet"))
-    columns = ("group_id", "sample_index", "response_tokens", "versions", "epoch")
-    return [[row[name] for name in columns] for file in files for row in pq.read_table(file).to_pylist()]
 
 
 def test_ctrl_c_stops_cleanly_and_says_where_to_look(recipe_file, tmp_path):

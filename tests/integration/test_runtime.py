@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from rlpipe.recipe.training import Resources
 from rlpipe.runtime import ray_heartbeat
 from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Silent, Within, first_ready, results
 from rlpipe.runtime.local import LocalRuntime
+from rlpipe.runtime.placing import reserve
 from rlpipe.runtime.ray_runtime import RayRuntime
 from rlpipe.runtime.roles import PlacementError, RoleSpec, Seat
 
@@ -258,9 +260,20 @@ def test_a_role_that_shares_keeps_its_own_state(ray_runtime):
 
 def test_only_the_owner_s_bundles_are_reserved(ray_runtime):
     ray_runtime.start([spec(count=2), spec(name="engine", cpus=0.2), guest()]).ready()
-    [group] = ray_runtime._groups
-    table = ray.util.placement_group_table(group)
-    assert [table["bundles"][i] for i in range(len(table["bundles"]))] == [{"CPU": 0.1}, {"CPU": 0.1}, {"CPU": 0.2}]
+    assert reserved(ray_runtime) == [[{"CPU": 0.1}, {"CPU": 0.1}, {"CPU": 0.2}]]
+
+
+def test_who_can_be_replaced_alone_has_a_placement_group_alone(ray_runtime):
+    alone = replace(spec(count=2, name="engine", cpus=0.2), again=(0, None))
+    ray_runtime.start([alone, spec(count=2), guest()]).ready()
+    assert reserved(ray_runtime) == [[{"CPU": 0.2}], [{"CPU": 0.2}], [{"CPU": 0.1}, {"CPU": 0.1}]]
+
+
+def reserved(runtime: RayRuntime) -> list[list[dict[str, float]]]:
+    """The bundles of each placement group that the runtime holds now; any other is removed."""
+    groups = {process.place.group.id: process.place.group for process in runtime._processes}
+    assert created() == {group.id.hex() for group in groups.values()}
+    return [group.bundle_specs for group in groups.values()]
 
 
 def test_a_guest_whose_constructor_fails_is_the_error_of_start(ray_runtime):
@@ -273,3 +286,26 @@ def test_what_a_cluster_cannot_give_names_owners_and_guests(ray_runtime):
         ray_runtime.start([spec(count=2, cpus=1000), guest()])
     assert "counter: 2 x {'CPU': 1000.0}   (recipe: train.resources" in str(caught.value)
     assert "guest: nothing of its own, in the processes of counter" in str(caught.value)
+
+
+def test_of_two_runs_neither_holds_half_of_what_it_needs(ray_cluster):
+    """Five of the eight CPUs each."""
+    wanted = [replace(spec(count=5, name="engine", cpus=1.0), again=(0, None))]
+    first = reserve(wanted, 10)["engine"]
+    with ThreadPoolExecutor() as beside:
+        waiting = beside.submit(reserve, wanted, 30)
+        time.sleep(1.0)
+        assert not waiting.done() and len(created()) == 5
+        for place in first:
+            place.give_back()
+        second = waiting.result()["engine"]
+    assert created() == {place.group.id.hex() for place in second}
+    with pytest.raises(PlacementError, match=r"engine: 5 x \{'CPU': 1.0\}"):
+        reserve(wanted, 1)
+    assert created() == {place.group.id.hex() for place in second}, "one that gave up holds nothing"
+    for place in second:
+        place.give_back()
+
+
+def created() -> set[str]:
+    return {i for i, table in ray.util.placement_group_table().items() if table["state"] == "CREATED"}

@@ -15,12 +15,14 @@ from rlpipe.pipelines import reward_models
 from rlpipe.recipe.model import ScratchModel
 from rlpipe.recipe.rewards import ModelReward, RewardMix
 from rlpipe.recipe.run import Deadlines
+from rlpipe.rewards import model as asked
 from rlpipe.rewards.encoding import as_sampled, encoder
 from rlpipe.rewards.model import Model, Scorer
 from rlpipe.rewards.reward import Allowance, RewardUnusable
 from rlpipe.rewards.stage import build
-from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Within
+from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
 from rlpipe.runtime.local import LocalHandle
+from rlpipe.runtime.roles import PlacementError
 from rlpipe.training.distributed import Rank
 from rlpipe.training.reward_model import RewardModel, RewardModelSpec
 
@@ -287,17 +289,40 @@ def test_a_replica_that_is_lost_is_replaced_and_asked_the_same(folder, monkeypat
     handle, faults = mortal(folder, fault)
     monkeypatch.setattr(handle, "pulse", lambda within: Mute())
     recipe = ModelReward(kind="model", path="-")
-    replaced = Model(recipe, Scorer([[handle]], as_sampled, 256, Within("heartbeat", 1.0)))
+    replaced = Model(recipe, Scorer([[handle]], as_sampled, 256, Deadlines(heartbeat=1.0)))
     untouched = Model(recipe, Scorer([[LocalHandle("other", RewardModel(spec(folder), Rank()))]], as_sampled, 256))
     groups = [make_group(["4", "5"])]
     assert replaced.score_all(groups, Allowance(9.0)) == untouched.score_all(groups, Allowance(9.0))
     assert not faults and "reward/model is there again" in caplog.text
 
 
-@pytest.mark.parametrize(("heartbeat", "left"), [(None, 2), (Within("heartbeat", 1.0), 0)], ids=["alone", "again"])
-def test_a_replica_that_cannot_be_replaced_or_dies_again_and_again_stops_the_run(folder, heartbeat, left):
+@pytest.mark.parametrize(("replaced", "left"), [(None, 2), (Deadlines(heartbeat=1.0), 0)], ids=["alone", "again"])
+def test_a_replica_that_cannot_be_replaced_or_dies_again_and_again_stops_the_run(folder, replaced, left):
     handle, faults = mortal(folder, *[RoleDied("killed by the test") for _ in range(3)])
     recipe = ModelReward(kind="model", path="-", max_restarts=2)
     with pytest.raises(RoleDied, match="killed by the test"):
-        Model(recipe, Scorer([[handle]], as_sampled, 256, heartbeat)).score_all([make_group(["4"])], Allowance(9.0))
+        Model(recipe, Scorer([[handle]], as_sampled, 256, replaced)).score_all([make_group(["4"])], Allowance(9.0))
     assert len(faults) == left
+
+
+def test_a_replica_without_a_place_is_missed_until_a_node_joins(folder, monkeypatch, caplog):
+    monkeypatch.setattr(asked, "_SECONDS_PER_LOOK", 0.01)
+    lost, _ = mortal(folder, RoleDied("killed by the test"))
+    other = LocalHandle("other", RewardModel(spec(folder), Rank()))
+    room = ["room for CPU 1."]
+    monkeypatch.setattr(lost, "lacking", lambda: "".join(room))
+    model = Model(
+        ModelReward(kind="model", path="-"), Scorer([[lost], [other]], as_sampled, 256, Deadlines(placement=0.1))
+    )
+    groups = [make_group(["4", "5"])]
+    answers = [model.score_all(groups, Allowance(9.0)) for _ in range(3)]
+    assert answers[0] == answers[1] == answers[2] and "reward/model waits for room for CPU 1." in caplog.text
+    assert isinstance(answers[0][0][0], float)
+
+    monkeypatch.setattr(other, "lacking", lambda: "room for GPU 1.")
+    model._without_place.put(model._free.get())
+    with pytest.raises(PlacementError, match=r"within 0.1 s .*model waits for room for CPU 1.; other waits for"):
+        model.score_all(groups, Allowance(9.0))
+    room.clear()
+    assert model.score_all(groups, Allowance(9.0)) == answers[0]
+    assert "reward/model is there again" in caplog.text

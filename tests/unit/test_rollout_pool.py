@@ -10,6 +10,7 @@ import tiny_models
 from tiny_models import END, request
 
 from rlpipe.recipe.run import Deadlines
+from rlpipe.rollout import revival
 from rlpipe.rollout import seat as seats
 from rlpipe.rollout.delivery import Publication
 from rlpipe.rollout.engine import EngineSpec
@@ -20,6 +21,7 @@ from rlpipe.rollout.worker import RolloutWorker
 from rlpipe.runtime import backoff
 from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, RoleDied, Within
 from rlpipe.runtime.local import LocalHandle, LocalPending
+from rlpipe.runtime.roles import PlacementError
 from rlpipe.weights.packing import pack
 from rlpipe.weights.payload import Exported
 from rlpipe.weights.verify import Verifier, WeightSyncError
@@ -339,3 +341,80 @@ def test_a_call_that_outlives_its_deadline_is_a_lost_engine(folder, trained, und
     monkeypatch.setattr(hung.handle, "call", stuck)
     assert tokens_of(subject) == undisturbed
     assert hung.handle._role is not before
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """Engines in `lost` have no place on the cluster; each look at the cluster comes at once."""
+    monkeypatch.setattr(revival, "SECONDS_PER_LOOK", 0.0)
+    lost: set[str] = set()
+    monkeypatch.setattr(LocalHandle, "lacking", lambda handle: "room for CPU 1." * (handle.name in lost))
+    return lost
+
+
+def test_an_engine_without_a_place_waits_and_is_used_when_a_node_joins(folder, trained, undisturbed, nodes, caplog):
+    subject = mortal(folder, (), (0,), max_restarts=1)
+    subject.publish("policy", published(trained, 4))
+    nodes.add("policy[1]")
+    assert tokens_of(subject) == undisturbed
+    waiting = subject._seats["policy"][1]
+    for _ in range(100):
+        subject._look(0.0)
+    assert not waiting.serves and waiting.losses == 1, "waiting is no failed restart"
+    nodes.clear()
+    while not waiting.serves:
+        subject._look(0.0)
+    assert waiting.handle._role.health().version == 4
+    said = [r.message for r in caplog.records if "waits for" in r.message]
+    assert said == ["policy[1] waits for room for CPU 1. It is started when a node joins."], "told once"
+
+
+def test_a_node_that_is_lost_while_an_engine_starts_there_is_no_failed_start(folder, trained, undisturbed, nodes):
+    subject = mortal(folder, (), (), max_restarts=1)
+    subject.publish("policy", published(trained, 4))
+    again = subject._seats["policy"][1]
+    subject._lose(again, RoleDied("killed by the test"))
+    while again.revival.pending is None:
+        subject._look(0.0)
+    nodes.add("policy[1]")
+    subject._look(0.0)
+    assert again.revival.pending is None, "what was begun on the lost node is not waited for"
+    nodes.clear()
+    while not again.serves:
+        subject._look(0.0)
+    assert again.losses == 1
+    assert tokens_of(subject) == undisturbed
+
+
+def test_an_engine_that_is_started_on_a_node_that_is_gone_already_is_started_on_another(
+    folder, trained, undisturbed, nodes, monkeypatch
+):
+    subject = mortal(folder, (), (), max_restarts=1)
+    subject.publish("policy", published(trained, 4))
+    again = subject._seats["policy"][1]
+    start, gone = again.handle._again, ["the node that Ray does not know yet to be gone"]
+
+    def dies_at_first():
+        if gone:
+            gone.pop()
+            raise RoleDied("its node has died", "policy[1]")
+        return start()
+
+    monkeypatch.setattr(again.handle, "_again", dies_at_first)
+    monkeypatch.setattr(LocalHandle, "moved", lambda handle: True)
+    subject._lose(again, RoleDied("killed by the test"))
+    assert tokens_of(subject) == undisturbed
+    while not again.serves:
+        subject._look(0.0)
+    assert again.losses == 1 and not gone
+
+
+def test_when_no_engine_has_a_place_the_run_ends_after_its_deadline(folder, trained, nodes):
+    subject = mortal(folder, (0,), (0,))
+    subject._deadlines = Deadlines(placement=0.2)
+    subject.publish("policy", published(trained, 4))
+    nodes |= {"policy[0]", "policy[1]"}
+    began = time.monotonic()
+    with pytest.raises(PlacementError, match=r"(?s)within 0.2 s \(deadlines.placement\).*policy\[1\] waits for room"):
+        tokens_of(subject)
+    assert 0.2 <= time.monotonic() - began < 5.0

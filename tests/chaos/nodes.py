@@ -1,0 +1,97 @@
+"""A Ray cluster of several nodes on this machine, whose nodes are lost when a test says so."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import local_ray
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group_table
+
+SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+"""Ray calls a node lost after three questions without an answer: 1.5 s for a process that is gone, not some 15 s."""
+STORE_BYTES = 80 * 1024**2
+
+
+class Nodes:
+    """A head without CPUs, for the driver, and workers of one CPU each."""
+
+    def __init__(self, system: dict[str, int] | None = SOON, address: str | None = None) -> None:
+        """`system`: settings of Ray's own; `address`: of the head, where nodes in other network namespaces find it."""
+        self._others = ray.is_initialized()
+        if self._others:
+            ray.shutdown()
+        local_ray.prepare()
+        head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+        head |= {"_system_config": system or {}} | ({"node_ip_address": address} if address else {})
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._elsewhere: list[subprocess.Popen] = []
+        where = {"_node_ip_address": address} if address else {}
+        ray.init(address=self._cluster.address, log_to_driver=False, logging_level="error", **where)
+
+    def join(self, count: int = 1) -> list[str]:
+        """So many nodes more; returns their ids."""
+        return [self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES).node_id for _ in range(count)]
+
+    def have(self, count: int) -> None:
+        """Just so many workers."""
+        workers = [node.node_id for node in self._cluster.worker_nodes]
+        for node_id in workers[count:]:
+            self.lose(node_id)
+        self.join(max(0, count - len(workers)))
+
+    def lose(self, node_id: str) -> None:
+        """Ungracefully: all that Ray runs there is killed at once."""
+        self._cluster.remove_node(self._node(node_id), allow_graceful=False)
+
+    def kill_raylet(self, node_id: str) -> int:
+        """SIGKILL to the process that is the node for Ray, and to no other; returns its id."""
+        node = self._node(node_id)
+        [raylet] = node.all_processes["raylet"]
+        os.kill(raylet.process.pid, signal.SIGKILL)
+        raylet.process.wait()
+        self._cluster.worker_nodes.remove(node)
+        return raylet.process.pid
+
+    def join_from(self, namespace: str, address: str) -> str:
+        """A node in a network namespace; returns its id."""
+        before = {node["NodeID"] for node in ray.nodes()}
+        command = ["ip", "netns", "exec", namespace, sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
+        command += [f"--address={self._cluster.address}", f"--node-ip-address={address}", "--num-cpus=1"]
+        command += [f"--object-store-memory={STORE_BYTES}"]
+        self._elsewhere.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        ends = time.monotonic() + 120
+        while not (new := {node["NodeID"] for node in ray.nodes() if node["Alive"]} - before):
+            assert time.monotonic() < ends and self._elsewhere[-1].poll() is None, "the node does not join"
+            time.sleep(0.2)
+        return new.pop()
+
+    def _node(self, node_id: str):
+        return next(node for node in self._cluster.worker_nodes if node.node_id == node_id)
+
+    def close(self) -> None:
+        """The Ray that was there before is there again, as a session's other tests expect it."""
+        ray.shutdown()
+        for node in self._elsewhere:
+            family = psutil.Process(node.pid).children(recursive=True) if node.poll() is None else []
+            for process in [node, *family]:
+                process.kill()
+        self._cluster.shutdown()
+        if self._others:
+            local_ray.start()
+
+
+def node_of(handle) -> str:
+    """The id of the node that a role's process has its place on; empty if it has none."""
+    place = handle._process.place
+    if place.lacking():
+        return ""
+    return placement_group_table(place.group)["bundles_to_node_id"][place.index]
+
+
+def lives(process: int) -> bool:
+    return psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE
