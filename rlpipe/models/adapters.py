@@ -90,13 +90,27 @@ def naming_the_targets(adapter: AnyAdapter | None) -> Iterator[None]:
 
 
 def freeze(model: "PeftModel", adapter: PeftAdapter) -> None:
-    """What of an adapter does not learn. Raises `ModelError` if biases are to learn and there are none."""
+    """What of an adapter does not learn. Raises `ModelError` if biases are to learn and there are none, or directions
+    and the model has weights without one."""
+    check_directions(model)
     biases = (p for name, p in model.named_parameters() if name.endswith(".bias"))
     if isinstance(adapter, LoraMatrices) and adapter.bias != "none" and not any(p.requires_grad for p in biases):
         raise ModelError(f"adapter.bias={adapter.bias}: there are no biases to train; leave it out.")
     if isinstance(adapter, LoraFaAdapter):
         for name, parameter in model.named_parameters():
             parameter.requires_grad &= ".lora_A." not in name
+
+
+def check_directions(model: "PeftModel") -> None:
+    """Raises `ModelError` if DoRA would divide by the length of a row of weights that is 0."""
+    for name, lengths in model.named_parameters():
+        if ".lora_magnitude_vector." in name and (zeros := int((lengths == 0).sum())):
+            layer = name.partition(".lora_magnitude_vector.")[0].removeprefix("base_model.model.")
+            raise ModelError(
+                f"adapter.use_dora=true: DoRA tells the length of each row of weights from its direction, and {zeros} of "
+                f"{lengths.numel()} rows of {layer} are all 0 and have none (the loss would be NaN). Leave use_dora out, "
+                "or name other layers in adapter.target_modules."
+            )
 
 
 def train_biases_alone(model: "PreTrainedModel") -> None:

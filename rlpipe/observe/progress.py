@@ -14,7 +14,15 @@ SHOWN = {
     "kto": ("loss", "rewards/margins", "kl", "learning_rate"),
     "orpo": ("loss", "rewards/accuracies", "rewards/margins", "learning_rate"),
     "cpo": ("loss", "rewards/accuracies", "rewards/margins", "learning_rate"),
-    "rl": ("reward", "reference_kl", "mismatch/abs", "entropy", "response_length", "tokens_per_second"),
+    "rl": (
+        "reward",
+        "reference_kl",
+        "staleness/mean",
+        "mismatch/abs",
+        "entropy",
+        "response_length",
+        "tokens_per_second",
+    ),
 }
 """Metrics of a step that fit on a line, by task; the first one's curve is drawn."""
 

@@ -127,6 +127,16 @@ def test_it_changes_nothing_at_first_then_everything_and_merges(folder, name, tm
     assert difference(answers(loaded), learned) < 1e-4
 
 
+def test_dora_on_rows_without_a_direction_is_refused(folder):
+    """As in a model whose heads were padded with zeros."""
+    model = tiny_models.load(folder)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.q_proj.weight[3:5] = 0.0
+    dora = TypeAdapter(Adapter).validate_python(KINDS["dora"])
+    with pytest.raises(ModelError, match=r"2 of 64 rows of model\.layers\.1\.self_attn\.q_proj are all 0"):
+        adapters.adapt(model, dora, seed=0)
+
+
 def test_dora_learns_lengths_apart_from_directions(folder):
     model = adapted(folder, "dora")
     layer = model.get_base_model().model.layers[0].self_attn.q_proj
