@@ -107,9 +107,9 @@ def check_directions(model: "PeftModel") -> None:
         if ".lora_magnitude_vector." in name and (zeros := int((lengths == 0).sum())):
             layer = name.partition(".lora_magnitude_vector.")[0].removeprefix("base_model.model.")
             raise ModelError(
-                f"adapter.use_dora=true: DoRA tells the length of each row of weights from its direction, and {zeros} of "
-                f"{lengths.numel()} rows of {layer} are all 0 and have none (the loss would be NaN). Leave use_dora out, "
-                "or name other layers in adapter.target_modules."
+                f"adapter.use_dora=true: DoRA tells the length of each row of weights from its direction, and {zeros} "
+                f"of {lengths.numel()} rows of {layer} are all 0 and have none (the loss would be NaN). Leave use_dora "
+                "out, or name other layers in adapter.target_modules."
             )
 
 
