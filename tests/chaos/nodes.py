@@ -33,9 +33,9 @@ class Nodes:
         where = {"_node_ip_address": address} if address else {}
         ray.init(address=self._cluster.address, log_to_driver=False, logging_level="error", **where)
 
-    def join(self, count: int = 1) -> list[str]:
+    def join(self, count: int = 1, cpus: int = 1) -> list[str]:
         """So many nodes more; returns their ids."""
-        return [self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES).node_id for _ in range(count)]
+        return [self._cluster.add_node(num_cpus=cpus, object_store_memory=STORE_BYTES).node_id for _ in range(count)]
 
     def have(self, count: int) -> None:
         """Just so many workers."""

@@ -1,6 +1,5 @@
 """Nodes that are lost under a run: it goes on with what is left, uses a node that joins, and loses nothing."""
 
-import functools
 import time
 
 import psutil
@@ -81,35 +80,27 @@ def recipe_file(tmp_path):
 CHANGES = (
     "rollout.resources.cpus=1", "rollout.engines=2", "train.resources.cpus=0.5", "train.ranks=2", "train.zero_stage=2",
     "train.save_steps=1", "deadlines.heartbeat=10", "deadlines.placement=60", "evaluation.every=100",
-    "rollout.kv_cache_gib=0.1",
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster, tmp_path_factory):
-    """Runs that nothing happens to, on the same cluster, by engine."""
-
-    @functools.cache
-    def of(engine: str):
-        cluster.have(3)
-        folder = tmp_path_factory.mktemp("undisturbed")
-        (folder / "digits.py").write_text(REWARD)
-        (folder / "recipe.yaml").write_text(RECIPE)
-        changes = (*CHANGES, f"rollout.engine={engine}")
-        return folder / "run", train(folder / "recipe.yaml", folder / "run", *changes, debug=False)
-
-    return of
+    """The run that nothing happens to, on the same cluster."""
+    cluster.have(3)
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "digits.py").write_text(REWARD)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder / "run", train(folder / "recipe.yaml", folder / "run", *CHANGES, debug=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.soak)])
 def test_a_lost_node_takes_an_engine_and_the_run_goes_on_with_one_until_a_node_joins(
-    engine, cluster, undisturbed, recipe_file, tmp_path, monkeypatch
+    cluster, undisturbed, recipe_file, tmp_path, monkeypatch
 ):
-    place, expected = undisturbed(engine)
+    place, expected = undisturbed
     cluster.have(3)
     seen = strike_an_engine_and_wait_for_it(cluster, monkeypatch)
-    metrics = train(recipe_file, tmp_path / "run", *CHANGES, f"rollout.engine={engine}", debug=False)
+    metrics = train(recipe_file, tmp_path / "run", *CHANGES, debug=False)
     assert_same(metrics, expected, within=1e-5)
     assert trained_on(tmp_path / "run") == trained_on(place)
     assert not psutil.pid_exists(seen["process"]) and seen["node"] != seen["new node"] == seen["joined"]
@@ -152,7 +143,7 @@ def strike_an_engine_and_wait_for_it(cluster, monkeypatch) -> dict:
 def test_a_raylet_that_is_killed_takes_the_ranks_and_they_start_again_on_a_node_that_joins(
     cluster, undisturbed, recipe_file, tmp_path, monkeypatch
 ):
-    place, expected = undisturbed("transformers")
+    place, expected = undisturbed
     cluster.have(3)
     struck: list[int] = []
     update = Trainer.update

@@ -45,7 +45,8 @@ def cluster():
 
 
 def test_a_node_that_is_cut_off_is_lost_and_the_run_goes_on(cluster, tmp_path, monkeypatch):
-    cluster.join(2)
+    cluster.join(1)
+    cluster.join(1, cpus=2)  # the policy's: of the engines one has to be elsewhere
     far = cluster.join_from(NAMESPACE, THERE)
     (tmp_path / "digits.py").write_text(REWARD)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
@@ -63,7 +64,7 @@ def test_a_node_that_is_cut_off_is_lost_and_the_run_goes_on(cluster, tmp_path, m
         return look(pool, *arguments)
 
     monkeypatch.setattr(EnginePool, "_look", look_and_cut)
-    changes = ("rollout.engines=2", "rollout.resources.cpus=1", "train.resources.cpus=1", "deadlines.heartbeat=10")
+    changes = ("rollout.engines=2", "rollout.resources.cpus=1", "train.resources.cpus=2", "deadlines.heartbeat=10")
     metrics = train(tmp_path / "recipe.yaml", tmp_path / "run", *changes, debug=False)
     assert_same(metrics, expected, within=1e-5)
     assert trained_on(tmp_path / "run") == trained_on(tmp_path / "whole")
