@@ -78,13 +78,13 @@ def striking(fault: signal.Signals) -> Iterator[list[float]]:
     struck: list[float] = []
     look = EnginePool._look
 
-    def look_and_strike(pool: EnginePool, seconds: float) -> Any:
+    def look_and_strike(pool: EnginePool, *arguments: Any) -> Any:
         seat = pool._seats["policy"][0]
         if not struck and seat.groups and pool._published["policy"].version == 2:
             process = seat.handle.pulse(Within("heartbeat", 30)).result()
             struck.append(time.time())
             os.kill(process, fault)
-        return look(pool, seconds)
+        return look(pool, *arguments)
 
     EnginePool._look = look_and_strike
     try:

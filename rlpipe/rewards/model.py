@@ -22,7 +22,7 @@ from rlpipe.recipe.rewards import ModelReward
 from rlpipe.recipe.run import Deadlines
 from rlpipe.rewards.encoding import Encode
 from rlpipe.rewards.reward import Allowance, Component
-from rlpipe.runtime.handle import DeadlineExceeded, Handle, RoleDied, Within, first_ready, results
+from rlpipe.runtime.handle import DeadlineExceeded, Handle, RoleDied, Silent, Within, first_ready, results
 from rlpipe.runtime.roles import PlacementError
 from rlpipe.training.reward_model import RewardModel
 
@@ -124,6 +124,8 @@ class Model:
             within = Within("reward", allowance.left)
             shares = results([rank.call(within, RewardModel.score, sequences) for rank in replica])
             return np.sum(shares, axis=0).tolist()
+        except Silent as silence:
+            raise RoleDied(str(silence), silence.who) from None
         except DeadlineExceeded as error:
             self._require_life(replica)
             return [Failure("deadline", str(error).partition("\n")[0])] * len(sequences)

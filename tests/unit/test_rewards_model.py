@@ -20,7 +20,7 @@ from rlpipe.rewards.encoding import as_sampled, encoder
 from rlpipe.rewards.model import Model, Scorer
 from rlpipe.rewards.reward import Allowance, RewardUnusable
 from rlpipe.rewards.stage import build
-from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
+from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Silent
 from rlpipe.runtime.local import LocalHandle
 from rlpipe.runtime.roles import PlacementError
 from rlpipe.training.distributed import Rank
@@ -326,3 +326,11 @@ def test_a_replica_without_a_place_is_missed_until_a_node_joins(folder, monkeypa
     room.clear()
     assert model.score_all(groups, Allowance(9.0)) == answers[0]
     assert "reward/model is there again" in caplog.text
+
+
+def test_a_replica_that_hangs_and_cannot_be_replaced_alone_is_no_failure_of_its_responses(folder):
+    handle, _ = mortal(folder, Silent("no sign of life within 30 s", "reward/model"))
+    scoring = Model(ModelReward(kind="model", path="-"), Scorer([[handle]], as_sampled, 256))
+    with pytest.raises(RoleDied, match="no sign of life") as caught:
+        scoring.score_all([make_group(["4"])], Allowance(9.0))
+    assert caught.value.who == "reward/model"
