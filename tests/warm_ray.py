@@ -3,6 +3,8 @@
 Ray starts a worker as `PYTHON setup_worker.py default_worker.py …`. A Ray that `forks_workers` is told of starts, in
 place of Python, a client that takes a few milliseconds: it hands its arguments, environment, folder and outputs to the
 process that serves, whose child then does what a fresh Python would have done. All else the client hands to Python.
+Unlike fresh processes they share a seed of string hashes, and an import that is missing would not be noticed: those of
+tests/recipes/test_recipes.py::test_as_shipped are fresh.
 """
 
 import contextlib
