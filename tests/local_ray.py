@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 
 import ray
+import warm
 
 
 def start() -> None:
-    """With more logical CPUs than the machine has, so that small roles always fit."""
+    """With more logical CPUs than the machine has, so that small roles always fit, and workers that are forked."""
     prepare()
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="error")
+    with warm.shared().forks_workers():
+        ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="error")
 
 
 def prepare() -> None:

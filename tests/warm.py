@@ -6,11 +6,15 @@ not computed anything yet, so no thread is lost in the fork.
     warm = shared()
     done = warm.rlpipe(["run", "arithmetic/sft", "--debug"], folder)
     done = warm.python("script.py", folder)
+
+Workers of a Ray that such a command starts, or that is started within `warm.forks_workers()`, are forked, too.
 """
 
 import atexit
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +23,8 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+import warm_ray
 
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # as `rlpipe run` sets it before torch is imported
@@ -55,10 +61,16 @@ class Warm:
         """`python FILE` in a folder."""
         return self._run({"python": str(file)}, folder, "", seconds)
 
+    def forks_workers(self) -> contextlib.AbstractContextManager[None]:
+        """A Ray that is started in the block has its workers forked."""
+        self._start()
+        return warm_ray.forks_workers(self._folder / warm_ray.CLIENT)
+
     def close(self) -> None:
         if self._server is not None:
             self._server.stdin.close()
             self._server.wait(timeout=30)
+            shutil.rmtree(self._folder)
 
     def _run(self, what: dict, folder: Path, typed: str, seconds: float) -> Done:
         with tempfile.TemporaryDirectory() as scratch:
@@ -71,16 +83,25 @@ class Warm:
         return Done(answer["code"], output, answer["seconds"])
 
     def _ask(self, question: dict) -> dict:
-        if self._server is None:
-            self._server = subprocess.Popen(
-                [sys.executable, __file__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=os.environ | ENVIRONMENT,
-            )
+        self._start()
         self._server.stdin.write(json.dumps(question) + "\n")
         self._server.stdin.flush()
+        return self._answer()
+
+    def _start(self) -> None:
+        if self._server is not None:
+            return
+        self._folder = Path(tempfile.mkdtemp(prefix="rlpipe-warm-"))
+        self._server = subprocess.Popen(
+            [sys.executable, __file__, self._folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | ENVIRONMENT,
+        )
+        self._answer()
+
+    def _answer(self) -> dict:
         line = self._server.stdout.readline()
         if not line:
             raise RuntimeError(f"the warm process ended with {self._server.wait()}; its stderr stands above")
@@ -98,28 +119,36 @@ def shared() -> Warm:
 # ---- the other side --------------------------------------------------------------------------------------------------
 
 
-def serve() -> None:
+def serve(folder: Path) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what imports print is no answer
-    import_everything()
+    import_libraries()
+    client = warm_ray.start_serving(folder)
+    import_ours()
+    answers.write('{"ready": true}\n')
+    answers.flush()
     for line in sys.stdin:
-        answers.write(json.dumps(in_a_fork(json.loads(line))) + "\n")
+        answers.write(json.dumps(in_a_fork(json.loads(line), client)) + "\n")
         answers.flush()
 
 
-def import_everything() -> None:
+def import_libraries() -> None:
+    """All but Ray."""
     from rlpipe.models.quiet import quiet_libraries
 
     quiet_libraries()
     import datasets  # noqa: F401
     import deepspeed  # noqa: F401
     import pandas  # noqa: F401
-    import ray.train.torch  # noqa: F401
     import transformers.models.llama.modeling_llama
     import transformers.models.qwen2.modeling_qwen2  # noqa: F401
     from tensorboard.summary.writer.event_file_writer import EventFileWriter  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
     from trl import SFTConfig, SFTTrainer  # noqa: F401
+
+
+def import_ours() -> None:
+    import ray.train.torch  # noqa: F401
 
     import rlpipe.cli
     import rlpipe.pipelines.offline.stage
@@ -128,11 +157,11 @@ def import_everything() -> None:
     import rlpipe.rollout.transformers_engine  # noqa: F401
 
 
-def in_a_fork(question: dict) -> dict:
+def in_a_fork(question: dict, client: Path) -> dict:
     begin = time.monotonic()
     child = os.fork()
     if child == 0:
-        in_the_child(question)
+        in_the_child(question, client)
     while time.monotonic() - begin < question["seconds"]:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
@@ -143,7 +172,7 @@ def in_a_fork(question: dict) -> dict:
     return {"code": None, "seconds": question["seconds"]}
 
 
-def in_the_child(question: dict) -> None:
+def in_the_child(question: dict, client: Path) -> None:
     os.setsid()
     os.chdir(question["folder"])
     os.dup2(os.open(question["stdin"], os.O_RDONLY), 0)
@@ -153,7 +182,8 @@ def in_the_child(question: dict) -> None:
     sys.stdin = os.fdopen(0, closefd=False)
     code = 1
     try:
-        code = exit_code(question)
+        with warm_ray.forks_workers(client):
+            code = exit_code(question)
     except BaseException:
         import traceback
 
@@ -185,4 +215,4 @@ def exit_code(question: dict) -> int:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(Path(sys.argv[1]))

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from safetensors.torch import load_file
@@ -131,27 +132,23 @@ train: {{max_steps: 60, per_device_train_batch_size: 16, logging_steps: 1, save_
 """
 
 
-def command(verb, *arguments):
-    return [sys.executable, "-m", "rlpipe", verb, *arguments, "--debug"]
-
-
-def test_a_run_killed_at_any_moment_is_resumed_by_one_command(tmp_path):
+def test_a_run_killed_at_any_moment_is_resumed_by_one_command(warm_rlpipe, tmp_path):
     """SIGKILL, from outside, as soon as a second checkpoint stands; then the newest checkpoint is damaged, too."""
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     place = tmp_path / "run"
-    process = subprocess.Popen(
-        command("run", str(tmp_path / "recipe.yaml"), "--run-dir", str(place)), stdout=subprocess.DEVNULL
-    )
+    command = ["run", str(tmp_path / "recipe.yaml"), "--run-dir", str(place), "--debug"]
+    process = subprocess.Popen([sys.executable, "-m", "rlpipe", *command], stdout=subprocess.DEVNULL)
     while not (place / "checkpoints" / "step-000008").is_dir():
         assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     newest = max((place / "checkpoints").glob("step-*"))
     shutil.rmtree(newest / "model")
 
-    resumed = subprocess.run(command("resume", str(place)), capture_output=True, text=True, timeout=300, check=False)
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert f"{newest.name} is damaged" in " ".join(resumed.stdout.split())
+    resumed = warm_rlpipe.rlpipe(["resume", str(place), "--debug"], tmp_path)
+    assert resumed.code == 0, resumed.output
+    assert f"{newest.name} is damaged" in " ".join(resumed.output.split())
     found, _ = events.read(Storage(place))
     assert [event["kind"] for event in found].count("run_started") == 2
     steps = [event["step"] for event in found if event["kind"] == "metrics" and "loss" in event["metrics"]]

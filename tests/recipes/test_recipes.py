@@ -102,13 +102,23 @@ def test_in_one_process(chain, warm_rlpipe, local, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("debug", [[], ["--debug"]], ids=["ray", "debug"])
 @pytest.mark.parametrize("name", AS_SHIPPED)
-def test_as_shipped(name, debug, local, tmp_path, monkeypatch):
+def test_as_shipped_with_debug(name, warm_rlpipe, local, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changes = small(name, local, own_engine=True)
+    done = warm_rlpipe.rlpipe(["run", f"{folder()}/{name}.yaml", *changes, "--debug"], tmp_path)
+    assert done.code == 0, done.output
+    check(Path("runs") / load(name).name, name, changes, done.output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AS_SHIPPED)
+def test_as_shipped(name, local, tmp_path, monkeypatch):
+    """The one run whose processes are all started afresh, as a user's are: nothing is imported for them."""
     monkeypatch.chdir(tmp_path)
     changes = small(name, local, own_engine=True)
     done = subprocess.run(
-        [sys.executable, "-m", "rlpipe", "run", f"{folder()}/{name}.yaml", *changes, *debug],
+        [sys.executable, "-m", "rlpipe", "run", f"{folder()}/{name}.yaml", *changes],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -184,6 +184,8 @@ def _train_settings(deadlines: Deadlines) -> Iterator[None]:
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(deadlines.placement)
         os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
         os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(deadlines.heartbeat)
+        # A process more that tells of nodes which are to be taken away, to training functions that ask; ours do not.
+        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
         yield
 
 
