@@ -33,7 +33,16 @@ def share(completions, **columns):
 def train(recipe_file: Path, directory: Path, *changes: str, debug: bool = True) -> dict[int, dict[str, float]]:
     """Metrics by step of a run that must succeed."""
     assert run(load(recipe_file, changes), directory, debug) == DONE
-    return {event["step"]: event["metrics"] for event in events(directory, "metrics") if event["step"]}
+    return metrics_of(directory)
+
+
+def metrics_of(directory: Path) -> dict[int, dict[str, float]]:
+    """By step. Of one that was trained again, what was told last; its publishing is told apart."""
+    found: dict[int, dict[str, float]] = {}
+    for event in events(directory, "metrics"):
+        found.setdefault(event["step"], {}).update(event["metrics"])
+    found.pop(0, None)  # the model's sizes
+    return found
 
 
 def events(directory: Path, kind: str) -> list[dict]:
