@@ -3,7 +3,7 @@
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,11 @@ class Heartbeat:
     """Signs of life of one process, which it gives while it computes, too. They are asked for while somebody waits for
     the process, and one that only starts may be silent."""
 
-    def __init__(self, host: Any) -> None:
-        self._host, self._lock = host, threading.Lock()
+    def __init__(self, ask: Callable[[], "ray.ObjectRef[Any]"]) -> None:
+        """`ask`: a call of the process that it answers at once, from another thread than the one that computes."""
+        self._ask, self._lock = ask, threading.Lock()
         self._lived = False
-        self._asked = host.pulse.remote()
+        self._asked: ray.ObjectRef[Any] | None = ask()
         self._since = time.monotonic()
         """When the question under way was asked, or the last one answered."""
 
@@ -34,7 +35,7 @@ class Heartbeat:
             now = time.monotonic()
             if self._asked is None:
                 if now - self._since >= SECONDS_BETWEEN_PULSES:
-                    self._asked, self._since = self._host.pulse.remote(), now
+                    self._asked, self._since = self._ask(), now
                 return False
             if self._answered(0):
                 self._asked, self._since, self._lived = None, now, True

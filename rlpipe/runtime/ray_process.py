@@ -37,7 +37,7 @@ class RayProcess:
     def _begin(self) -> None:
         self._node = self.place.node()
         self.host = self._start()
-        self.heartbeat, self.calls = Heartbeat(self.host), Calls()
+        self.heartbeat, self.calls = Heartbeat(self.host.pulse.remote), Calls()
 
     def _start(self) -> Any:
         reserved = self.place.reserved

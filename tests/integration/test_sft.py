@@ -1,6 +1,7 @@
 """SFT on real Ray Train, DeepSpeed and TRL: stages, ranks and hosts agree, results load, failures are told."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from rlpipe.pipelines.offline.trl_worker import train
 from rlpipe.recipe.run import Deadlines
 from rlpipe.recipe.tasks import SftRecipe
 from rlpipe.recipe.training import Resources
-from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
+from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Silent
 from rlpipe.runtime.roles import PlacementError
 
 pytestmark = pytest.mark.integration
@@ -156,6 +157,15 @@ def one_rank_dies(job, progress):
     dist.barrier()
 
 
+def one_rank_hangs(job, progress):
+    import torch.distributed as dist
+
+    if dist.get_rank() == 1:
+        time.sleep(3)  # until it was asked for its first sign of life, as any that has trained a step
+        os.kill(os.getpid(), signal.SIGSTOP)
+    dist.barrier()
+
+
 def says_nothing(job, progress):
     progress.alive("its first step")
     time.sleep(600)
@@ -177,6 +187,16 @@ def test_a_dying_rank_is_one_error(ray_cluster):
     met = "A rank of SFT training died: The actor died unexpectedly"
     with pytest.raises(RoleDied, match=f"^({died}|{lost}|{met})"):
         run_remote(one_rank_dies, None, launch(), nothing)
+
+
+def test_a_rank_that_hangs_is_one_error_long_before_the_deadline(ray_cluster):
+    started = time.monotonic()
+    with pytest.raises(
+        Silent, match=r"^Rank 1 of SFT training gave no sign of life within 5 s \(deadlines.heart"
+    ) as caught:
+        run_remote(one_rank_hangs, None, launch(heartbeat=5), nothing)
+    assert caught.value.who == "SFT[1]"
+    assert time.monotonic() - started < 300
 
 
 def test_a_silent_training_runs_into_its_deadline_and_is_ended(ray_cluster):

@@ -84,8 +84,7 @@ def _first_failure(failures: dict[int, Exception], launch: Launch) -> BaseExcept
     if type(cause).__name__ == "WorkerHealthCheckFailedError" and _death(cause.health_check_failure):
         return RoleDied(f"Rank {rank} of {launch.name} training died: {str(cause).strip().splitlines()[-1]}", who)
     if type(cause).__name__ == "WorkerHealthCheckTimeoutError":
-        allowed = f"{launch.deadlines.heartbeat:g} s (deadlines.heartbeat)"
-        return DeadlineExceeded(f"Rank {rank} of {launch.name} training gave no sign of life within {allowed}.", who)
+        return DeadlineExceeded(f"Rank {rank} of {launch.name} training hangs: {cause}", who)
     if launch.ranks > 1 and _is_collateral(cause):
         # Ray Train ended the others before it had noticed which one was gone.
         what = f"A rank other than {rank} of {launch.name} training died"

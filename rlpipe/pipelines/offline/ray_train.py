@@ -7,13 +7,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlpipe.pipelines.offline.failures import Launch, explained
 from rlpipe.pipelines.offline.progress import Channel, LocalProgress, Progress, RemoteProgress, Report
 from rlpipe.recipe.run import Deadlines
 from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
-from rlpipe.runtime.threads import set_threads, stacks
+from rlpipe.runtime.threads import set_threads
+
+if TYPE_CHECKING:
+    from rlpipe.pipelines.offline.ranks import Ranks
 
 TrainFunction = Callable[[Any, Progress], None]
 _POLL_SECONDS = 0.2
@@ -39,13 +42,16 @@ def run_remote(train: TrainFunction, job: Any, launch: Launch, report: Report) -
     """Run `train` as `launch.ranks` processes on the cluster that Ray is connected to."""
     import ray
 
+    from rlpipe.pipelines.offline.ranks import Ranks
+
     channel = ray.remote(num_cpus=0)(Channel).remote()
     with tempfile.TemporaryDirectory(prefix="rlpipe-train-") as scratch, _train_settings(launch.deadlines):
-        fit = _Fit(_trainer(train, job, launch, channel, scratch))
+        fit, ranks = _Fit(_trainer(train, job, launch, channel, scratch)), Ranks(channel, launch)
         try:
-            _follow(fit, channel, launch, report)
+            _follow(fit, ranks, channel, launch, report)
         except BaseException:
-            _end(channel, fit)
+            ranks.end()
+            fit.finished(wait_seconds=10)  # Ray Train clears up the rest
             raise
         finally:
             ray.kill(channel)
@@ -103,7 +109,7 @@ def _trainer(train: TrainFunction, job: Any, launch: Launch, channel: Any, scrat
     )
 
 
-def _follow(fit: _Fit, channel: Any, launch: Launch, report: Report) -> None:
+def _follow(fit: _Fit, ranks: "Ranks", channel: Any, launch: Launch, report: Report) -> None:
     """Report until training ends; raise if it fails, does not start, or says nothing for too long."""
     last_sign, doing = time.monotonic(), None
     while True:
@@ -116,7 +122,8 @@ def _follow(fit: _Fit, channel: Any, launch: Launch, report: Report) -> None:
         if finished:
             break
         if late := _late(launch, doing, time.monotonic() - last_sign):
-            raise DeadlineExceeded(f"{late}\n{_surroundings(channel)}", launch.name)
+            raise DeadlineExceeded(f"{late}\n{ranks.surroundings()}", launch.name)
+        ranks.require_life()
     if fit.error is not None:
         raise explained(fit.error, launch) from fit.error
 
@@ -146,44 +153,12 @@ def _late(launch: Launch, doing: str | None, silent_seconds: float) -> str:
     )
 
 
-def _surroundings(channel: Any) -> str:
-    """What the cluster has not given, and where each rank stands that has begun: its training has a thread of its own,
-    so that it can be asked."""
-    from rlpipe.runtime.ray_overdue import answers, cluster
-
-    processes = _processes(channel)
-    said = answers([process.execute.remote(stacks) for process in processes.values()])
-    stand = [f"Rank {rank} stands at:\n{stack}" for rank, stack in zip(processes, said, strict=True)]
-    return "\n".join([cluster(), *stand])
-
-
-def _processes(channel: Any) -> dict[int, Any]:
-    """The training processes that have begun, by rank, as far as can be found out."""
-    import ray
-
-    try:
-        return dict(sorted(ray.get(channel.processes.remote(), timeout=5).items()))
-    except ray.exceptions.RayError:
-        return {}
-
-
-def _end(channel: Any, fit: _Fit) -> None:
-    """Kill the training processes; Ray Train then clears up the rest."""
-    import ray
-
-    for process in _processes(channel).values():
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.kill(process)
-    fit.finished(wait_seconds=10)
-
-
 @contextlib.contextmanager
 def _train_settings(deadlines: Deadlines) -> Iterator[None]:
     """Ray Train takes these from the driver's environment only."""
     with _environment_restored():
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(deadlines.placement)
         os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
-        os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(deadlines.heartbeat)
         # A process more that tells of nodes which are to be taken away, to training functions that ask; ours do not.
         os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
         yield
