@@ -164,7 +164,6 @@ class EnginePool:
             self._done += self._harvest(seat)
         if seat.delivering in heard:
             seat.go_on()
-        seat.check_pulse(Within("heartbeat", self._deadlines.heartbeat))
 
     def _harvest(self, seat: Seat) -> list[FinishedGroup]:
         """Take what the engine's last slice brought, and start the next one at once."""
@@ -210,8 +209,8 @@ class EnginePool:
             self._require_place(seat.model)
             return
         revival, seat.revival = seat.revival, None
-        seat.delivered, seat.heard = revival.delivered, time.monotonic()
-        logger.warning("%s serves again, after %.1f s", seat.handle.name, seat.heard - revival.began)
+        seat.delivered = revival.delivered
+        logger.warning("%s serves again, after %.1f s", seat.handle.name, time.monotonic() - revival.began)
         homeless, self._homeless[seat.model] = self._homeless[seat.model], []
         self._spread(seat.model, homeless)
 

@@ -1,6 +1,5 @@
 """One engine of the pool: what it has to do, the calls to it that are under way, and whether it serves."""
 
-import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,10 +8,7 @@ from rlpipe.data.flow import GroupRequest, Trajectory
 from rlpipe.rollout.delivery import Delivered, Publication
 from rlpipe.rollout.revival import Revival
 from rlpipe.rollout.worker import RolloutWorker
-from rlpipe.runtime.handle import Handle, Pending, Within
-
-SECONDS_PER_PULSE = 5.0
-"""Between an engine's sign of life and the question for the next."""
+from rlpipe.runtime.handle import Handle, Pending
 
 FinishedGroup = tuple[Trajectory, ...]
 """All responses to one request, by sample index."""
@@ -58,8 +54,6 @@ class Seat:
     """Under way while the engine is lost."""
     losses: int = 0
     """Engines lost here since one has finished a group."""
-    pulse: Pending[int] | None = None
-    heard: float = field(default_factory=time.monotonic)
 
     @property
     def serves(self) -> bool:
@@ -102,18 +96,7 @@ class Seat:
     def lose(self) -> list[AskedGroup]:
         """The engine is gone; what it was asked is to be asked of others."""
         groups = [group.again() for group in self.groups.values()]
-        self.groups, self.advancing, self.submitted, self.pulse = {}, None, [], None
+        self.groups, self.advancing, self.submitted = {}, None, []
         self.barren_seconds, self.delivered, self.delivery, self.delivering = 0.0, None, None, None
         self.losses += 1
         return groups
-
-    def check_pulse(self, within: Within) -> None:
-        """Raises `DeadlineExceeded` or `RoleDied` for a process that gives no sign of life. One that starts gives none,
-        and has a deadline of its own."""
-        now = time.monotonic()
-        if self.pulse is None:
-            if now - self.heard >= SECONDS_PER_PULSE:
-                self.pulse, self.heard = self.handle.pulse(within), now
-        elif type(self.pulse).ready([self.pulse], 0.0) or now - self.heard > within.seconds:
-            self.pulse.result()
-            self.pulse, self.heard = None, now

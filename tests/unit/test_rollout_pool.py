@@ -11,7 +11,6 @@ from tiny_models import END, request
 
 from rlpipe.recipe.run import Deadlines
 from rlpipe.rollout import revival
-from rlpipe.rollout import seat as seats
 from rlpipe.rollout.delivery import Publication
 from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.pool import Barren, EnginePool
@@ -19,7 +18,7 @@ from rlpipe.rollout.records import NotCurrent
 from rlpipe.rollout.transformers_engine import TransformersEngine
 from rlpipe.rollout.worker import RolloutWorker
 from rlpipe.runtime import backoff
-from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, RoleDied, Within
+from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, RoleDied, Silent, Within
 from rlpipe.runtime.local import LocalHandle, LocalPending
 from rlpipe.runtime.roles import PlacementError
 from rlpipe.weights.packing import pack
@@ -162,7 +161,7 @@ class Mortal(RolloutWorker):
         return self._engine.step()  # a short slice, so that a death finds work half done
 
 
-def mortal(folder, *deaths: tuple[int, ...], max_restarts: int = 3, heartbeat: float = 9.0) -> EnginePool:
+def mortal(folder, *deaths: tuple[int, ...], max_restarts: int = 3) -> EnginePool:
     """Engines that die at the given slices. In their place come some that wait for weights."""
     handles = []
     for i, dies_at in enumerate(deaths):
@@ -170,7 +169,7 @@ def mortal(folder, *deaths: tuple[int, ...], max_restarts: int = 3, heartbeat: f
         build = partial(Mortal, dies_at=list(dies_at), slices=slices)
         again = partial(build, spec(folder, version=None))
         handles.append(LocalHandle(f"policy[{i}]", build(spec(folder)), again))
-    return EnginePool({"policy": handles}, Deadlines(rollout=5.0, heartbeat=heartbeat), max_restarts)
+    return EnginePool({"policy": handles}, Deadlines(rollout=5.0), max_restarts)
 
 
 @pytest.fixture(autouse=True)
@@ -274,26 +273,27 @@ def test_a_group_that_takes_every_engine_with_it_is_named(folder, trained, monke
         tokens_of(subject)
 
 
-class Mute:
-    """The answer of a process that gives none."""
+class Mute(LocalPending):
+    """A call of a process that gives no sign of life."""
 
-    def result(self):
-        raise DeadlineExceeded("its sign of life did not come")
+    def __init__(self, who):
+        def silent():
+            raise Silent(f"{who} gave no sign of life", who)
 
-    @classmethod
-    def ready(cls, pendings, seconds):
-        return []
+        super().__init__(silent, (), {})
 
 
 def test_a_process_without_a_sign_of_life_is_replaced(folder, trained, undisturbed, monkeypatch):
-    monkeypatch.setattr(seats, "SECONDS_PER_PULSE", 0.0)
-    subject = mortal(folder, (), (), heartbeat=0.01)
+    subject = mortal(folder, (), ())
     subject.publish("policy", published(trained, 4))
     hung = subject._seats["policy"][1].handle
-    before = hung._role
-    monkeypatch.setattr(before, "advance", lambda seconds: time.sleep(0.01) or [])
-    alive = hung.pulse
-    monkeypatch.setattr(hung, "pulse", lambda within: Mute() if hung._role is before else alive(within))
+    before, call = hung._role, hung.call
+
+    def stuck(within, method, *arguments):
+        hangs = hung._role is before and method is RolloutWorker.advance
+        return Mute(hung.name) if hangs else call(within, method, *arguments)
+
+    monkeypatch.setattr(hung, "call", stuck)
     assert tokens_of(subject) == undisturbed
     assert hung._role is not before
 
