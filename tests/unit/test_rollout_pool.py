@@ -321,11 +321,18 @@ def test_a_revival_that_fails_of_the_trainer_begins_anew_and_what_others_finishe
     assert subject._seats["policy"][1].delivered.found.largest_difference < 1e-5
 
 
-class Stuck(Mute):
-    """A call that hangs, of a process that lives."""
+class Stuck:
+    """A call that does not come to an end."""
+
+    def result(self):
+        raise DeadlineExceeded("it did not come")
+
+    @classmethod
+    def ready(cls, pendings, seconds):
+        return []
 
     def seconds_left(self):
-        return -1.0
+        return 0.0
 
 
 def test_a_call_that_outlives_its_deadline_is_a_lost_engine(folder, trained, undisturbed, monkeypatch):
