@@ -81,7 +81,10 @@ def serve(listening: socket.socket) -> NoReturn:
     while True:
         asking, _ = listening.accept()
         with asking:
-            answer(asking, listening)
+            try:
+                answer(asking, listening)
+            except Exception as error:  # one who asks may be killed while it does; the others are to be answered
+                print(f"warm_ray: {error!r}", file=sys.stderr)
 
 
 def die_with_the_parent() -> None:

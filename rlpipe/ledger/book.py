@@ -10,7 +10,7 @@ new answer has the tokens the old one would have had.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -104,12 +104,11 @@ class Book:
         self._by_lease[drawn.lease_id] = drawn
         return Lease(drawn.lease_id, drawn.prompt, drawn.epoch, deadline)
 
-    def extend(self, lease_ids: Iterable[str], deadline: float) -> None:
-        """See `Ledger.extend`; one that has expired stays so."""
-        for lease_id in lease_ids:
-            drawn = self._by_lease.get(lease_id)
-            if drawn is not None and not self._pending(drawn):
-                drawn.deadline = deadline
+    def hold(self, lease_ids: Collection[str], deadline: float) -> None:
+        """See `Ledger.hold`."""
+        for drawn in self._drawn:
+            if drawn.group is None:
+                drawn.deadline = deadline if drawn.lease_id in lease_ids else 0.0
 
     def judge(self, groups: Sequence[Group]) -> list[Appended]:
         """What is to become of groups handed in together; nothing is entered yet."""
@@ -131,17 +130,21 @@ class Book:
         """The next `count` answers, or None while one of them is missing. See `Ledger.take`."""
         if self._taken and count > self._replaceable:
             raise LedgerError(f"{len(self.taken)} groups are taken and not committed: call commit(step) first")
-        if self.lacking(count):
-            return None
         groups = [drawn.group for drawn in self._drawn[self._taken : self._taken + count]]
+        if len(groups) < count or any(group is None for group in groups):
+            return None
         self._taken += count
         self._replaceable = max(0, self._replaceable - count)
         return groups
 
-    def lacking(self, count: int) -> int:
+    def lacking(self, count: int) -> set[str]:
         """See `Ledger.lacking`."""
         window = self._drawn[self._taken : self._taken + count]
-        return count - sum(drawn.group is not None for drawn in window)
+        return {drawn.lease_id for drawn in window if drawn.group is None}
+
+    def answered(self) -> list[str]:
+        """The leases whose answers are there and not taken."""
+        return [drawn.lease_id for drawn in self._drawn[self._taken :] if drawn.group is not None]
 
     @property
     def taken(self) -> list[Drawn]:

@@ -17,7 +17,7 @@ A change costs what is in flight, never what is done: a manifest's size does not
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from typing import Any, Protocol
@@ -102,10 +102,15 @@ class Ledger:
             self._put()
         return leases
 
-    def extend(self, lease_ids: Iterable[str]) -> None:
-        """These are being worked on: their leases begin anew. Not durable, as nobody holds a lease once this writer is
-        gone. Other ids are ignored."""
-        self._book.extend(lease_ids, self._clock() + self._lease_seconds)
+    def hold(self, lease_ids: Collection[str]) -> None:
+        """These are being worked on, and their leases begin anew, also if they had run out; nobody works on any other,
+        and its prompt can be leased again at once. Not durable, as nobody holds a lease once this writer is gone. Ids
+        that are no leases are ignored."""
+        self._book.hold(lease_ids, self._clock() + self._lease_seconds)
+
+    def ask_all_again(self) -> None:
+        """As `ask_again`, of every answer that is not taken."""
+        self.ask_again(self._book.answered())
 
     def append(self, groups: Sequence[Group]) -> list[Appended]:
         """Hand in answers to leases; together they cost hardly more than one. Those `STORED` are durable when this
@@ -124,8 +129,8 @@ class Ledger:
         `commit`. While some are taken, only as many more can be as were dropped of them."""
         return self._book.take(count)
 
-    def lacking(self, count: int) -> int:
-        """How many of the next `count` groups are missing."""
+    def lacking(self, count: int) -> set[str]:
+        """Which of the next `count` groups are missing, by the ids of their leases."""
         return self._book.lacking(count)
 
     @property
@@ -144,8 +149,8 @@ class Ledger:
         self._book.give_back()
 
     def ask_again(self, group_ids: Sequence[str]) -> None:
-        """Forget the answers of these taken groups, durably: whoever opens the ledger next is to ask their prompts
-        again. This writer has only to close it."""
+        """Forget the answers of these groups, durably: their prompts are to be asked again. Of those that are taken by
+        whoever opens the ledger next; this writer has only to close it."""
         before = self._book.segments
         self._book.ask_again(group_ids)
         self._put()

@@ -5,6 +5,7 @@
 Sampling for the next steps and an evaluation may be under way at the same time, on the same engines and rewards.
 """
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +42,8 @@ class Answers:
     ) -> None:
         self._model, self._rollouts, self._rewards, self._tokenizer = model, rollouts, rewards, tokenizer
         self._asked: dict[str, tuple[Prompt, Told]] = {}
+        self._unscored: list[Group] | None = None
+        """While rewards are not asked: what they are to score later."""
 
     def ask(self, asks: Sequence[Ask], told: Told) -> None:
         """Have these answered and scored; `told` gets each group as soon as it is, inside of `look`."""
@@ -50,9 +53,11 @@ class Answers:
     def look(self, seconds: float, also: Sequence[Pending[Any]] = ()) -> None:
         """See what engines and rewards have, waiting up to `seconds` for something, or until one of `also`, which are
         calls of other roles, is finished."""
-        busy = bool(also or self.generating())
+        busy, scoring = bool(also or self.generating()), self._rewards.outstanding
+        if not busy and not scoring:
+            time.sleep(seconds)
         if busy:
-            self._hear(min(seconds, _SECONDS_PER_LOOK_AT_REWARDS) if self.scoring() else seconds, also)
+            self._hear(min(seconds, _SECONDS_PER_LOOK_AT_REWARDS) if scoring else seconds, also)
         for group in self._rewards.finished(0.0 if busy else seconds):
             if asked := self._asked.pop(group.group_id, None):
                 asked[1](group)
@@ -66,17 +71,22 @@ class Answers:
         return self._rollouts.asked()
 
     def scoring(self) -> set[str]:
-        """The ids of what rewards have in hand."""
-        return self._rewards.asked()
+        """The ids of what rewards have in hand, or will have."""
+        return self._rewards.asked() | {group.group_id for group in self._unscored or ()}
 
     def forget(self, group_ids: Iterable[str]) -> None:
         """These are not asked for any more. Ids that are not outstanding are ignored."""
         doomed = [group_id for group_id in group_ids if self._asked.pop(group_id, None)]
         self._rollouts.abort(doomed)
 
-    def score_again(self) -> None:
-        """What rewards have in hand is lost with the processes they run in: they are asked anew."""
-        for group in self._rewards.forget():
+    def pause_scoring(self) -> None:
+        """Rewards are lost with the processes they run in: what they have in hand waits, and what comes meanwhile."""
+        self._unscored = [*(self._unscored or ()), *self._rewards.forget()]
+
+    def resume_scoring(self) -> None:
+        """They are there again, and are asked anew."""
+        unscored, self._unscored = self._unscored or [], None
+        for group in unscored:
             if group.group_id in self._asked:
                 self._rewards.submit(group)
 
@@ -84,7 +94,8 @@ class Answers:
         """What engines have finished goes to the rewards."""
         for trajectories in self._rollouts.finished(seconds, also):
             if asked := self._asked.get(trajectories[0].group_id):
-                self._rewards.submit(group_of(asked[0], trajectories, self._tokenizer))
+                to = self._rewards.submit if self._unscored is None else self._unscored.append
+                to(group_of(asked[0], trajectories, self._tokenizer))
 
 
 def group_of(prompt: Prompt, trajectories: Sequence[Any], tokenizer: "PreTrainedTokenizerBase") -> Group:

@@ -19,8 +19,12 @@ from rlpipe.recipe.resolved import to_yaml
 from rlpipe.recipe.tasks import PipelineRecipe, Recipe
 from rlpipe.training.checkpoint import CheckpointMismatch
 
-LASTING = ("seed", "model", "adapter", "critic.model", "critic.adapter", "algorithm.group_size")
-"""Keys of an RL stage that what it has done hangs on: steps are trained again on what was stored."""
+LASTING = (
+    "seed", "model", "adapter", "critic.model", "critic.adapter", "algorithm.group_size", "algorithm.dynamic_sampling",
+    "schedule.prompts_per_step", "run.max_staleness",
+)  # fmt: skip
+"""Keys of an RL stage that what it has done hangs on: steps are trained again on what was stored, and what is stored
+for later steps is as old as it was allowed to be."""
 
 
 def refuse_changes(recipe: Recipe, directory: Path) -> None:

@@ -66,7 +66,7 @@ def _run(recipe: Recipe, run_dir: Path, debug: bool) -> int:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except TOLD as error:
-        code, cause = FAILED, str(error)
+        code, cause = FAILED, full_disk.told(error, _places(recipe, directory)) or str(error)
     except Exception as error:
         full = full_disk.told(error, _places(recipe, directory))
         if debug and not full:

@@ -252,6 +252,17 @@ class RlRecipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _nothing_shared_is_asked_while_it_trains(self) -> "RlRecipe":
+        shared = [i for i, reward in enumerate(self.rewards.mix) if getattr(reward, "share", None)]
+        if self.run.max_staleness and shared:
+            raise ValueError(
+                f"rewards.mix.{shared[0]}.share=policy: a reward model in the policy's processes cannot score while "
+                f"these train, and run.max_staleness={self.run.max_staleness} has them do both at once; leave share "
+                "out, which gives it processes of its own, or set max_staleness to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _algorithm_fits(self) -> "RlRecipe":
         check(self.algorithm, self.train.minibatches, self.train.epochs, self.longest_response)
         return self

@@ -44,6 +44,8 @@ class RewardStage:
         self.names = mix.names
         """The components' names, in the recipe's order."""
         self._outstanding: set[Scoring] = set()
+        self._scored: list[Group] = []
+        """To be handed over; here, since the next reward heard may have an error to raise."""
         self._mix = mix
         self._max_failure_rate = max_failure_rate
         self._said: queue.SimpleQueue[Said | Raised] = queue.SimpleQueue()
@@ -57,11 +59,12 @@ class RewardStage:
     @property
     def outstanding(self) -> int:
         """Groups submitted and not yet handed over."""
-        return len(self._outstanding)
+        return len(self._outstanding) + len(self._scored)
 
     def asked(self) -> set[str]:
         """The ids of groups submitted and not yet handed over."""
-        return {scoring.group.group_id for scoring in self._outstanding}
+        scored = {group.group_id for group in self._scored}
+        return scored | {scoring.group.group_id for scoring in self._outstanding}
 
     def ready(self) -> None:
         """Wait until every reward is loaded. Raises `RewardUnusable` if one cannot be."""
@@ -78,11 +81,11 @@ class RewardStage:
         """The groups scored since the last call; waits up to `seconds` for the first, unless none is outstanding."""
         if seconds > 0:
             self.work_off()
-        groups: list[Group] = []
         until = time.monotonic() + (seconds if self.outstanding else 0.0)
-        while said := self._next(0.0 if groups else max(0.0, until - time.monotonic())):
-            groups += self._filed(said)
-        return groups
+        while said := self._next(0.0 if self._scored else max(0.0, until - time.monotonic())):
+            self._scored += self._filed(said)
+        scored, self._scored = self._scored, []
+        return scored
 
     def work_off(self) -> None:
         """Under --debug score all that waits, here and now."""
@@ -91,7 +94,7 @@ class RewardStage:
                 lane.work_off()
 
     def forget(self) -> list[Group]:
-        """Whatever is outstanding is not asked for any more; what is still said of it is not heard. Returns it."""
+        """Whatever is not scored yet is not asked for any more; what is still said of it is not heard. Returns it."""
         for lane in self._lanes:
             lane.forget()
         forgotten = [scoring.group for scoring in self._outstanding]

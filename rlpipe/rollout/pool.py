@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rlpipe.data.flow import GroupRequest, Trajectory
 from rlpipe.recipe.run import Deadlines
@@ -44,6 +44,8 @@ class EnginePool:
         self._seats = {model: [Seat(model, handle) for handle in handles] for model, handles in models.items()}
         self._deadlines, self._max_restarts = deadlines, max_restarts
         self._published: dict[str, Publication] = {}
+        self._withdrawn: set[str] = set()
+        """Models whose weights are to be published anew before another engine of theirs may serve."""
         self._homeless: dict[str, list[AskedGroup]] = {model: [] for model in models}
         """Groups of engines that are lost, while none serves that could take them."""
         self._done: list[FinishedGroup] = []
@@ -81,6 +83,7 @@ class EnginePool:
         """Weights to every engine of `model` at once, and the proof of each that serves them, by engine name. An engine
         that is lost on the way is replaced, and waited for only if no other serves. Raises `WeightSyncError`."""
         self._published[model] = publication
+        self._withdrawn.discard(model)
         seats = self._seats[model]
         try:
             for seat in seats:  # every engine has its call before one is waited for
@@ -91,6 +94,10 @@ class EnginePool:
             for seat in seats:
                 seat.delivery = seat.delivering = None
         return {seat.handle.name: seat.delivered for seat in seats if seat.delivered}
+
+    def withdraw(self, model: str) -> None:
+        """Whoever published last is gone: an engine that starts waits for the next `publish`. Others go on."""
+        self._withdrawn.add(model)
 
     def abort(self, group_ids: Sequence[str]) -> None:
         """Forget these groups; nothing of them is handed over later. Ids that are not outstanding are ignored."""
@@ -131,9 +138,10 @@ class EnginePool:
         return [seat for seats in self._seats.values() for seat in seats]
 
     def asked(self) -> set[str]:
-        """The ids of groups submitted and not yet finished."""
+        """The ids of groups submitted and not yet handed over."""
         homeless = {group.request.group_id for groups in self._homeless.values() for group in groups}
-        return homeless | {group_id for seat in self._all() for group_id in seat.groups}
+        done = {group[0].group_id for group in self._done}
+        return homeless | done | {group_id for seat in self._all() for group_id in seat.groups}
 
     def _keep_busy(self, seat: Seat) -> None:
         if seat.groups and seat.advancing is None:
@@ -201,8 +209,11 @@ class EnginePool:
             name, fault, seat.losses, self._max_restarts, len(groups),
             f"{others} other{'s' * (others > 1)}" if others else "it, as no other serves",
         )  # fmt: skip
-        seat.revival = Revival(seat.handle, lambda: self._published.get(seat.model), seat.losses)
+        seat.revival = Revival(seat.handle, lambda: self._wanted(seat.model), seat.losses)
         self._spread(seat.model, groups)
+
+    def _wanted(self, model: str) -> Publication | Literal["later"] | None:
+        return "later" if model in self._withdrawn else self._published.get(model)
 
     def _revive(self, seat: Seat, heard: bool) -> None:
         if not seat.revival.go_on(heard):

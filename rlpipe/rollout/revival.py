@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, Literal
 
 from rlpipe.rollout.delivery import Delivered, Publication
 from rlpipe.rollout.worker import RolloutWorker
@@ -26,9 +26,13 @@ class Revival:
     """
 
     def __init__(
-        self, engine: Handle[RolloutWorker], published: Callable[[], Publication | None], attempt: int
+        self,
+        engine: Handle[RolloutWorker],
+        published: Callable[[], Publication | Literal["later"] | None],
+        attempt: int,
     ) -> None:
-        """`published` is what the other engines serve at the time of asking; `attempt` counts from 1."""
+        """`published` is what the other engines serve at the time of asking, or "later" while that is still to come;
+        `attempt` counts from 1."""
         self.began = time.monotonic()
         self.begins = self.began + rest_before(attempt)
         self.delivered: Delivered | None = None
@@ -84,13 +88,16 @@ class Revival:
             "%s waits for %s It is started when a node joins%s.", self._engine.name, self.lacking, for_how_long
         )
 
-    def _run(self) -> Generator[Pending[Any], None, None]:
+    def _run(self) -> Generator[Pending[Any] | None, None, None]:
         built = self._engine.restart()
         yield built
         built.result()
         served = None
         # Others may have been published to while this one took its weights.
         while (publication := self._published()) is not served:
+            if publication == "later":
+                yield None
+                continue
             try:
                 self.delivered = yield from publication.deliver(self._engine)
             except Exception:

@@ -91,6 +91,13 @@ class Handle(Protocol, Generic[R]):
         without `again`."""
 
 
+def silent(method: Callable[P, T]) -> Callable[P, T]:
+    """Of a role's method: while it is called, the process may give no sign of life. Reading a large file is one call
+    that holds Python's lock; its deadline is all that bounds it."""
+    method.is_silent = True
+    return method
+
+
 def first_ready(pendings: Sequence[Pending[Any]], seconds: float) -> list[Pending[Any]]:
     """The finished ones among `pendings` (all of one runtime), after waiting up to `seconds` for the first."""
     return type(pendings[0]).ready(pendings, seconds) if pendings else []

@@ -30,10 +30,8 @@ class RayHandle:
         """Construct the role; later calls wait for it."""
         host, spec = self._process.host, self._spec
         built = host.build.remote(spec.name, spec.role, arguments, spec.host, spec.threads, self._sharing)
-        # A process that imports and loads may be silent for long, and has a deadline of its own.
-        watch = Watch(self._process.calls, {}, self._deadlines.heartbeat)
         start = Within("start", self._deadlines.start)
-        return RayPending(host, self.name, f"building {spec.role.__name__}", built, start, watch)
+        return RayPending(host, self.name, f"building {spec.role.__name__}", built, start, self._unwatched)
 
     def call(self, within: Within, method: Callable[..., T], /, *args: Any, **kwargs: Any) -> RayPending[T]:
         host = self._process.host
@@ -43,7 +41,13 @@ class RayHandle:
             *(_forward(a) for a in args),
             **{k: _forward(v) for k, v in kwargs.items()},
         )
-        return RayPending(host, self.name, method.__qualname__, ref, within, self._watch([*args, *kwargs.values()]))
+        watch = self._unwatched if hasattr(method, "is_silent") else self._watch([*args, *kwargs.values()])
+        return RayPending(host, self.name, method.__qualname__, ref, within, watch)
+
+    @property
+    def _unwatched(self) -> Watch:
+        """A process that imports and loads may be silent for long, and has a deadline of its own."""
+        return Watch(self._process.calls, {}, self._deadlines.heartbeat)
 
     def _watch(self, arguments: Sequence[Any]) -> Watch:
         """A call waits for its role's processes, and for those that are to make its arguments."""

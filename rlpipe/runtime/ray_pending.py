@@ -40,7 +40,7 @@ class RayPending(Generic[T]):
     def result(self) -> T:
         if not self.ready([self], max(0.0, self.seconds_left())):
             raise DeadlineExceeded(self._overdue(), self._role_name)
-        if self._hung:
+        if self._hung and not _finished([self], 0.0):
             raise Silent(self._silence(), self._hung)
         try:
             return ray.get(self.ref, timeout=max(_FETCHING_SECONDS, self.seconds_left()))
@@ -63,11 +63,11 @@ class RayPending(Generic[T]):
         until = time.monotonic() + seconds
         while True:
             left = until - time.monotonic()
-            if done := _finished(pendings, max(0.0, min(left, _SECONDS_PER_LOOK))):
-                return done
-            hung = [pending for pending in pendings if pending._hangs()]
-            if hung or left <= _SECONDS_PER_LOOK:
-                return hung
+            done = _finished(pendings, max(0.0, min(left, _SECONDS_PER_LOOK)))
+            # One that hangs is told of, however much the others have to say.
+            hung = [pending for pending in pendings if pending not in done and pending._hangs()]
+            if done or hung or left <= _SECONDS_PER_LOOK:
+                return done + hung
 
     def _hangs(self) -> bool:
         """Whether its process gives no sign of life, or one that it cannot come to an end without."""

@@ -79,6 +79,8 @@ class RayStarted:
                 last_placed = now
             elif now - last_placed > self._deadlines.placement:
                 raise PlacementError(not_given(roles, self._deadlines.placement))
+            else:
+                until = now + self._within.seconds
 
     def _build(self, spec: RoleSpec, processes: list[RayProcess]) -> list[Handle[Any]]:
         names = [spec.name if len(processes) == 1 else f"{spec.name}[{i}]" for i in range(len(processes))]

@@ -21,6 +21,7 @@ from rlpipe.models.values import ValueModel
 from rlpipe.recipe.adapter import PeftAdapter
 from rlpipe.recipe.model import Dtype, Model
 from rlpipe.recipe.training import Optimizer
+from rlpipe.runtime.handle import silent
 from rlpipe.training import checkpoint
 from rlpipe.training.distributed import Rank, join
 from rlpipe.training.engine import TrainingEngine
@@ -136,6 +137,7 @@ class Critic:
         self._engine.wake()
         checkpoint.save_state(self._engine.module, Path(directory), self._rank)
 
+    @silent
     def load_state(self, directory: str) -> None:
         """Go on from what `save_state` wrote, with the same number of ranks and ZeRO stage."""
         self._engine.wake()

@@ -17,6 +17,7 @@ from rlpipe.models.load import load_causal_lm, resolve_dtype
 from rlpipe.recipe.adapter import Adapter
 from rlpipe.recipe.model import Dtype, Model
 from rlpipe.recipe.training import Optimizer
+from rlpipe.runtime.handle import silent
 from rlpipe.training import adapter_export, checkpoint
 from rlpipe.training.distributed import Rank, join
 from rlpipe.training.engine import TrainingEngine
@@ -195,6 +196,7 @@ class Policy:
         self._engine.wake()
         checkpoint.save_state(self._engine.module, Path(directory), self._rank)
 
+    @silent
     def load_state(self, directory: str) -> None:
         """Go on from what `save_state` wrote, with the same number of ranks and ZeRO stage."""
         self._engine.wake()

@@ -45,7 +45,7 @@ def train_struck(folder, job, progress):
 
 def run(folder, report):
     recipe = resume.sft(ranks=2, per_device_train_batch_size=8, zero_stage=2)
-    recipe = recipe.model_copy(update={"deadlines": recipe.deadlines.model_copy(update={"heartbeat": 5.0})})
+    recipe = recipe.model_copy(update={"deadlines": recipe.deadlines.model_copy(update={"heartbeat": 15.0})})
     path = materialise(recipe.model, recipe.seed, folder / "base")
     run_sft(recipe, path, load_sources(recipe.data), folder / "model", False, report)
     return load_file(folder / "model" / "model.safetensors")

@@ -1,5 +1,6 @@
 """Sampling ahead of training: at 0 it is a plain synchronous loop, above it nothing is too old, lost or mislabelled."""
 
+import functools
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -23,7 +24,10 @@ from rlpipe.pipelines.run import DONE, run
 from rlpipe.recipe.errors import RecipeError
 from rlpipe.recipe.load import load
 from rlpipe.rollout import pool
+from rlpipe.rollout.pool import EnginePool
 from rlpipe.rollout.transformers_engine import TransformersEngine
+from rlpipe.runtime.handle import RoleDied
+from rlpipe.training.policy import Policy
 
 pytestmark = pytest.mark.integration
 
@@ -164,25 +168,75 @@ def test_a_low_effective_sample_size_holds_sampling_back(folder, tmp_path):
 def test_on_ray_engines_generate_while_the_policy_trains(folder, tmp_path, ray_cluster, monkeypatch):
     """And an engine that is lost meanwhile takes nothing with it."""
     struck = strike_in_step(2, 9, monkeypatch)
-    real, asked = Trainer.update, []
+    update, harvest = Trainer.update, EnginePool._harvest
+    training, heard = [], []
 
-    def update(trainer, *arguments):
-        asked.append(len(trainer._look.__self__._answers.generating()))
-        return real(trainer, *arguments)
+    def updating(trainer, *arguments):
+        training.append(True)
+        try:
+            return update(trainer, *arguments)
+        finally:
+            training.clear()
 
-    monkeypatch.setattr(Trainer, "update", update)
+    def harvesting(pool, seat):
+        heard.append(bool(training and seat.groups))
+        return harvest(pool, seat)
+
+    monkeypatch.setattr(Trainer, "update", updating)
+    monkeypatch.setattr(EnginePool, "_harvest", harvesting)
     changes = (*STALE, "rollout.engines=2", "train.minibatches=4", "rollout.max_new_tokens=256")
     metrics = train(folder / "recipe.yaml", tmp_path / "run", *changes, debug=False)
     assert len(struck) == 1
-    assert any(asked), "engines had work while it trained"
+    assert any(heard), "no engine had finished a slice of work, and got the next one, while the policy trained"
     everything = [row for step in range(1, 6) for row in rows(tmp_path / "run", step)]
     assert any(len(row["versions"]) > 1 for row in everything), "and were at it when the new weights came"
     assert max(step["staleness/max"] for step in metrics.values()) in (1, 2)
     assert len(everything) == 4 * len({row["prompt_id"] for row in everything}) == 4 * 8 * 5
 
 
+def test_training_roles_that_are_lost_start_again_and_no_answer_is_lost_or_too_old(
+    folder, stale, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pool, "SLICE_SECONDS", 0.0)
+    real, calls = Policy.update, []
+
+    @functools.wraps(real)
+    def dies_once(self, *arguments):
+        calls.append("update")
+        if len(calls) == 4:
+            raise RoleDied("killed by the test", "policy")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Policy, "update", dies_once)
+    asked, submit = [], TransformersEngine.submit
+
+    def submitting(engine, requests):
+        asked.extend(request.group_id for request in requests if not request.group_id.startswith("evaluation"))
+        submit(engine, requests)
+
+    monkeypatch.setattr(TransformersEngine, "submit", submitting)
+    changes = (*STALE, "train.save_steps=2", "rollout.max_num_seqs=24")
+    train(folder / "recipe.yaml", tmp_path / "run", *changes)
+    assert len(calls) == 4 + 2 + 1, "step 3 is trained again behind the checkpoint of step 2, then 4 and 5"
+    assert len(asked) == len(set(asked)) == 8 * 5 and not any("r1/" in group_id for group_id in asked), "none twice"
+    for step in range(1, 6):
+        ours = rows(tmp_path / "run", step)
+        assert [row["prompt_id"] for row in ours] == [row["prompt_id"] for row in rows(stale, step)]
+        assert max(step - 1 - row["versions"][0]["version"] for row in ours) <= 2
+
+
+def test_answers_that_come_with_the_last_weights_are_used(folder, tmp_path):
+    """A whole group is done within a slice, and the last one while weights are published."""
+    metrics = train(folder / "recipe.yaml", tmp_path / "run", *STALE, "rollout.max_new_tokens=2", "evaluation.every=9")
+    assert list(metrics) == [1, 2, 3, 4, 5]
+    assert sum(len({row["prompt_id"] for row in rows(tmp_path / "run", step)}) for step in range(1, 6)) == 8 * 5
+
+
 def test_what_needs_a_correction_says_so(folder):
     with pytest.raises(RecipeError, match=re.escape("run.max_staleness=1 trains on responses of older policies")):
         load(folder / "recipe.yaml", ["run.max_staleness=1"])
+    shared = "rewards={mix: [{kind: model, path: somewhere, share: policy}]}"
+    with pytest.raises(RecipeError, match="cannot score while these train, and run"):
+        load(folder / "recipe.yaml", [*STALE, shared])
     with pytest.raises(RecipeError, match=r"min_effective_sample_size=0\.5 holds sampling back"):
         load(folder / "recipe.yaml", ["run.min_effective_sample_size=0.5"])

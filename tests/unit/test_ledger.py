@@ -122,14 +122,24 @@ def test_an_expired_lease_is_refused_and_its_prompt_leased_again_in_its_place(le
     assert [group.prompt.prompt_id for group in ledger.take(3)] == ["p0", "p1", "p2"]
 
 
-def test_a_lease_that_is_worked_on_begins_anew_and_one_that_has_expired_does_not(ledger, clock):
+def test_a_lease_that_is_worked_on_begins_anew_and_one_that_nobody_has_can_be_leased_again(ledger, clock):
     worked_on, left, late = ledger.lease(3)
     clock.now = 109.0
-    ledger.extend([worked_on.lease_id, "a stranger"])
-    clock.now = 118.0
-    ledger.extend([late.lease_id])
-    assert ledger.append([answer(worked_on), answer(left), answer(late)]) == [*STORED, *REFUSED, *REFUSED]
-    assert [lease.lease_id for lease in ledger.lease(3)] == ["e0r1/p1", "e0r1/p2"]
+    ledger.hold([worked_on.lease_id, late.lease_id, "a stranger"])
+    assert [lease.lease_id for lease in ledger.lease(3)] == ["e0r1/p1"], "nobody has e0/p1"
+    clock.now = 120.0
+    assert ledger.append([answer(late)]) == REFUSED, "it has run out"
+    ledger.hold([worked_on.lease_id, late.lease_id])
+    assert ledger.append([answer(worked_on), answer(left), answer(late)]) == [*STORED, *REFUSED, *STORED]
+
+
+def test_all_answers_are_asked_again(ledger):
+    first, second, third = ledger.lease(3)
+    ledger.append([answer(first), answer(third)])
+    ledger.take(1)
+    ledger.ask_all_again()
+    assert ledger.append([answer(second)]) == STORED
+    assert [lease.lease_id for lease in ledger.lease(2)] == ["e0r1/p2"], "what is taken is not asked again"
 
 
 def test_what_is_given_back_is_taken_again(ledger):
@@ -141,7 +151,7 @@ def test_what_is_given_back_is_taken_again(ledger):
     ledger.give_back()
     assert ledger.taken == 0
     assert ledger.lease(3) == [], "the third is still being answered"
-    assert ledger.lacking(3) == 1 and ledger.lacking(2) == 0
+    assert ledger.lacking(3) == {third.lease_id} and ledger.lacking(2) == set()
     ledger.append([answer(third)])
     assert [group.group_id for group in ledger.take(3)] == [lease.lease_id for lease in (first, second, third)]
 

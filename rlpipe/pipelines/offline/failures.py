@@ -57,8 +57,10 @@ def _death(error: BaseException) -> BaseException | None:
     for one in _causes(error):
         if isinstance(one, gone) and not getattr(one, "actor_init_failed", False):
             return one
-        # On the way from the controller an exception loses its cause. Ray Train raises this one where an actor died.
-        if type(one).__name__ in ("WorkerGroupStartupFailedError", "PreemptionError"):
+        # On the way from the controller an exception loses its cause. Ray Train raises this one where an actor died, or
+        # where its constructor raised, which would come again.
+        startup = type(one).__name__ in ("WorkerGroupStartupFailedError", "PreemptionError")
+        if startup and "error raised in its creation task" not in str(one):
             return one
     return None
 
@@ -85,7 +87,7 @@ def _first_failure(failures: dict[int, Exception], launch: Launch) -> BaseExcept
         return RoleDied(f"Rank {rank} of {launch.name} training died: {str(cause).strip().splitlines()[-1]}", who)
     if type(cause).__name__ == "WorkerHealthCheckTimeoutError":
         return DeadlineExceeded(f"Rank {rank} of {launch.name} training hangs: {cause}", who)
-    if launch.ranks > 1 and _is_collateral(cause):
+    if len(failures) < launch.ranks and _is_collateral(cause):
         # Ray Train ended the others before it had noticed which one was gone.
         what = f"A rank other than {rank} of {launch.name} training died"
         return RoleDied(f"{what}: rank {rank} lost its connection. {cause}", launch.name)

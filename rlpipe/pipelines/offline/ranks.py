@@ -22,6 +22,8 @@ class Ranks:
         """`channel`: the actor of a `Channel` that they have joined."""
         self._channel, self._launch = channel, launch
         self._heartbeats: dict[int, Heartbeat] = {}
+        self._seen: dict[int, Any] = {}
+        """What the channel knew when it could be asked; its node may be gone when they are to be ended."""
 
     def require_life(self) -> None:
         """Raises `Silent` for one that hangs."""
@@ -54,7 +56,6 @@ class Ranks:
 
     def _processes(self) -> dict[int, Any]:
         """By rank, as far as can be found out."""
-        try:
-            return dict(sorted(ray.get(self._channel.processes.remote(), timeout=5).items()))
-        except RayError:
-            return {}
+        with contextlib.suppress(RayError):
+            self._seen = dict(sorted(ray.get(self._channel.processes.remote(), timeout=5).items()))
+        return self._seen

@@ -41,10 +41,12 @@ def run_local(train: TrainFunction, job: Any, launch: Launch, report: Report) ->
 def run_remote(train: TrainFunction, job: Any, launch: Launch, report: Report) -> None:
     """Run `train` as `launch.ranks` processes on the cluster that Ray is connected to."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from rlpipe.pipelines.offline.ranks import Ranks
 
-    channel = ray.remote(num_cpus=0)(Channel).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    channel = ray.remote(num_cpus=0, scheduling_strategy=here)(Channel).remote()
     with tempfile.TemporaryDirectory(prefix="rlpipe-train-") as scratch, _train_settings(launch.deadlines):
         fit, ranks = _Fit(_trainer(train, job, launch, channel, scratch)), Ranks(channel, launch)
         try:
@@ -90,7 +92,8 @@ def _trainer(train: TrainFunction, job: Any, launch: Launch, channel: Any, scrat
 
     def train_remotely(config: dict[str, Any]) -> None:
         context = ray.train.get_context()
-        config["channel"].join.remote(context.get_world_rank(), ray.get_runtime_context().current_actor)
+        # Waited for: a rank that comes up after its attempt was given up finds no channel, and ends.
+        ray.get(config["channel"].join.remote(context.get_world_rank(), ray.get_runtime_context().current_actor))
         set_threads(launch.threads, context.get_local_world_size())
         train(config["job"], RemoteProgress(config["channel"], speaks=context.get_world_rank() == 0))
         # Calls of one process arrive in order: after this one, all that was told is there for the driver's last fetch.
@@ -123,7 +126,8 @@ def _follow(fit: _Fit, ranks: "Ranks", channel: Any, launch: Launch, report: Rep
             break
         if late := _late(launch, doing, time.monotonic() - last_sign):
             raise DeadlineExceeded(f"{late}\n{ranks.surroundings()}", launch.name)
-        ranks.require_life()
+        if doing is not None:  # what imports and loads may be silent for long
+            ranks.require_life()
     if fit.error is not None:
         raise explained(fit.error, launch) from fit.error
 

@@ -1,5 +1,6 @@
 """One rank of a TRL trainer under DeepSpeed, whatever the task. Nothing here knows of Ray."""
 
+import contextlib
 import os
 import tempfile
 from abc import ABC, abstractmethod
@@ -25,7 +26,7 @@ from rlpipe.recipe.training import OfflineTraining
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
     from rlpipe.training.adapter_export import Departure
 
@@ -116,12 +117,29 @@ def train(job: TrlJob, progress: Progress) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="rlpipe-trl-") as scratch:
             trainer = _trainer(job, scratch, progress)
-            trainer.train(resume_from_checkpoint=job.checkpoint)
+            with contextlib.suppress(NothingLeft):
+                trainer.train(resume_from_checkpoint=job.checkpoint)
             progress.alive("its last step")
             if not job.training.load_best_model_at_end:
                 trainer.save_result()
     finally:
         _forget()
+
+
+class NothingLeft(Exception):
+    """The checkpoint that training went on from is that of its last step."""
+
+
+def no_step_too_many() -> "TrainerCallback":
+    """transformers looks whether all steps are done after a step only, also behind a checkpoint of the last one."""
+    from transformers import TrainerCallback
+
+    class NoStepTooMany(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step >= state.max_steps:
+                raise NothingLeft
+
+    return NoStepTooMany()
 
 
 def whole_batches(trainer: "type[Trainer]") -> "type[Trainer]":
@@ -153,6 +171,7 @@ def _trainer(job: TrlJob, scratch: str, progress: Progress) -> "Trainer":
     save = partial(_save, trainer, job, departure)
     trainer.save_result = partial(save, Path(job.output_dir), Path(job.adapter_dir))
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(no_step_too_many())
     trainer.add_callback(reporter(trainer, progress, job.metric_names, job.others))
     if job.training.load_best_model_at_end or job.training.early_stopping_patience:
         keep = trainer.save_result if job.training.load_best_model_at_end else lambda: None

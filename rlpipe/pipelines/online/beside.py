@@ -9,7 +9,7 @@ class Beside:
     the world."""
 
     def __init__(self, debug: bool) -> None:
-        self._pool = None if debug else ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pool = None if debug else ThreadPoolExecutor(1, thread_name_prefix="beside")
         self._under_way: Future[None] | None = None
 
     def start(self, work: Callable[[], None]) -> None:
@@ -19,6 +19,11 @@ class Beside:
             work()
         else:
             self._under_way = self._pool.submit(work)
+
+    @property
+    def busy(self) -> bool:
+        """Whether what was started is still being done."""
+        return self._under_way is not None and not self._under_way.done()
 
     def finish(self) -> None:
         """Wait for what was started. Raises what that raised."""

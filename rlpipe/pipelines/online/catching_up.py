@@ -11,6 +11,7 @@ from rlpipe.observe.events import EventLog
 from rlpipe.pipelines.online.admission import Admission
 from rlpipe.pipelines.online.metrics import sample_metrics
 from rlpipe.pipelines.online.publisher import Publisher
+from rlpipe.pipelines.online.sampler import Sampler
 from rlpipe.pipelines.online.saving import Saving
 from rlpipe.pipelines.online.trainer import Trainer
 
@@ -24,6 +25,7 @@ class CatchingUp:
     trainer: Trainer
     publisher: Publisher
     saving: Saving
+    sampler: Sampler
     events: EventLog
 
     def run(self) -> int:
@@ -54,9 +56,17 @@ class CatchingUp:
         self.events.metrics(step, metrics)
 
     def _publish(self, last: int) -> None:
-        """Only what is served from here on: engines that were not lost have gone on with the same weights."""
+        """Only what is served from here on: engines that were not lost have gone on with the same weights. (If they
+        were not to the last bit the same, as on a GPU, what these engines sampled is of no known version.)"""
+        version, digest = self.publisher.version, self.publisher.digest
         with self.events.phase("publish", last or None):
             metrics = self.publisher.publish(version=last)
+        if version == last and digest != self.publisher.digest:
+            self.events.warning(
+                f"the weights of version {last} have not come out exactly as before; what was sampled and is not "
+                "trained yet is sampled again"
+            )
+            self.sampler.start_over()
         if last:
             self.events.commit(last, version=last)
             self.events.metrics(last, metrics)

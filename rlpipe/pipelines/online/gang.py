@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from rlpipe.pipelines.online.beside import Beside
 from rlpipe.runtime.backoff import Losses, rest_before
 from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Silent, Within
 from rlpipe.runtime.roles import Started
@@ -15,20 +16,23 @@ class Gang:
     """Policy, critic and reference. What they had learned since the last checkpoint is trained again, from what the
     ledger stored; that is `CatchingUp`."""
 
-    def __init__(self, started: Started, roles: Sequence[str], max_restarts: int, heartbeat: float) -> None:
+    def __init__(
+        self, started: Started, roles: Sequence[str], max_restarts: int, heartbeat: float, beside: Beside
+    ) -> None:
         """`roles`: those, and whoever lives in their processes. `max_restarts`: how often in a row, without a step in
-        between. `heartbeat`: seconds within which a process gives a sign of life."""
+        between. `heartbeat`: seconds within which a process gives a sign of life. They start `beside` the rest."""
+        self._beside = beside
         self._started, self._losses = started, Losses("training roles were", max_restarts)
         self._roles = {name: started.handles[name] for name in roles}
         self._within = Within("heartbeat", heartbeat)
 
-    def replace(self, fault: Exception, step: int) -> None:
-        """Start the roles again after `fault`, `step` being the last committed one. Raises `fault` if no process of
-        theirs is lost, and `GivenUp` if this has happened too often."""
+    def replace(self, fault: Exception, step: int, meanwhile: Callable[[], None]) -> None:
+        """Start the roles again after `fault`, `step` being the last committed one; `meanwhile` is called again and
+        again. Raises `fault` if no process of theirs is lost, and `GivenUp` if this has happened too often."""
         while fault is not None:
-            fault = self._replaced(fault, step)
+            fault = self._replaced(fault, step, meanwhile)
 
-    def _replaced(self, fault: Exception, step: int) -> Exception | None:
+    def _replaced(self, fault: Exception, step: int, meanwhile: Callable[[], None]) -> Exception | None:
         """What a new attempt is needed for, if it is: one of the new processes was lost."""
         lost = self._lost(fault)
         if lost is None:
@@ -39,13 +43,19 @@ class Gang:
             lost, ", ".join(self._roles), self._losses, step,
         )  # fmt: skip
         began = time.monotonic()
-        time.sleep(rest_before(self._losses.in_a_row))
         try:
-            self._started.restart(list(self._roles))
+            self._beside.start(self._restart)
+            while self._beside.busy:
+                meanwhile()
+            self._beside.finish()
         except (RoleDied, DeadlineExceeded) as again:
             return again
         logger.warning("the training roles are there again, after %.1f s", time.monotonic() - began)
         return None
+
+    def _restart(self) -> None:
+        time.sleep(rest_before(self._losses.in_a_row))
+        self._started.restart(list(self._roles))
 
     def _lost(self, fault: Exception) -> Exception | None:
         """What tells that a process is lost: the fault itself, or that of a rank whose peers have failed of it."""

@@ -64,8 +64,10 @@ class Loop:
                 else:
                     return self.finish()
             except Exception as fault:  # one of a lost process is mended, any other raised
-                self.gang.replace(fault, self.ledger.step)
-                self.sampler.begin_again()
+                self.sampler.interrupt()
+                self.publisher.withdraw()
+                self.gang.replace(fault, self.ledger.step, self.sampler.attend)
+                self.sampler.go_on()
                 done = None
 
     def _begin(self) -> int:

@@ -34,7 +34,7 @@ def sample_metrics(trained: Sequence[Group], dropped: Sequence[Group]) -> dict[s
 
 
 def speed_metrics(trained: Sequence[Group], dropped: Sequence[Group], seconds: float) -> dict[str, float]:
-    """How long the step took, and how much was generated in that time."""
+    """How long the step took, and how many tokens it has gone through in that time: those sampled for it."""
     tokens = sum(float(t.response_mask.sum()) for group in [*trained, *dropped] for t in group.trajectories)
     return {"step_seconds": seconds, "tokens_per_second": tokens / seconds}
 

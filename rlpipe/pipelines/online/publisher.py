@@ -27,9 +27,15 @@ class Publisher:
         """`look` waits for the policy's ranks; engines generate until these have their weights ready."""
         self.version: int | None = None
         """What was published last."""
+        self.digest = ""
+        """Of its bytes."""
         self._look = look
         self._model, self._policy, self._pool = model, policy, pool
         self._verifier, self._probes, self._within = verifier, probes, Within("publish", seconds)
+
+    def withdraw(self) -> None:
+        """The policy is lost: engines go on with what they have, and one that starts waits for the next `publish`."""
+        self._pool.withdraw(self._model)
 
     def publish(self, version: int) -> dict[str, float]:
         """Returns how many bytes went to each engine, after how many seconds all served them, and the largest
@@ -45,7 +51,7 @@ class Publisher:
         what = Publication(version, exports[0], sent, expected[0], self._probes, self._verifier, self._within)
         results([*exports[1:], sent, *expected], self._look)  # not the payload: that goes to the engines only
         delivered = self._pool.publish(self._model, what).values()
-        self.version = version
+        self.version, self.digest = version, what.truth[0].digest
         return {
             "publish/bytes": float(what.truth[0].nbytes),
             "publish/seconds": max(engine.at for engine in delivered) - started,

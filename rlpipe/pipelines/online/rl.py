@@ -50,7 +50,8 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
             scoring = stack.enter_context(reward_models.scoring(stage, recipe.rewards, started.handles))
             train, heldout = (_that_fit(prompts, recipe, stage) for prompts in stage.prompts)
             ledger = stack.enter_context(_ledger(stage, recipe, train, scoring.names))
-            gang = Gang(started, _training(specs), recipe.train.max_restarts, recipe.deadlines.heartbeat)
+            training, beside = _training(specs), Beside(stage.debug)
+            gang = Gang(started, training, recipe.train.max_restarts, recipe.deadlines.heartbeat, beside)
             loop = _loop(stage, recipe, scoring, environment, algorithm, started.handles, gang, ledger, heldout)
             stack.callback(loop.saving.finish)
             started.ready()
@@ -115,7 +116,8 @@ def _loop(
     evaluator = Evaluator(stage, heldout)
     answers = Answers(roles.POLICY, rollouts, scoring, stage.tokenizer)
     admission = Admission(recipe.schedule, recipe.run)
-    sampler = Sampler(ledger, admission, answers, scoring, sampling, group_size, recipe.seed)
+    shared = any(spec.shares for spec in reward_models.specs(stage))
+    sampler = Sampler(ledger, admission, answers, scoring, sampling, group_size, recipe.seed, shared)
     trainer = _trainer(recipe, algorithm, handles, sampler.first_ready)
     publisher = _publisher(stage, recipe, handles[roles.POLICY], pool, heldout, sampler.first_ready)
     saving = _saving(stage, recipe, handles, {"kl": trainer.kl, "admission": admission}, ledger)
@@ -132,7 +134,7 @@ def _loop(
         gang=gang,
         finish=partial(_save_result, stage, saving, handles[roles.POLICY]),
         admission=admission,
-        catching_up=CatchingUp(ledger, admission, trainer, publisher, saving, stage.events),
+        catching_up=CatchingUp(ledger, admission, trainer, publisher, saving, sampler, stage.events),
         events=stage.events,
     )
 

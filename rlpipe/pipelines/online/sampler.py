@@ -37,8 +37,11 @@ class Sampler:
         sampling: Sampling,
         group_size: int,
         seed: int,
+        scored_in_training: bool = False,
     ) -> None:
-        """`check` says whether too many rewards of a step have failed."""
+        """`check` says whether too many rewards of a step have failed; `scored_in_training`, whether rewards live in
+        the processes of training roles."""
+        self._scored_in_training = scored_in_training
         self._ledger, self._admission, self._answers, self._check = ledger, admission, answers, check
         self._sampling, self._group_size, self._seed = sampling, group_size, seed
         self._scored: list[Group] = []
@@ -46,12 +49,11 @@ class Sampler:
         self._appended = time.monotonic()
 
     def generate(self, count: int) -> None:
-        """Work until engines have answered as many prompts as the next `count` groups lack. Scoring goes on beside it
-        and may not be done at the end."""
+        """Work until engines have answered all of the next `count` prompts. Scoring goes on beside it and may not be
+        done at the end."""
         self._admit()
-        while self._answers.generating() and self._ledger.lacking(count) > self._answered():
-            self._answers.look(SECONDS_PER_LOOK)
-            self.keep()
+        while self._ledger.lacking(count) & self._answers.generating():
+            self.attend()
 
     def scored(self, count: int, step: int) -> list[Group]:
         """The step's groups in cursor order, once their rewards are there. Raises `RewardFailed` if too many could not
@@ -60,13 +62,18 @@ class Sampler:
             self._admit()  # anew those that nobody works on any more
             self._answers.work_off()
             self._answers.look(SECONDS_PER_LOOK)
-            self.keep(urgent=len(self._scored) >= self._ledger.lacking(count))
+            self.keep(urgent=self._ledger.lacking(count) <= {group.group_id for group in self._scored})
         try:
             self._check.check(groups, step)
         except RewardFailed:
             self._ledger.ask_again([g.group_id for g in groups if any(isinstance(o, Failure) for o in g.outcomes)])
             raise
         return groups
+
+    def attend(self) -> None:
+        """Take in what engines and rewards have."""
+        self._answers.look(SECONDS_PER_LOOK)
+        self.keep()
 
     def first_ready(self, pendings: Sequence[Pending[Any]], seconds: float) -> list[Pending[Any]]:
         """As `handle.first_ready`, and answers come in meanwhile."""
@@ -79,7 +86,7 @@ class Sampler:
     def keep(self, urgent: bool = False) -> None:
         """What is scored goes into the ledger, several at once unless it is `urgent`: making one durable costs as much
         as making all of them. What is worked on keeps its lease."""
-        self._ledger.extend(self._answers.generating() | self._answers.scoring())
+        self._ledger.hold(self._in_hand())
         if not self._scored or not (urgent or time.monotonic() - self._appended >= SECONDS_PER_APPEND):
             return
         for group, verdict in zip(self._scored, self._ledger.append(self._scored), strict=True):
@@ -88,19 +95,33 @@ class Sampler:
         self._scored.clear()
         self._appended = time.monotonic()
 
-    def begin_again(self) -> None:
-        """The training roles have started again: what was taken for the step can be taken again, and what rewards in
-        their processes had in hand is scored anew. Engines go on with what they were asked."""
+    def interrupt(self) -> None:
+        """Training roles are lost: what was taken for the step can be taken again, and rewards in their processes are
+        not asked. Engines go on with what they were asked."""
         self._ledger.give_back()
-        self._answers.score_again()
+        if self._scored_in_training:
+            self._answers.pause_scoring()
+
+    def go_on(self) -> None:
+        """They are there again."""
+        self._answers.resume_scoring()
+
+    def start_over(self) -> None:
+        """What was sampled and is not trained is of weights that are gone: it is asked again."""
+        self._answers.forget(self._in_hand())
+        self._scored.clear()
+        self._ledger.hold(())
+        self._ledger.ask_all_again()
+
+    def _in_hand(self) -> set[str]:
+        """The leases that engines and rewards work on, or whose answers are on the way to the ledger."""
+        scored = {group.group_id for group in self._scored}
+        return scored | self._answers.generating() | self._answers.scoring()
 
     def _admit(self) -> None:
+        self._ledger.hold(self._in_hand())
         leases = self._ledger.lease(self._admission.ahead(self._ledger))
         self._answers.ask([Ask(self._request(lease), lease.prompt) for lease in leases], self._scored.append)
-
-    def _answered(self) -> int:
-        """How many groups engines have finished that are not in the ledger yet."""
-        return len(self._scored) + len(self._answers.scoring())
 
     def _request(self, lease: Lease) -> GroupRequest:
         prompt = lease.prompt
