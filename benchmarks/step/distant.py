@@ -6,6 +6,7 @@ tokens; weights it takes, and proves, as the engine does in whose place it is. F
 
 import sys
 import time
+from collections import deque
 from dataclasses import replace
 from typing import Any
 
@@ -25,17 +26,22 @@ FIRST, LAST = 32, 127
 class DistantEngine:
     """An `Engine` beside a real one, which takes weights and answers probes."""
 
-    def __init__(self, near: Engine, seconds: float) -> None:
-        self._near, self._seconds = near, seconds
+    def __init__(self, near: Engine, seconds: float, most: int) -> None:
+        """`most`: how many responses run at once, as `rollout.max_num_seqs`; the others wait."""
+        self._near, self._seconds, self._most = near, seconds, most
         self._running: list[_Response] = []
+        self._waiting: deque[_Response] = deque()
         self._pulse = Pulse(0)
 
     def submit(self, requests: list[GroupRequest]) -> None:
         for request in requests:
-            self._running += [_Response(request, i, self._pulse.version) for i in range(len(request.seeds))]
+            self._waiting += [_Response(request, i) for i in range(len(request.seeds))]
             self._pulse.outstanding += len(request.seeds)
 
     def step(self) -> list[Trajectory]:
+        while self._waiting and len(self._running) < self._most:
+            self._running.append(self._waiting.popleft())
+            self._running[-1].spans.append(VersionSpan(0, self._pulse.version))
         if self._running:
             time.sleep(self._seconds)
         for response in self._running:
@@ -56,9 +62,9 @@ class DistantEngine:
         return self._near.probe(sequences)
 
     def abort(self, group_ids: list[str]) -> None:
-        before = len(self._running)
         self._running = [r for r in self._running if r.request.group_id not in group_ids]
-        self._pulse.outstanding -= before - len(self._running)
+        self._waiting = deque(r for r in self._waiting if r.request.group_id not in group_ids)
+        self._pulse.outstanding = len(self._running) + len(self._waiting)
 
     def close(self) -> None:
         self._near.close()
@@ -68,9 +74,9 @@ class DistantEngine:
 
 
 class _Response:
-    def __init__(self, request: GroupRequest, sample: int, version: int) -> None:
+    def __init__(self, request: GroupRequest, sample: int) -> None:
         self.request, self.sample, self.length = request, sample, 0
-        self.spans = [VersionSpan(0, version)]
+        self.spans: list[VersionSpan] = []
 
     @property
     def done(self) -> bool:
@@ -90,7 +96,7 @@ def _far(seconds: float) -> type[RolloutWorker]:
     class Distant(RolloutWorker):
         def __init__(self, spec: EngineSpec) -> None:
             super().__init__(spec)
-            self._engine = DistantEngine(self._engine, seconds)
+            self._engine = DistantEngine(self._engine, seconds, spec.max_num_seqs)
 
     return Distant
 

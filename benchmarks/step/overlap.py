@@ -77,7 +77,7 @@ def _pair(
         changed: dict[str, Any] = contest.changes | changes
         place = folder / f"{name.split(' (')[0].replace(', ', '-').replace(' ', '-')}-{ahead}"
         run = pipeline.run(
-            replace(contest, changes=changed), case, engine, model, plan.steps, plan.warm_up + 2, place, command
+            replace(contest, changes=changed), case, engine, model, plan.steps + 1, plan.warm_up + 2, place, command
         )
-        samples[ahead] = run.samples
+        samples[ahead] = run.samples[:-1]  # for the last one nothing is left to generate beside it
     return Pair(name, samples)
