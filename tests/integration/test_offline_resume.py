@@ -123,6 +123,18 @@ def test_what_goes_on_ends_as_what_was_never_killed(case, tmp_path):
         AutoModelForCausalLM.from_pretrained(last / "model")
 
 
+@pytest.mark.parametrize("case", ["sft, ZeRO-3", "the best of sft"])
+def test_behind_the_checkpoint_of_the_last_step_nothing_is_trained(case, tmp_path):
+    """As when it died while it wrote its result."""
+    recipe, after = CASES[case](), Figures()
+    expected = run(recipe, tmp_path, Figures())
+    if not recipe.train.load_best_model_at_end:
+        shutil.rmtree(tmp_path / "model")
+    found = run(recipe, tmp_path, after)
+    assert not [step for step, values in after if "loss" in values]
+    assert all(bool((found[name] == expected[name]).all()) for name in expected)
+
+
 RECIPE = f"""
 task: sft
 name: killed

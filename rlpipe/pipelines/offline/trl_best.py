@@ -52,7 +52,8 @@ def best_model(
             improved = value > self._improved_to + training.early_stopping_threshold
             self._improved_to = value if improved else self._improved_to
             self._without_improvement = 0 if improved else self._without_improvement + 1
-            if self._without_improvement >= training.early_stopping_patience:
+            patience = training.early_stopping_patience
+            if patience is not None and self._without_improvement >= patience:
                 control.should_training_stop = True
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
