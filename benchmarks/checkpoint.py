@@ -88,7 +88,7 @@ def made(run: Path, policy: LocalHandle, beside: Beside) -> Saving:
         policy._role.save(str(folder / "model"))
 
     settings = PolicyTraining(save_steps=1, save_total_limit=1)
-    return Saving(run, settings, 0, {"policy": [policy]}, nothing, nothing, export, {}, 600.0, events, beside)
+    return Saving(run, settings, 0, {"policy": [policy]}, {}, nothing, export, {}, 600.0, events, beside)
 
 
 def timed(work: Callable[[], None]) -> float:

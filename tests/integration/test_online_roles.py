@@ -9,7 +9,7 @@ from test_online import assert_same, train
 
 from rlpipe.models.classifier import load_classifier
 from rlpipe.recipe.model import PretrainedModel
-from rlpipe.runtime.ray_runtime import RayRuntime
+from rlpipe.runtime import ray_runtime
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -54,13 +54,14 @@ def plain_run(recipe_file, tmp_path_factory) -> dict:
 @pytest.fixture
 def bundles(monkeypatch) -> list[int]:
     """How many bundles each start of a runtime reserved."""
-    counts, placed = [], RayRuntime._placed
+    counts, reserve = [], ray_runtime.reserve
 
-    def counting(self, owners, roles):
-        counts.append(sum(spec.count for spec in owners))
-        return placed(self, owners, roles)
+    def counting(roles, seconds):
+        places = reserve(roles, seconds)
+        counts.append(sum(map(len, places.values())))
+        return places
 
-    monkeypatch.setattr(RayRuntime, "_placed", counting)
+    monkeypatch.setattr(ray_runtime, "reserve", counting)
     return counts
 
 

@@ -160,8 +160,9 @@ def one_rank_dies(job, progress):
 def one_rank_hangs(job, progress):
     import torch.distributed as dist
 
+    progress.alive("its first step")  # who has not said anything yet may be importing or loading
     if dist.get_rank() == 1:
-        time.sleep(3)  # until it was asked for its first sign of life, as any that has trained a step
+        time.sleep(3)  # until it was asked for its first sign of life
         os.kill(os.getpid(), signal.SIGSTOP)
     dist.barrier()
 
