@@ -19,7 +19,7 @@ from rlpipe.pipelines.offline import launch
 from rlpipe.pipelines.offline.sft import run_sft
 from rlpipe.pipelines.offline.trl_worker import train
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.soak]
 
 STRUCK = {"step 3": signal.SIGKILL, "step 5": signal.SIGSTOP}
 """What happens to rank 1 at the end of these steps, once each."""
