@@ -133,7 +133,7 @@ class RlRecipe(Strict):
     schedule: Schedule
     """How many steps, of how many prompts."""
     run: Run = Run()
-    """How far sampling may be ahead of training."""
+    """How many versions samples may be older than the policy that learns from them."""
     train: PolicyTraining = PolicyTraining()
     """Optimizer, batches and processes of the policy's training."""
     reference: Reference = Reference()
