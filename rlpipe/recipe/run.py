@@ -1,4 +1,4 @@
-"""Settings of a run that are not the algorithm's: deadlines, tracking, verification."""
+"""Settings of a run that are not the algorithm's: deadlines, sampling ahead, tracking, verification."""
 
 from typing import Annotated, Literal
 
