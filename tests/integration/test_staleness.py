@@ -230,6 +230,8 @@ def test_answers_that_come_with_the_last_weights_are_used(folder, tmp_path):
     metrics = train(folder / "recipe.yaml", tmp_path / "run", *STALE, "rollout.max_new_tokens=2", "evaluation.every=9")
     assert list(metrics) == [1, 2, 3, 4, 5]
     assert sum(len({row["prompt_id"] for row in rows(tmp_path / "run", step)}) for step in range(1, 6)) == 8 * 5
+    ids = {row["group_id"] for step in range(1, 6) for row in rows(tmp_path / "run", step)}
+    assert not [group_id for group_id in ids if "r1/" in group_id], "none was asked twice"
 
 
 def test_what_needs_a_correction_says_so(folder):
