@@ -184,7 +184,7 @@ def test_on_ray_engines_generate_while_the_policy_trains(folder, tmp_path, ray_c
 
     monkeypatch.setattr(Trainer, "update", updating)
     monkeypatch.setattr(EnginePool, "_harvest", harvesting)
-    changes = (*STALE, "rollout.engines=2", "train.minibatches=4", "rollout.max_new_tokens=256")
+    changes = (*STALE, "rollout.engines=2", "train.minibatches=4", "rollout.max_new_tokens=160")
     metrics = train(folder / "recipe.yaml", tmp_path / "run", *changes, debug=False)
     assert len(struck) == 1
     assert any(heard), "no engine had finished a slice of work, and got the next one, while the policy trained"

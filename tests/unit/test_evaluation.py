@@ -9,6 +9,7 @@ import pytest
 from sample_groups import make_group
 
 from rlpipe.data.flow import Failure, Prompt, Score
+from rlpipe.pipelines.answers import Answers
 from rlpipe.pipelines.evaluation import Evaluator, pass_at_k
 from rlpipe.recipe.errors import RecipeError
 from rlpipe.recipe.load import load
@@ -23,7 +24,13 @@ class Engines:
     def submit(self, model, requests):
         self.requests = list(requests)
 
-    def finished(self, seconds):
+    def asked(self):
+        return {request.group_id for request in self.requests}
+
+    def abort(self, group_ids):
+        assert not group_ids, "everything was answered"
+
+    def finished(self, seconds, also):
         request = self.requests.pop(0)
         return [make_group(["4"] * len(request.seeds), group_id=request.group_id).trajectories]
 
@@ -41,6 +48,9 @@ class Rewards:
         groups, self._groups = self._groups, []
         return groups
 
+    def work_off(self):
+        pass
+
 
 def evaluated(outcome, **settings):
     told = []
@@ -50,7 +60,8 @@ def evaluated(outcome, **settings):
         tokenizer=SimpleNamespace(batch_decode=lambda rows, **_: ["4"] * len(rows)),
         stop_token_ids=(1,),
     )
-    return Evaluator(stage, PROMPTS).run(Engines(), Rewards(outcome), "policy"), told
+    answers = Answers("policy", Engines(), Rewards(outcome), stage.tokenizer)
+    return Evaluator(stage, PROMPTS).run(answers), told
 
 
 def test_every_prompt_is_answered_greedily_and_sampled_and_progress_is_told():
