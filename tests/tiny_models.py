@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlpipe.data.flow import GroupRequest, Sampling
+from rlpipe.models.classifier import load_classifier
 from rlpipe.models.scratch import build_model, build_tokenizer
-from rlpipe.recipe.model import ScratchModel
+from rlpipe.recipe.model import PretrainedModel, ScratchModel
 from rlpipe.weights.packing import pack
 from rlpipe.weights.payload import Payload
 
@@ -35,6 +36,15 @@ def save_model(directory: Path, seed: int = 0, tied: bool = True) -> Path:
     scramble(model, seed)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    return directory
+
+
+def save_reward_model(directory: Path, model: Path) -> Path:
+    """A classifier with the body of the model at `model`, and with its tokenizer."""
+    spec = PretrainedModel(path=str(model))
+    load_classifier(spec, str(model), torch.float32, 0, head_seed=1).save_pretrained(directory)
+    for file in (*model.glob("*token*"), *model.glob("*.jinja")):
+        (directory / file.name).write_bytes(file.read_bytes())
     return directory
 
 

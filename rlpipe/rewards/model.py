@@ -2,14 +2,11 @@
 
 A replica is a rank, or all ranks over which the model is split. The replicas share the groups that wait: each gets as
 many in one call as one forward pass takes. Groups that get no answer within their deadline, and a score that is no
-number, are failures. A replica that died, or whose process gives no sign of life, is no group's fault: another takes
-its place and is asked the same, or, if its node is gone and no other has room, one of the others is asked; one that
-shares its process with another role, or is split over several, cannot be replaced alone, and its death is raised.
+number, are failures. A replica that died, or whose process gives no sign of life, is no group's fault: the next one
+that is free is asked the same, while another process takes its place; one that shares its process with another role, or
+is split over several, cannot be replaced alone, and its death is raised.
 """
 
-import contextlib
-import logging
-import queue
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,18 +18,10 @@ from rlpipe.data.flow import Failure, Group, Tokens
 from rlpipe.recipe.rewards import ModelReward
 from rlpipe.recipe.run import Deadlines
 from rlpipe.rewards.encoding import Encode
+from rlpipe.rewards.replicas import Replica, Replicas
 from rlpipe.rewards.reward import Allowance, Component
-from rlpipe.runtime.handle import DeadlineExceeded, Handle, RoleDied, Silent, Within, first_ready, results
-from rlpipe.runtime.roles import PlacementError
+from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, RoleDied, Silent, Within, results
 from rlpipe.training.reward_model import RewardModel
-
-logger = logging.getLogger(__name__)
-
-_SECONDS_PER_LOOK = 1.0
-"""Between two looks whether a process whose node is gone has a place on another."""
-
-Replica = list[Handle[RewardModel]]
-"""The ranks of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +44,7 @@ class Model:
         self.weight = recipe.weight
         self._scorer = scorer
         self._tokens_per_call, self._max_restarts = recipe.tokens_per_batch, recipe.max_restarts
-        self._free: queue.SimpleQueue[Replica] = queue.SimpleQueue()
-        self._without_place: queue.SimpleQueue[Replica] = queue.SimpleQueue()
-        for replica in scorer.replicas:
-            self._free.put(replica)
+        self._replicas = Replicas(recipe.name, scorer.replicas, scorer.replaced_within, recipe.max_restarts)
 
     def start(self) -> None: ...
 
@@ -67,7 +53,7 @@ class Model:
 
     def takes(self, waiting: Sequence[Group]) -> int:
         """A replica's share, within the token budget of a forward pass."""
-        share = waiting[: -(-len(waiting) // len(self._scorer.replicas))]
+        share = waiting[: -(-len(waiting) // len(self._replicas))]
         tokens_so_far = accumulate(map(_tokens, share))
         return max(1, sum(tokens <= self._tokens_per_call for tokens in tokens_so_far))
 
@@ -80,43 +66,29 @@ class Model:
     def close(self) -> None: ...
 
     def _ask(self, sequences: list[Tokens], allowance: Allowance) -> list[Component]:
-        for attempt in range(self._max_restarts + 1):
-            replica, goes_to = self._take(), self._free  # waiting for a busy one is not these groups' time
-            try:
-                return self._asked(replica, sequences, allowance)
-            except RoleDied as fault:
-                if self._scorer.replaced_within is None or attempt == self._max_restarts:
-                    raise
-                goes_to = self._replaced(replica, fault)
-                allowance = Allowance(allowance.seconds)
-            finally:
-                goes_to.put(replica)
-
-    def _take(self) -> Replica:
-        """A replica that is free. Raises `PlacementError` if none has a place on the cluster for too long."""
-        placed = time.monotonic()
+        losses = 0
         while True:
-            self._look_for_places()
-            with contextlib.suppress(queue.Empty):
-                return self._free.get(timeout=_SECONDS_PER_LOOK)
-            if self._without_place.qsize() < len(self._scorer.replicas):
-                placed = time.monotonic()
-            elif time.monotonic() - placed > self._scorer.replaced_within.placement:
-                raise PlacementError(self._says_no_place())
+            post = self._replicas.take()  # waiting for one is not these groups' time
+            try:
+                answers = self._asked(post.replica, sequences, allowance)
+            except RoleDied as fault:
+                losses += 1
+                self._replicas.lose(post, fault)
+                if losses > self._max_restarts:
+                    raise GivenUp(self._says_deadly(losses, fault)) from fault
+                allowance = Allowance(allowance.seconds)
+            except BaseException:
+                self._replicas.give_back(post)
+                raise
+            else:
+                self._replicas.give_back(post)
+                return answers
 
-    def _says_no_place(self) -> str:
-        lacking = "; ".join(f"{rank.name} waits for {rank.lacking()}" for [rank] in self._scorer.replicas)
+    def _says_deadly(self, losses: int, fault: RoleDied) -> str:
         return (
-            f"No replica of the reward `{self.name}` has had a place on the cluster within "
-            f"{self._scorer.replaced_within.placement:g} s (deadlines.placement), since nodes are lost: {lacking} Add "
-            "nodes and resume the run, or lower the resources of the reward."
+            f"{losses} replicas of the reward `{self.name}` were lost while they were asked about the same responses; "
+            f"its max_restarts is {self._max_restarts}. The last fault: {fault}"
         )
-
-    def _look_for_places(self) -> None:
-        for _ in range(self._without_place.qsize()):
-            with contextlib.suppress(queue.Empty):  # another thread was quicker
-                replica = self._without_place.get_nowait()
-                self._start_again(replica).put(replica)
 
     def _asked(self, replica: Replica, sequences: list[Tokens], allowance: Allowance) -> list[Component]:
         begin = time.monotonic()
@@ -141,33 +113,6 @@ class Model:
             results([rank.pulse(within) for rank in replica])
         except DeadlineExceeded as silence:
             raise RoleDied(str(silence), silence.who) from None
-
-    def _replaced(self, replica: Replica, fault: RoleDied) -> "queue.SimpleQueue[Replica]":
-        """Where it goes, with another process in its place or without."""
-        logger.warning("%s is lost: %s\nA new process takes its place.", replica[0].name, fault)
-        goes_to = self._start_again(replica)
-        if lacking := replica[0].lacking():
-            logger.warning("%s waits for %s It is started when a node joins.", replica[0].name, lacking)
-        return goes_to
-
-    def _start_again(self, replica: Replica) -> "queue.SimpleQueue[Replica]":
-        [rank] = replica
-        return self._without_place if rank.lacking() or not self._started(rank) else self._free
-
-    def _started(self, rank: Handle[RewardModel]) -> bool:
-        """False if its node turns out to be gone meanwhile."""
-        starting = rank.restart()
-        while not first_ready([starting], _SECONDS_PER_LOOK) and starting.seconds_left() > 0:
-            if rank.lacking():
-                return False
-        try:
-            starting.result()
-            logger.warning("%s is there again", rank.name)
-        except (RoleDied, DeadlineExceeded) as again:  # the next question shows it
-            if rank.moved():
-                return False
-            logger.warning("%s is lost again: %s", rank.name, again)
-        return True
 
     def _fits(self, tokens: Tokens) -> bool:
         return len(tokens) <= self._scorer.max_length

@@ -8,10 +8,20 @@ from typing import Any, Literal
 from rlpipe.data.flow import GroupRequest, Trajectory
 from rlpipe.recipe.run import Deadlines
 from rlpipe.rollout.delivery import Delivered, Publication
-from rlpipe.rollout.revival import Revival
+from rlpipe.rollout.revival import serving
 from rlpipe.rollout.seat import AskedGroup, FinishedGroup, Seat
 from rlpipe.rollout.worker import RolloutWorker
-from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, Handle, Pending, RoleDied, Within, first_ready
+from rlpipe.runtime.handle import (
+    DeadlineExceeded,
+    GivenUp,
+    Handle,
+    NotStarted,
+    Pending,
+    RoleDied,
+    Within,
+    first_ready,
+)  # fmt: skip
+from rlpipe.runtime.revival import Revival, Steps
 from rlpipe.runtime.roles import PlacementError
 
 logger = logging.getLogger(__name__)
@@ -67,9 +77,10 @@ class EnginePool:
         """Groups of any model that are complete, waiting up to `seconds` for the first, or until one of `also`, which
         are calls of other roles, is finished.
 
-        Raises `GivenUp` if engines cannot be replaced; `PlacementError` if no engine of a model has a place on the
-        cluster for longer than deadlines.placement; `Barren` naming the engine if any response from it takes
-        longer than deadlines.rollout; whatever else an engine raised is raised here.
+        Raises `GivenUp` if engines are lost again and again, `NotStarted` if the process in the place of one does not
+        come up; `PlacementError` if no engine of a model has a place on the cluster for longer than
+        deadlines.placement; `Barren` naming the engine if any response from it takes longer than deadlines.rollout;
+        whatever else an engine raised is raised here.
         """
         until = time.monotonic() + seconds
         while not self._done and (self.outstanding or also):
@@ -198,7 +209,7 @@ class EnginePool:
     def _lose(self, seat: Seat, fault: RoleDied | DeadlineExceeded) -> None:
         """Put another process in the place of an engine, and have the others do what it was asked."""
         name = seat.handle.name
-        if fault.who not in ("", name):  # the trainer's fault, whose weights it was to get
+        if isinstance(fault, NotStarted) or fault.who not in ("", name):  # the trainer's, whose weights it was to get
             raise fault
         groups = seat.lose()
         if seat.losses > self._max_restarts or any(group.lost > self._max_restarts for group in groups):
@@ -209,8 +220,11 @@ class EnginePool:
             name, fault, seat.losses, self._max_restarts, len(groups),
             f"{others} other{'s' * (others > 1)}" if others else "it, as no other serves",
         )  # fmt: skip
-        seat.revival = Revival(seat.handle, lambda: self._wanted(seat.model), seat.losses)
+        seat.revival = Revival(seat.handle, lambda: self._serving(seat), seat.losses)
         self._spread(seat.model, groups)
+
+    def _serving(self, seat: Seat) -> Steps[Delivered | None]:
+        return serving(seat.handle, lambda: self._wanted(seat.model))
 
     def _wanted(self, model: str) -> Publication | Literal["later"] | None:
         return "later" if model in self._withdrawn else self._published.get(model)
@@ -220,7 +234,7 @@ class EnginePool:
             self._require_place(seat.model)
             return
         revival, seat.revival = seat.revival, None
-        seat.delivered = revival.delivered
+        seat.delivered = revival.result
         logger.warning("%s serves again, after %.1f s", seat.handle.name, time.monotonic() - revival.began)
         homeless, self._homeless[seat.model] = self._homeless[seat.model], []
         self._spread(seat.model, homeless)

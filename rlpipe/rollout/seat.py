@@ -6,9 +6,9 @@ from typing import Any
 
 from rlpipe.data.flow import GroupRequest, Trajectory
 from rlpipe.rollout.delivery import Delivered, Publication
-from rlpipe.rollout.revival import Revival
 from rlpipe.rollout.worker import RolloutWorker
 from rlpipe.runtime.handle import Handle, Pending
+from rlpipe.runtime.revival import Revival
 
 FinishedGroup = tuple[Trajectory, ...]
 """All responses to one request, by sample index."""
@@ -50,7 +50,7 @@ class Seat:
     """Under way while it is published to."""
     delivering: Pending[Any] | None = None
     """What the delivery waits for."""
-    revival: Revival | None = None
+    revival: Revival[Delivered | None] | None = None
     """Under way while the engine is lost."""
     losses: int = 0
     """Engines lost here since one has finished a group."""

@@ -27,6 +27,11 @@ class DeadlineExceeded(TimeoutError):
         self.who = who
 
 
+class NotStarted(DeadlineExceeded):
+    """A process has not come up, or not built its role, within deadlines.start, and has not died of it: another one
+    would be as late. So it is told at once, and not tried again."""
+
+
 class Silent(DeadlineExceeded):
     """A process gives no sign of life: it is there, and hangs as a whole."""
 
@@ -56,7 +61,7 @@ class Pending(Protocol[T_co]):
     """A call under way."""
 
     def result(self) -> T_co:
-        """The value. Raises what the role raised, `DeadlineExceeded`, or `RoleDied`."""
+        """The value. Raises what the role raised, `DeadlineExceeded` (`NotStarted` of a start), or `RoleDied`."""
 
     @classmethod
     def ready(cls, pendings: Sequence[Self], seconds: float) -> list[Self]:

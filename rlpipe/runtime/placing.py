@@ -7,7 +7,7 @@ group of its own: with room for one of two, one of them goes on. Those that hang
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
@@ -19,23 +19,34 @@ _PARTING_SECONDS = 10.0
 """Within this what was reserved as one is there in parts, or somebody else was quicker."""
 
 
-@dataclass(frozen=True, slots=True)
 class Place:
     """A process's bundle."""
 
-    group: PlacementGroup
-    index: int
-
-    @property
-    def reserved(self) -> Bundle:
-        return self.group.bundle_specs[self.index]
+    def __init__(self, group: PlacementGroup, index: int) -> None:
+        self.group, self.index = group, index
+        self.reserved: Bundle = group.bundle_specs[index]
+        self._stepped_back = False
 
     def give_back(self) -> None:
         """Also what others have of its group."""
         remove_placement_group(self.group)
 
+    def step_back(self) -> None:
+        """Of a process that has its group alone: leave the room to those who must have it first, and wait."""
+        if not self._stepped_back:
+            self._stepped_back = True
+            remove_placement_group(self.group)
+
+    def ask_again(self) -> None:
+        """Those have it; ask for room, if this one has stepped back."""
+        if self._stepped_back:
+            self.group, self.index = placement_group([self.reserved], strategy="PACK"), 0
+            self._stepped_back = False
+
     def node(self) -> str:
         """The id of the node it is on; empty while it is on none."""
+        if self._stepped_back:
+            return ""
         table = placement_group_table(self.group)
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         node = table["bundles_to_node_id"].get(self.index, "")
@@ -44,6 +55,8 @@ class Place:
     def lacking(self) -> str:
         """What is waited for when its node is gone and no other has room for what is lost of its group; else nothing.
         (Ray knows some 15 s after the last word of a node that it is gone.)"""
+        if self._stepped_back:
+            return f"room for {shown(self.reserved)}, after the training roles, which have none. {cluster_has()}"
         table = placement_group_table(self.group)
         if table["state"] == "CREATED":
             return ""
@@ -71,30 +84,32 @@ def _reserved(sets: list[list[Bundle]], seconds: float) -> list[PlacementGroup] 
     """All or nothing: they are waited for as one group, so that of two runs neither holds what the other one lacks."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
-        whole = placement_group([each for bundles in sets for each in bundles], strategy="PACK")
-        if not whole.wait(math.ceil(left)):
-            remove_placement_group(whole)
-            break
-        if len(sets) == 1:
-            return [whole]
-        if (parts := _parted(whole, sets)) is not None:
-            return parts
+        with ExitStack() as given_back:  # whatever ends this, Ctrl-C among it
+            whole = _held(given_back, placement_group([each for bundles in sets for each in bundles], strategy="PACK"))
+            if not whole.wait(math.ceil(left)):
+                return None
+            parts = [whole] if len(sets) == 1 else _parted(whole, sets, given_back)
+            if parts is not None:
+                given_back.pop_all()
+                return parts
     return None
 
 
-def _parted(whole: PlacementGroup, sets: list[list[Bundle]]) -> list[PlacementGroup] | None:
+def _held(given_back: ExitStack, group: PlacementGroup) -> PlacementGroup:
+    given_back.callback(remove_placement_group, group)
+    return group
+
+
+def _parted(whole: PlacementGroup, sets: list[list[Bundle]], given_back: ExitStack) -> list[PlacementGroup] | None:
     """Groups of their own in its place, on the same nodes; None if somebody else took the room in between."""
     found = placement_group_table(whole)["bundles_to_node_id"]
     nodes = iter(found[i] for i in range(whole.bundle_count))
     where = [[next(nodes) for _ in bundles] for bundles in sets]
     remove_placement_group(whole)
-    parts = [_group(bundles, at) for bundles, at in zip(sets, where, strict=True)]
+    parts = [_held(given_back, _group(bundles, at)) for bundles, at in zip(sets, where, strict=True)]
     until = time.monotonic() + _PARTING_SECONDS
-    if all(part.wait(max(1, math.ceil(until - time.monotonic()))) for part in parts):
-        return parts
-    for part in parts:
-        remove_placement_group(part)
-    return None
+    there = all(part.wait(max(1, math.ceil(until - time.monotonic()))) for part in parts)
+    return parts if there else None
 
 
 def _group(bundles: list[Bundle], nodes: list[str]) -> PlacementGroup:

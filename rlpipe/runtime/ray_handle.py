@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from rlpipe.recipe.run import Deadlines
 from rlpipe.runtime.handle import Within
 from rlpipe.runtime.ray_heartbeat import Watch
-from rlpipe.runtime.ray_pending import RayPending
+from rlpipe.runtime.ray_pending import STARTING, RayPending
 from rlpipe.runtime.ray_process import RayProcess
 from rlpipe.runtime.roles import RoleSpec
 
@@ -30,7 +30,8 @@ class RayHandle:
         """Construct the role; later calls wait for it."""
         host, spec = self._process.host, self._spec
         built = host.build.remote(spec.name, spec.role, arguments, spec.host, spec.threads, self._sharing)
-        start = Within("start", self._deadlines.start)
+        self._process.building = built
+        start = Within(STARTING, self._deadlines.start)
         return RayPending(host, self.name, f"building {spec.role.__name__}", built, start, self._unwatched)
 
     def call(self, within: Within, method: Callable[..., T], /, *args: Any, **kwargs: Any) -> RayPending[T]:

@@ -8,10 +8,12 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from rlpipe.runtime import ray_overdue
-from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Silent, Within
+from rlpipe.runtime.handle import DeadlineExceeded, NotStarted, RoleDied, Silent, Within
 from rlpipe.runtime.ray_heartbeat import Watch
 
 T = TypeVar("T")
+STARTING = "start"
+"""The phase in which a process comes up and builds its roles."""
 _FETCHING_SECONDS = 60.0
 _SECONDS_PER_LOOK = 1.0
 """How long a call is waited for before its process, and those it hangs on, are looked after."""
@@ -39,13 +41,13 @@ class RayPending(Generic[T]):
 
     def result(self) -> T:
         if not self.ready([self], max(0.0, self.seconds_left())):
-            raise DeadlineExceeded(self._overdue(), self._role_name)
+            raise self.late()
         if self._hung and not _finished([self], 0.0):
             raise Silent(self._silence(), self._hung)
         try:
             return ray.get(self.ref, timeout=max(_FETCHING_SECONDS, self.seconds_left()))
         except GetTimeoutError:
-            raise DeadlineExceeded(self._overdue(), self._role_name) from None
+            raise self.late() from None
         except RayTaskError as error:
             raise _unwrapped(error, self._role_name) from None
         except RayError as error:
@@ -53,6 +55,11 @@ class RayPending(Generic[T]):
             raise RoleDied(
                 f"{self._role_name} died during {self._what} ({self._within.phase}): {error}", self._role_name
             ) from None
+
+    def late(self) -> DeadlineExceeded:
+        """What to raise when it has not come within its deadline."""
+        kind = NotStarted if self._within.phase == STARTING else DeadlineExceeded
+        return kind(self._overdue(), self._role_name)
 
     def seconds_left(self) -> float:
         return self._started + self._within.seconds - time.monotonic()

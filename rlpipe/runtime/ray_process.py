@@ -14,7 +14,8 @@ from rlpipe.runtime.threads import threads_of
 
 
 class RayProcess:
-    """See above. `host` is the actor that is there now, `heartbeat` and `calls` are what is known of it."""
+    """See above. `host` is the actor that is there now, `heartbeat` and `calls` are what is known of it, `building` is
+    the last role that it was told to build."""
 
     def __init__(self, spec: RoleSpec, place: Place) -> None:
         self._spec, self.place = spec, place
@@ -31,11 +32,20 @@ class RayProcess:
             ray.kill(self.host)
 
     def moved(self) -> bool:
-        """Whether the node that it was started on is gone. (Ray learns late of that, and may start one there still.)"""
-        return self.place.node() != self._node
+        """Whether the node that it was started on is gone, or its place there. (Ray learns late of a node that is, and
+        may start one there still.)"""
+        return not self._node or self.place.node() != self._node
+
+    def make_room(self) -> None:
+        """Give the place up until `place.ask_again`, unless a role has been built there."""
+        built = self.building is not None and ray.wait([self.building], timeout=0, fetch_local=False)[0]
+        if self.moved() or not built:
+            self.end()
+            self.place.step_back()
 
     def _begin(self) -> None:
         self._node = self.place.node()
+        self.building: ray.ObjectRef[None] | None = None
         self.host = self._start()
         self.heartbeat, self.calls = Heartbeat(self.host.pulse.remote), Calls()
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,14 +9,13 @@ import ray
 
 from rlpipe.recipe.run import Deadlines
 from rlpipe.runtime.handle import Handle, Within, results
-from rlpipe.runtime.placing import not_given, reserve
+from rlpipe.runtime.placing import Place, reserve
 from rlpipe.runtime.ray_handle import RayHandle
-from rlpipe.runtime.ray_pending import RayPending
+from rlpipe.runtime.ray_pending import STARTING, RayPending
 from rlpipe.runtime.ray_process import RayProcess
 from rlpipe.runtime.reservation import OWN_MACHINE
-from rlpipe.runtime.roles import PlacementError, RoleSpec, Seat, seats_at
-
-_SECONDS_PER_LOOK = 1.0
+from rlpipe.runtime.roles import RoleSpec, Seat, seats_at
+from rlpipe.runtime.settling import Settling
 
 
 @contextlib.contextmanager
@@ -42,52 +40,34 @@ class RayStarted:
 
     def __init__(self, deadlines: Deadlines) -> None:
         self.handles: dict[str, list[Handle[Any]]] = {}
-        self._deadlines, self._within = deadlines, Within("start", deadlines.start)
-        self._processes: dict[str, tuple[RoleSpec, list[RayProcess]]] = {}
+        self._deadlines, self._within = deadlines, Within(STARTING, deadlines.start)
+        self._processes: dict[str, tuple[RoleSpec, dict[str, RayProcess]]] = {}
+        """By the names of roles, and then of handles."""
         self._builds: list[RayPending[None]] = []
 
     def add(self, spec: RoleSpec, processes: list[RayProcess]) -> None:
         """Build one role in its processes."""
-        self._processes[spec.name] = spec, processes
-        self.handles[spec.name] = self._build(spec, processes)
+        names = [spec.name if len(processes) == 1 else f"{spec.name}[{i}]" for i in range(len(processes))]
+        self._processes[spec.name] = spec, dict(zip(names, processes, strict=True))
+        self.handles[spec.name] = self._build(*self._processes[spec.name])
 
     def restart(self, names: Sequence[str]) -> None:
         """See `Started.restart`."""
         gang = [self._processes[name] for name in names]
-        owned = [process for spec, processes in gang if spec.shares is None for process in processes]
-        for process in owned:
+        owned = {name: each for spec, processes in gang if spec.shares is None for name, each in processes.items()}
+        alone = [each for spec, of in self._processes.values() if spec.again is not None for each in of.values()]
+        for process in owned.values():
             process.restart()
-        self._settle(owned, [spec for spec, _ in gang])
+        Settling(owned, [spec for spec, _ in gang], alone, self._deadlines).wait()
         self._builds = []  # an attempt before this one may have left some
         for spec, processes in sorted(gang, key=lambda of: of[0].shares is not None):
             self._build(spec, processes)
         self.ready()
 
-    def _settle(self, processes: list[RayProcess], roles: list[RoleSpec]) -> None:
-        """Wait until these are up. Those whose node is gone wait for room on another one, which is a wait of its own:
-        it may come to an end when a node joins."""
-        last_placed = time.monotonic()
-        until = last_placed + self._within.seconds  # who is not up by then is told of by the next question
-        starting = {process.host.pulse.remote(): process for process in processes}
-        while starting and (now := time.monotonic()) < until:
-            for pulse in ray.wait(list(starting), num_returns=len(starting), timeout=_SECONDS_PER_LOOK)[0]:
-                process = starting.pop(pulse)
-                if process.moved() and _failed(pulse):
-                    process.restart()
-                    starting[process.host.pulse.remote()] = process
-            if not any(process.place.lacking() for process in starting.values()):
-                last_placed = now
-            elif now - last_placed > self._deadlines.placement:
-                raise PlacementError(not_given(roles, self._deadlines.placement))
-            else:
-                until = now + self._within.seconds
-
-    def _build(self, spec: RoleSpec, processes: list[RayProcess]) -> list[Handle[Any]]:
-        names = [spec.name if len(processes) == 1 else f"{spec.name}[{i}]" for i in range(len(processes))]
+    def _build(self, spec: RoleSpec, processes: dict[str, RayProcess]) -> list[Handle[Any]]:
         handles: list[Handle[Any]] = []
-        by_name = dict(zip(names, processes, strict=True))
-        for name, seat in zip(names, _seats(names, processes, self._within), strict=True):
-            handle = RayHandle(name, by_name, spec, seat.local_count, self._deadlines)
+        for name, seat in zip(processes, _seats(processes, self._within), strict=True):
+            handle = RayHandle(name, processes, spec, seat.local_count, self._deadlines)
             self._builds.append(handle.build(spec.arguments(seat)))
             handles.append(handle)
         return handles
@@ -103,37 +83,35 @@ class RayRuntime:
 
     def __init__(self, deadlines: Deadlines) -> None:
         self._deadlines = deadlines
+        self._places: list[Place] = []
         self._processes: list[RayProcess] = []
 
     def start(self, roles: list[RoleSpec]) -> RayStarted:
         owners = [spec for spec in roles if spec.shares is None]
         places = reserve(roles, self._deadlines.placement)
-        processes = {spec.name: [RayProcess(spec, place) for place in places[spec.name]] for spec in owners}
-        self._processes += [process for each in processes.values() for process in each]
+        self._places += [place for each in places.values() for place in each]
+        processes = {spec.name: [self._process(spec, place) for place in places[spec.name]] for spec in owners}
         started = RayStarted(self._deadlines)
         for spec in owners + [spec for spec in roles if spec.shares is not None]:
             started.add(spec, processes[spec.shares or spec.name])
         return started
 
+    def _process(self, spec: RoleSpec, place: Place) -> RayProcess:
+        process = RayProcess(spec, place)
+        self._processes.append(process)
+        return process
+
     def stop(self) -> None:
         for process in self._processes:
             process.end()
-        for process in self._processes:
-            process.place.give_back()
-        self._processes = []
+        for place in self._places:
+            place.give_back()
+        self._places, self._processes = [], []
 
 
-def _failed(pulse: Any) -> bool:
-    try:
-        ray.get(pulse)
-    except ray.exceptions.RayError:
-        return True
-    return False
-
-
-def _seats(names: list[str], processes: list[RayProcess], within: Within) -> list[Seat]:
+def _seats(processes: dict[str, RayProcess], within: Within) -> list[Seat]:
     pendings = [
         RayPending(process.host, name, "its process start", process.host.meeting_point.remote(), within)
-        for name, process in zip(names, processes, strict=True)
+        for name, process in processes.items()
     ]
     return seats_at(results(pendings))

@@ -14,7 +14,7 @@ its own for each run.
 """
 
 import argparse
-import os
+import contextlib
 import random
 import signal
 import subprocess
@@ -63,6 +63,8 @@ class Soak:
         if self.start("whole").wait(RUN_SECONDS):
             raise SystemExit(f"the undisturbed run failed: {self.log('whole')}")
         self.expected = trained_on(folder / "whole"), losses(folder / "whole")
+        self._stopped: list[psutil.Process] = []
+        """Those that got SIGSTOP. (They know whether their number is another process's by now.)"""
 
     def start(self, name: str, resume: bool = False) -> subprocess.Popen:
         """`rlpipe run`, or `rlpipe resume`, in a process of its own."""
@@ -91,8 +93,8 @@ class Soak:
                     faults.append(fault)
                     run = self.start(name, resume=True) if fault.whom == "driver" else run
             time.sleep(0.1)
-        for fault in faults:
-            bury(fault.process)
+        while self._stopped:  # one that is stopped does not end with its run
+            bury(self._stopped.pop())
         return faults, self._wrong(name, run.returncode)
 
     def _strike(self, run: subprocess.Popen, name: str, chance: random.Random, whom: tuple[str, ...]) -> Fault | None:
@@ -102,10 +104,11 @@ class Soak:
             return None
         if target == "driver":
             end(run)
-            return Fault(name, "SIGKILL", target, at, run.pid, time.time())
+            return Fault(name, "SIGKILL", target, at, time.time())
         kind, victim = chance.choice(["SIGKILL", "SIGKILL", "SIGSTOP"]), chance.choice(roles)
-        os.kill(victim.pid, signal.Signals[kind])
-        return Fault(name, kind, target, at, victim.pid, time.time())
+        victim.send_signal(signal.Signals[kind])
+        self._stopped += [victim] if kind == "SIGSTOP" else []
+        return Fault(name, kind, target, at, time.time())
 
     def _wrong(self, name: str, code: int) -> str:
         if code:
@@ -142,15 +145,13 @@ def end(run: subprocess.Popen) -> None:
     run.kill()
     run.wait()
     for process in family:
-        bury(process.pid)
+        bury(process)
 
 
-def bury(process: int) -> None:
-    """One that is stopped does not end with its run."""
-    try:
-        os.kill(process, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+def bury(process: psutil.Process) -> None:
+    """Kill it, if it is still there, and no other that has got its number since."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
 
 
 def main() -> int:

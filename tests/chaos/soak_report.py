@@ -23,7 +23,6 @@ class Fault:
     whom: str
     """`role` or `driver`."""
     after_step: int
-    process: int
     at: float
     """Seconds since the epoch."""
 

@@ -1,6 +1,7 @@
 """Nodes that are lost under a run: it goes on with what is left, uses a node that joins, and loses nothing."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -69,6 +70,38 @@ def test_with_room_for_one_of_two_lost_engines_one_is_placed_and_ranks_wait_no_l
         runtime.stop()
 
 
+def test_a_lost_engine_leaves_its_room_to_a_lost_training_role_that_has_none(cluster):
+    """It has been given a place on the node that is left, and has not begun there when the training role asks."""
+    cluster.have(0)
+    [small] = cluster.join(cpus=1)
+    [large] = cluster.join(cpus=2)
+    runtime = RayRuntime(Deadlines(start=150, placement=60))
+    try:
+        started = runtime.start([spec("engine", 1, 1.0, again=()), spec("policy", 1, 2.0)])
+        started.ready()
+        [engine], [policy] = started.handles["engine"], started.handles["policy"]
+        assert (node_of(engine), node_of(policy)) == (small, large)
+        cluster.lose(small)
+        until(engine.lacking)
+        [left] = cluster.join(cpus=2)
+        until(lambda: node_of(engine) == left)
+        cluster.lose(large)
+        until(policy.lacking)
+        with ThreadPoolExecutor() as beside:
+            restart = beside.submit(started.restart, ["policy"])
+            until(lambda: "room for CPU 1, GPU 0, after the training roles" in engine.lacking())
+            assert engine.moved(), "what it loses by that is no fault of its own"
+            restart.result()
+        assert node_of(policy) == left and policy.call(SOON, Role.count).result() == 1
+        assert engine.lacking().startswith("room for CPU 1, GPU 0. The cluster has CPU 2, GPU 0, of which free: CPU 0,")
+        [joined] = cluster.join(cpus=1)
+        until(lambda: not engine.lacking())
+        engine.restart().result()
+        assert node_of(engine) == joined and engine.call(SOON, Role.count).result() == 1
+    finally:
+        runtime.stop()
+
+
 @pytest.fixture
 def recipe_file(tmp_path):
     """Two engines of a CPU each, and two ranks that share one."""
@@ -85,22 +118,35 @@ CHANGES = (
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster, tmp_path_factory):
-    """The run that nothing happens to, on the same cluster."""
-    cluster.have(3)
-    folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "digits.py").write_text(REWARD)
-    (folder / "recipe.yaml").write_text(RECIPE)
-    return folder / "run", train(folder / "recipe.yaml", folder / "run", *CHANGES, debug=False)
+    """The run that nothing happens to, on the same cluster, by its changes of the recipe."""
+    runs: dict[tuple[str, ...], tuple] = {}
+
+    def of(*changes):
+        if changes not in runs:
+            cluster.have(3)
+            folder = tmp_path_factory.mktemp("undisturbed")
+            (folder / "digits.py").write_text(REWARD)
+            (folder / "recipe.yaml").write_text(RECIPE)
+            done = train(folder / "recipe.yaml", folder / "run", *CHANGES, *changes, debug=False)
+            runs[changes] = folder / "run", done
+        return runs[changes]
+
+    return of
+
+
+VLLM = ("rollout.engine=vllm", "rollout.kv_cache_gib=0.05")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("engine", [(), pytest.param(VLLM, marks=pytest.mark.soak)], ids=["transformers", "vllm"])
 def test_a_lost_node_takes_an_engine_and_the_run_goes_on_with_one_until_a_node_joins(
-    cluster, undisturbed, recipe_file, tmp_path, monkeypatch
+    engine, cluster, undisturbed, recipe_file, tmp_path, monkeypatch
 ):
-    place, expected = undisturbed
+    place, expected = undisturbed(*engine)
     cluster.have(3)
     seen = strike_an_engine_and_wait_for_it(cluster, monkeypatch)
-    metrics = train(recipe_file, tmp_path / "run", *CHANGES, debug=False)
+    metrics = train(recipe_file, tmp_path / "run", *CHANGES, *engine, debug=False)
     assert_same(metrics, expected, within=1e-5)
     assert trained_on(tmp_path / "run") == trained_on(place)
     assert not psutil.pid_exists(seen["process"]) and seen["node"] != seen["new node"] == seen["joined"]
@@ -143,7 +189,7 @@ def strike_an_engine_and_wait_for_it(cluster, monkeypatch) -> dict:
 def test_a_raylet_that_is_killed_takes_the_ranks_and_they_start_again_on_a_node_that_joins(
     cluster, undisturbed, recipe_file, tmp_path, monkeypatch
 ):
-    place, expected = undisturbed
+    place, expected = undisturbed()
     cluster.have(3)
     struck: list[int] = []
     update = Trainer.update

@@ -2,7 +2,10 @@
 
 import json
 import random
+import signal
+import subprocess
 
+import psutil
 import pytest
 import soak
 from soak_report import Fault, report
@@ -21,6 +24,18 @@ def test_a_run_that_is_struck_again_and_again_loses_nothing(tmp_path):
         assert sum(said.count(words) for words in mended) >= count
 
 
+def test_only_the_process_that_was_stopped_is_killed_and_none_that_has_got_its_number(monkeypatch):
+    child = subprocess.Popen(["sleep", "60"])
+    process = psutil.Process(child.pid)
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "_ident", (child.pid, process.create_time() - 100.0))
+        soak.bury(process)
+        assert child.poll() is None
+    soak.bury(psutil.Process(child.pid))
+    assert child.wait(10) == -signal.SIGKILL
+    soak.bury(process)  # it is gone
+
+
 def test_the_report_tells_of_each_fault_as_the_run_told_it(tmp_path):
     told = [
         (100.0, "warning", {"message": "engine[1] is lost: it was killed\nA new process takes its place"}),
@@ -35,9 +50,9 @@ def test_the_report_tells_of_each_fault_as_the_run_told_it(tmp_path):
     (tmp_path / "run-1").mkdir()
     (tmp_path / "run-1" / "events.jsonl").write_text("\n".join(lines) + "\n")
     faults = [
-        Fault("run-1", "SIGKILL", "role", 2, 11, at=99.0),
-        Fault("run-1", "SIGSTOP", "role", 5, 12, at=111.0),
-        Fault("run-1", "SIGKILL", "driver", 7, 13, at=125.0),
+        Fault("run-1", "SIGKILL", "role", 2, at=99.0),
+        Fault("run-1", "SIGSTOP", "role", 5, at=111.0),
+        Fault("run-1", "SIGKILL", "driver", 7, at=125.0),
     ]
     assert report(tmp_path, [("run-1", faults, "")], seed=4).splitlines() == [
         "# Soak, seed 4: 1 runs, 3 faults",

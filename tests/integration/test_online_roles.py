@@ -4,11 +4,8 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-import torch
 from test_online import assert_same, train
 
-from rlpipe.models.classifier import load_classifier
-from rlpipe.recipe.model import PretrainedModel
 from rlpipe.runtime import ray_runtime
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -35,12 +32,7 @@ SHARED = ["reference.share=policy", "critic.share=policy", "rewards.mix.0.share=
 def recipe_file(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("roles")
     model = tiny_models.save_model(folder / "model")
-    spec = PretrainedModel(path=str(model))
-    load_classifier(spec, str(model), torch.float32, 0, head_seed=1).save_pretrained(folder / "rm")
-    for file in model.glob("*token*"):
-        (folder / "rm" / file.name).write_bytes(file.read_bytes())
-    for file in model.glob("*.jinja"):
-        (folder / "rm" / file.name).write_bytes(file.read_bytes())
+    tiny_models.save_reward_model(folder / "rm", model)
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder / "recipe.yaml"
 

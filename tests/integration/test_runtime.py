@@ -10,14 +10,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from rlpipe.recipe.run import Deadlines
 from rlpipe.recipe.training import Resources
 from rlpipe.runtime import ray_heartbeat
-from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Silent, Within, first_ready, results
+from rlpipe.runtime import ray_runtime as module
+from rlpipe.runtime.handle import DeadlineExceeded, NotStarted, RoleDied, Silent, Within, first_ready, results
 from rlpipe.runtime.local import LocalRuntime
 from rlpipe.runtime.placing import reserve
+from rlpipe.runtime.ray_process import RayProcess
 from rlpipe.runtime.ray_runtime import RayRuntime
 from rlpipe.runtime.roles import PlacementError, RoleSpec, Seat
 
@@ -309,5 +311,68 @@ def test_of_two_runs_neither_holds_half_of_what_it_needs(ray_cluster):
         place.give_back()
 
 
+@pytest.mark.parametrize("wait", [1, 2, 3], ids=["for all at once", "for the first", "for the second"])
+def test_who_is_interrupted_while_it_reserves_holds_nothing(wait, ray_cluster, monkeypatch):
+    waits, real = [], PlacementGroup.wait
+
+    def interrupted(group, seconds):
+        waits.append(group)
+        if len(waits) == wait:
+            raise KeyboardInterrupt
+        return real(group, seconds)
+
+    monkeypatch.setattr(PlacementGroup, "wait", interrupted)
+    before = asked_for()
+    with pytest.raises(KeyboardInterrupt):
+        reserve([replace(spec(count=2, name="engine"), again=(0, None))], 10)
+    assert len(waits) == wait and asked_for() == before
+
+
 def created() -> set[str]:
     return {i for i, table in ray.util.placement_group_table().items() if table["state"] == "CREATED"}
+
+
+def asked_for() -> set[str]:
+    return {i for i, table in ray.util.placement_group_table().items() if table["state"] != "REMOVED"}
+
+
+class SlowToBuild(Counter):
+    """Builds at once, and later for longer than anybody waits."""
+
+    def __init__(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+def test_one_that_takes_long_to_start_is_told_of_as_such_and_where_it_stands(ray_cluster):
+    runtime = RayRuntime(Deadlines(start=20, placement=5))
+    try:
+        slow = RoleSpec("slow", SlowToBuild, lambda seat: (0.0,), 1, spec().resources, 1, "rollout", again=(60.0,))
+        [handle] = start(runtime, slow)
+        handle._deadlines = Deadlines(start=2)
+        said = (
+            r"(?s)^slow did not finish building SlowToBuild within 2 s .*at building SlowToBuild, .*It stands at:\n--"
+        )
+        with pytest.raises(NotStarted, match=said):
+            handle.restart().result()
+    finally:
+        runtime.stop()
+
+
+def test_a_gang_whose_processes_do_not_come_up_is_told_of_after_one_deadline(ray_cluster, monkeypatch):
+    runtime = RayRuntime(Deadlines(start=60, placement=60))
+    try:
+        started = runtime.start([spec(count=2)])
+        started.ready()
+        started._deadlines = Deadlines(start=2)
+        begin = RayProcess.restart
+
+        def restart_and_stop(process):
+            begin(process)
+            os.kill(ray.get(process.host.pulse.remote()), signal.SIGSTOP)
+
+        monkeypatch.setattr(RayProcess, "restart", restart_and_stop)
+        monkeypatch.setattr(module, "_seats", lambda *_: pytest.fail("they were waited for once more"))
+        with pytest.raises(NotStarted, match=r"^counter\[0\] did not finish its process start within 2 s"):
+            started.restart(["counter"])
+    finally:
+        runtime.stop()

@@ -11,7 +11,7 @@ from rlpipe.pipelines.offline.restarts import to_the_end
 from rlpipe.pipelines.offline.sft_worker import SftJob
 from rlpipe.recipe.training import SftTraining
 from rlpipe.runtime import backoff
-from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, RoleDied
+from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, NotStarted, RoleDied
 from rlpipe.runtime.roles import PlacementError
 
 
@@ -63,6 +63,13 @@ def test_steps_that_are_done_again_are_told_once(job):
     began, told = train(job, ([1, 2, 3], RoleDied("killed")), ([1, 2, 3, 4], DeadlineExceeded("hung")), ([4, 5], None))
     assert began == [None, None, None]
     assert told == [(step, {"loss": float(step)}) for step in (1, 2, 3, 4, 5)]
+
+
+def test_a_start_that_is_late_is_told_at_once(job):
+    made = Attempts(([1, 2], RoleDied("killed")), ([], NotStarted("the driver waited for its processes to start")))
+    with pytest.raises(NotStarted, match="waited for its processes to start"):
+        to_the_end("SFT", job, made, lambda step, values: None)
+    assert made.began_from == [None, None]
 
 
 def test_other_figures_of_a_step_that_was_told_are_told_too(job):

@@ -15,12 +15,13 @@ from rlpipe.pipelines import reward_models
 from rlpipe.recipe.model import ScratchModel
 from rlpipe.recipe.rewards import ModelReward, RewardMix
 from rlpipe.recipe.run import Deadlines
-from rlpipe.rewards import model as asked
+from rlpipe.rewards import replicas
 from rlpipe.rewards.encoding import as_sampled, encoder
 from rlpipe.rewards.model import Model, Scorer
 from rlpipe.rewards.reward import Allowance, RewardUnusable
 from rlpipe.rewards.stage import build
-from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Silent
+from rlpipe.runtime import backoff, revival
+from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, NotStarted, RoleDied, Silent
 from rlpipe.runtime.local import LocalHandle
 from rlpipe.runtime.roles import PlacementError
 from rlpipe.training.distributed import Rank
@@ -282,55 +283,142 @@ def mortal(folder, *faults):
     return LocalHandle("reward/model", Mortal(spec(folder), faults), lambda: Mortal(spec(folder), faults)), faults
 
 
+@pytest.fixture
+def looks(monkeypatch):
+    """No look at what is lost is waited for, and rests are short."""
+    monkeypatch.setattr(replicas, "_SECONDS_PER_LOOK", 0.01)
+    monkeypatch.setattr(revival, "SECONDS_PER_LOOK", 0.0)
+    monkeypatch.setattr(backoff, "FIRST_REST_SECONDS", 0.01)
+
+
+def scoring(*handles, replaced=Deadlines(heartbeat=1.0, placement=0.1), **settings):  # noqa: B008
+    recipe = ModelReward(kind="model", path="-", **settings)
+    return Model(recipe, Scorer([[handle] for handle in handles], as_sampled, 256, replaced))
+
+
+def sound(folder):
+    return LocalHandle("other", RewardModel(spec(folder), Rank()))
+
+
+GROUPS = [make_group(["4", "5"])]
+
+
 @pytest.mark.parametrize(
     "fault", [RoleDied("killed by the test"), DeadlineExceeded("no answer")], ids=["dies", "hangs"]
 )
-def test_a_replica_that_is_lost_is_replaced_and_asked_the_same(folder, monkeypatch, fault, caplog):
+def test_a_replica_that_is_lost_is_replaced_and_asked_the_same(folder, monkeypatch, fault, caplog, looks):
     handle, faults = mortal(folder, fault)
     monkeypatch.setattr(handle, "pulse", lambda within: Mute())
-    recipe = ModelReward(kind="model", path="-")
-    replaced = Model(recipe, Scorer([[handle]], as_sampled, 256, Deadlines(heartbeat=1.0)))
-    untouched = Model(recipe, Scorer([[LocalHandle("other", RewardModel(spec(folder), Rank()))]], as_sampled, 256))
-    groups = [make_group(["4", "5"])]
-    assert replaced.score_all(groups, Allowance(9.0)) == untouched.score_all(groups, Allowance(9.0))
-    assert not faults and "reward/model is there again" in caplog.text
+    assert scoring(handle).score_all(GROUPS, Allowance(9.0)) == scoring(sound(folder)).score_all(GROUPS, Allowance(9.0))
+    assert not faults and "reward/model serves again" in caplog.text
 
 
-@pytest.mark.parametrize(("replaced", "left"), [(None, 2), (Deadlines(heartbeat=1.0), 0)], ids=["alone", "again"])
-def test_a_replica_that_cannot_be_replaced_or_dies_again_and_again_stops_the_run(folder, replaced, left):
-    handle, faults = mortal(folder, *[RoleDied("killed by the test") for _ in range(3)])
-    recipe = ModelReward(kind="model", path="-", max_restarts=2)
+def test_a_replica_that_cannot_be_replaced_stops_the_run(folder):
+    handle, faults = mortal(folder, RoleDied("killed by the test"))
     with pytest.raises(RoleDied, match="killed by the test"):
-        Model(recipe, Scorer([[handle]], as_sampled, 256, replaced)).score_all([make_group(["4"])], Allowance(9.0))
-    assert len(faults) == left
+        scoring(handle, replaced=None).score_all(GROUPS, Allowance(9.0))
+    assert not faults
 
 
-def test_a_replica_without_a_place_is_missed_until_a_node_joins(folder, monkeypatch, caplog):
-    monkeypatch.setattr(asked, "_SECONDS_PER_LOOK", 0.01)
+def test_a_replica_that_is_lost_again_and_again_stops_the_run_with_the_fault_that_recurs(folder, looks):
+    handle, faults = mortal(folder, *[RoleDied(f"killed the {n}th time") for n in (4, 3, 2, 1)])
+    said = "lost 3 times without an answer in between; max_restarts of the reward `model` is 2. .* killed the 3th time"
+    with pytest.raises(GivenUp, match=said):
+        scoring(handle, max_restarts=2).score_all(GROUPS, Allowance(9.0))
+    assert len(faults) == 1
+
+
+def test_an_answer_in_between_begins_the_count_anew(folder, looks):
+    handle, faults = mortal(folder)
+    model = scoring(handle, max_restarts=1)
+    for _ in range(3):
+        faults.append(RoleDied("killed by the test"))
+        assert len(model.score_all(GROUPS, Allowance(9.0))[0]) == 2
+
+
+def test_responses_that_take_every_replica_with_them_are_told_of(folder, looks):
+    handles = [mortal(folder, RoleDied("killed by the test"))[0] for _ in range(3)]
+    said = "2 replicas of the reward `model` were lost while they were asked about the same responses"
+    with pytest.raises(GivenUp, match=said):
+        scoring(*handles, max_restarts=1).score_all(GROUPS, Allowance(9.0))
+
+
+def test_while_one_starts_again_the_others_are_asked_and_one_whose_start_fails_is_started_once_more(
+    folder, monkeypatch, caplog, looks
+):
+    """The first start in its place raises, the second one takes long."""
     lost, _ = mortal(folder, RoleDied("killed by the test"))
-    other = LocalHandle("other", RewardModel(spec(folder), Rank()))
-    room = ["room for CPU 1."]
-    monkeypatch.setattr(lost, "lacking", lambda: "".join(room))
-    model = Model(
-        ModelReward(kind="model", path="-"), Scorer([[lost], [other]], as_sampled, 256, Deadlines(placement=0.1))
-    )
-    groups = [make_group(["4", "5"])]
-    answers = [model.score_all(groups, Allowance(9.0)) for _ in range(3)]
+    restart, attempts, slow = lost.restart, [], Slow()
+
+    def restarts():
+        attempts.append(len(attempts))
+        if len(attempts) == 1:
+            raise RoleDied("its node is gone", "reward/model")
+        return slow if len(attempts) == 2 else restart()
+
+    monkeypatch.setattr(lost, "restart", restarts)
+    model = scoring(lost, sound(folder))
+    answers = [model.score_all(GROUPS, Allowance(9.0))]
+    while len(attempts) < 2:
+        answers.append(model.score_all(GROUPS, Allowance(9.0)))
+    answers += [model.score_all(GROUPS, Allowance(9.0)) for _ in range(5)]
+    assert all(answer == answers[0] for answer in answers) and "serves again" not in caplog.text
+    slow.fault = RoleDied("killed at its start", "reward/model")
+    while "reward/model serves again" not in caplog.text:
+        assert model.score_all(GROUPS, Allowance(9.0)) == answers[0]
+    assert attempts == [0, 1, 2]
+    assert [line.split("\n")[0] for line in caplog.messages if " is lost: " in line] == [
+        f"reward/model is lost: {fault}" for fault in ("killed by the test", "its node is gone", "killed at its start")
+    ]
+
+
+class Slow:
+    """A start that goes on until it fails."""
+
+    fault = None
+
+    def result(self):
+        raise self.fault
+
+    def seconds_left(self):
+        return 100.0
+
+    @classmethod
+    def ready(cls, pendings, seconds):
+        return [pending for pending in pendings if pending.fault]
+
+
+def test_a_start_that_is_late_is_told_at_once(folder, monkeypatch, looks):
+    handle, _ = mortal(folder, RoleDied("killed by the test"))
+    starts = []
+    monkeypatch.setattr(handle, "restart", lambda: starts.append(late := Slow()) or late)
+    monkeypatch.setattr(Slow, "fault", NotStarted("reward/model did not finish building", "reward/model"))
+    with pytest.raises(NotStarted, match="did not finish building"):
+        scoring(handle).score_all(GROUPS, Allowance(9.0))
+    assert len(starts) == 1
+
+
+def test_a_replica_without_a_place_is_missed_until_a_node_joins(folder, monkeypatch, caplog, looks):
+    (lost, _), (other, faults) = mortal(folder, RoleDied("killed by the test")), mortal(folder)
+    other.name = "other"
+    room = {"reward/model": "room for CPU 1."}
+    monkeypatch.setattr(LocalHandle, "lacking", lambda handle: room.get(handle.name, ""))
+    model = scoring(lost, other)
+    answers = [model.score_all(GROUPS, Allowance(9.0)) for _ in range(3)]
     assert answers[0] == answers[1] == answers[2] and "reward/model waits for room for CPU 1." in caplog.text
     assert isinstance(answers[0][0][0], float)
 
-    monkeypatch.setattr(other, "lacking", lambda: "room for GPU 1.")
-    model._without_place.put(model._free.get())
+    room["other"] = "room for GPU 1."
+    faults.append(RoleDied("killed by the test"))
     with pytest.raises(PlacementError, match=r"within 0.1 s .*model waits for room for CPU 1.; other waits for"):
-        model.score_all(groups, Allowance(9.0))
+        model.score_all(GROUPS, Allowance(9.0))
     room.clear()
-    assert model.score_all(groups, Allowance(9.0)) == answers[0]
-    assert "reward/model is there again" in caplog.text
+    assert model.score_all(GROUPS, Allowance(9.0)) == answers[0]
+    assert "serves again" in caplog.text
 
 
 def test_a_replica_that_hangs_and_cannot_be_replaced_alone_is_no_failure_of_its_responses(folder):
     handle, _ = mortal(folder, Silent("no sign of life within 30 s", "reward/model"))
-    scoring = Model(ModelReward(kind="model", path="-"), Scorer([[handle]], as_sampled, 256))
     with pytest.raises(RoleDied, match="no sign of life") as caught:
-        scoring.score_all([make_group(["4"])], Allowance(9.0))
+        scoring(handle, replaced=None).score_all(GROUPS, Allowance(9.0))
     assert caught.value.who == "reward/model"

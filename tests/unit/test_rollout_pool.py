@@ -10,15 +10,14 @@ import tiny_models
 from tiny_models import END, request
 
 from rlpipe.recipe.run import Deadlines
-from rlpipe.rollout import revival
 from rlpipe.rollout.delivery import Publication
 from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.pool import Barren, EnginePool
 from rlpipe.rollout.records import NotCurrent
 from rlpipe.rollout.transformers_engine import TransformersEngine
 from rlpipe.rollout.worker import RolloutWorker
-from rlpipe.runtime import backoff
-from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, RoleDied, Silent, Within
+from rlpipe.runtime import backoff, revival
+from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, NotStarted, RoleDied, Silent, Within
 from rlpipe.runtime.local import LocalHandle, LocalPending
 from rlpipe.runtime.roles import PlacementError
 from rlpipe.weights.packing import pack
@@ -251,6 +250,21 @@ def test_losses_in_a_row_end_with_the_fault_that_recurs(folder, trained):
     said = r"policy\[0\] was lost 3 times without .* rollout.max_restarts is 2. The last fault: killed by the test"
     with pytest.raises(GivenUp, match=said):
         tokens_of(subject)
+
+
+def test_a_start_that_is_late_ends_the_run_at_once_however_many_restarts_are_left(folder, trained, monkeypatch):
+    subject, starts = mortal(folder, (0,), ()), []
+    subject.publish("policy", published(trained, 4))
+
+    def is_late():
+        raise NotStarted("policy[0] did not finish building RolloutWorker", "policy[0]")
+
+    monkeypatch.setattr(subject._seats["policy"][0].handle, "_again", lambda: starts.append(None) or is_late())
+    with pytest.raises(NotStarted, match="did not finish building RolloutWorker"):
+        while True:
+            tokens_of(subject)
+            subject.abort(list(subject.asked()))
+    assert len(starts) == 1
 
 
 def test_a_group_that_takes_every_engine_with_it_is_named(folder, trained, monkeypatch):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rlpipe.pipelines.offline.failures import Launch, explained
 from rlpipe.pipelines.offline.progress import Channel, LocalProgress, Progress, RemoteProgress, Report
 from rlpipe.recipe.run import Deadlines
-from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
+from rlpipe.runtime.handle import DeadlineExceeded, NotStarted, RoleDied
 from rlpipe.runtime.threads import set_threads
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 TrainFunction = Callable[[Any, Progress], None]
 _POLL_SECONDS = 0.2
+_FETCHING_SECONDS = 60.0
+_CHANNEL_SECONDS = 2 * _FETCHING_SECONDS
+"""How long a rank waits for the channel: longer than the driver, who is the one to tell that it does not answer."""
 
 
 def run_local(train: TrainFunction, job: Any, launch: Launch, report: Report) -> None:
@@ -93,11 +96,12 @@ def _trainer(train: TrainFunction, job: Any, launch: Launch, channel: Any, scrat
     def train_remotely(config: dict[str, Any]) -> None:
         context = ray.train.get_context()
         # Waited for: a rank that comes up after its attempt was given up finds no channel, and ends.
-        ray.get(config["channel"].join.remote(context.get_world_rank(), ray.get_runtime_context().current_actor))
+        me = context.get_world_rank(), ray.get_runtime_context().current_actor
+        ray.get(config["channel"].join.remote(*me), timeout=_CHANNEL_SECONDS)
         set_threads(launch.threads, context.get_local_world_size())
         train(config["job"], RemoteProgress(config["channel"], speaks=context.get_world_rank() == 0))
         # Calls of one process arrive in order: after this one, all that was told is there for the driver's last fetch.
-        ray.get(config["channel"].put.remote("its end", None))
+        ray.get(config["channel"].put.remote("its end", None), timeout=_CHANNEL_SECONDS)
 
     return TorchTrainer(
         train_remotely,
@@ -125,7 +129,8 @@ def _follow(fit: _Fit, ranks: "Ranks", channel: Any, launch: Launch, report: Rep
         if finished:
             break
         if late := _late(launch, doing, time.monotonic() - last_sign):
-            raise DeadlineExceeded(f"{late}\n{ranks.surroundings()}", launch.name)
+            overdue = NotStarted if doing is None else DeadlineExceeded
+            raise overdue(f"{late}\n{ranks.surroundings()}", launch.name)
         if doing is not None:  # what imports and loads may be silent for long
             ranks.require_life()
     if fit.error is not None:
@@ -136,7 +141,7 @@ def _fetch(channel: Any, launch: Launch) -> tuple[list[tuple[int, dict[str, floa
     import ray
 
     try:
-        return ray.get(channel.fetch.remote(), timeout=60)
+        return ray.get(channel.fetch.remote(), timeout=_FETCHING_SECONDS)
     except ray.exceptions.RayError as error:
         between = f"The process between the ranks of {launch.name} training and the driver"
         raise RoleDied(f"{between} died, or does not answer: {error}", launch.name) from None

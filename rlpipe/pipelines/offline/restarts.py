@@ -10,7 +10,7 @@ from rlpipe.pipelines import checkpoints
 from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.trl_worker import TrlJob
 from rlpipe.runtime.backoff import Losses, rest_before
-from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
+from rlpipe.runtime.handle import DeadlineExceeded, NotStarted, RoleDied
 from rlpipe.runtime.roles import PlacementError
 
 logger = logging.getLogger(__name__)
@@ -22,8 +22,9 @@ Attempt = Callable[[TrlJob, Report], None]
 def to_the_end(name: str, job: TrlJob, attempt: Attempt, report: Report) -> None:
     """Train in as many attempts as it takes. `name` is for people.
 
-    Raises `GivenUp` if processes are lost more than train.max_restarts times in a row without a step in between, and
-    whatever else an attempt raises: a fault of the data or of code comes again.
+    Raises `GivenUp` if processes are lost more than train.max_restarts times in a row without a step in between,
+    `NotStarted` if they do not come up, and whatever else an attempt raises: a fault of the data or of code comes
+    again.
     """
     losses, told = Losses(f"{name} training was", job.training.max_restarts), Once(report)
     fault = _fault_of(attempt, job, told, ())
@@ -65,6 +66,8 @@ def _fault_of(attempt: Attempt, job: TrlJob, report: Report, also: tuple[type[Ex
     """The loss that the attempt ended with, if it did; that, or an error among `also`."""
     try:
         attempt(job, report)
+    except NotStarted:
+        raise
     except (RoleDied, DeadlineExceeded, *also) as fault:
         return fault
     return None
