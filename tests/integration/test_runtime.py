@@ -349,10 +349,8 @@ def test_one_that_takes_long_to_start_is_told_of_as_such_and_where_it_stands(ray
         slow = RoleSpec("slow", SlowToBuild, lambda seat: (0.0,), 1, spec().resources, 1, "rollout", again=(60.0,))
         [handle] = start(runtime, slow)
         handle._deadlines = Deadlines(start=2)
-        said = (
-            r"(?s)^slow did not finish building SlowToBuild within 2 s .*is at building SlowToBuild.*It stands at:\n--"
-        )
-        with pytest.raises(NotStarted, match=said):
+        late = r"(?s)^slow did not finish building SlowToBuild within 2 s .*at building SlowToBuild.*It stands at:\n--"
+        with pytest.raises(NotStarted, match=late):
             handle.restart().result()
     finally:
         runtime.stop()
