@@ -66,6 +66,6 @@ def test_ranks_that_are_killed_and_hang_change_nothing(ray_cluster, tmp_path, mo
         "SFT training starts again (1 of 3 in a row), from the checkpoint step-000002.",
         "SFT training starts again (1 of 3 in a row), from the checkpoint step-000004.",
     ]
-    assert "Rank 1 of SFT training gave no sign of life within 5 s (deadlines.heartbeat)" in said[1]
+    assert "Rank 1 of SFT training gave no sign of life within 15 s (deadlines.heartbeat)" in said[1]
     for doing in STRUCK:
         assert not psutil.pid_exists(int((tmp_path / doing).read_text().split()[0])), doing
