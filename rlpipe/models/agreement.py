@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from rlpipe.models.load import ModelError
+from rlpipe.models.load import ModelError, load_config, load_tokenizer
+from rlpipe.recipe.model import PretrainedModel
 
 _MAY_DIFFER = {
     "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "initializer_range",
@@ -36,18 +37,14 @@ def check_vocabularies(first: Path, second: Path) -> None:
 
 
 def _architecture(folder: Path) -> dict[str, Any]:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(PretrainedModel(path=str(folder)), str(folder))
     if getattr(config, "quantization_config", None):
         raise ModelError(f"{folder} is quantised; merge full-precision weights, and quantise the result")
     return {key: value for key, value in config.to_dict().items() if key not in _MAY_DIFFER}
 
 
 def _vocabulary(folder: Path) -> dict[str, int]:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder).get_vocab()
+    return load_tokenizer(PretrainedModel(path=str(folder)), str(folder)).get_vocab()
 
 
 def _told(token_id: int | None) -> str:

@@ -13,6 +13,8 @@ TOKENIZER_FILES = (
     "generation_config.json", "preprocessor_config.json", "*.py",
 )  # fmt: skip
 WEIGHT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
+PICKLED_FILES = ("pytorch_model*.bin", "adapter_model.bin", "*.pt", "*.pth", "*.ckpt")
+"""Weights in the formats of `torch.save`: pickles, which may run code when they are opened."""
 
 
 def is_adapter(folder: Path) -> bool:
@@ -23,6 +25,13 @@ def is_adapter(folder: Path) -> bool:
 def is_model(folder: Path) -> bool:
     """Whether transformers loads it."""
     return (folder / "config.json").is_file()
+
+
+def pickled_weights(folder: Path) -> list[str]:
+    """The names of its weight files, if it has them as pickles alone."""
+    if any(folder.glob("*.safetensors")):
+        return []
+    return sorted(file.name for pattern in PICKLED_FILES for file in folder.glob(pattern))
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
@@ -40,12 +49,11 @@ def appearing(directory: Path) -> Iterator[Path]:
 
 
 def copy_tokenizer(source: str, directory: Path) -> None:
-    """The tokenizer's own files, unchanged; for a hub id, what transformers writes of it."""
+    """The tokenizer's own files, unchanged, so that none of its code is run; those of a hub id are downloaded."""
     if not Path(source).is_dir():
-        from transformers import AutoTokenizer
+        from huggingface_hub import snapshot_download
 
-        AutoTokenizer.from_pretrained(source).save_pretrained(directory)
-        return
+        source = snapshot_download(source, allow_patterns=list(TOKENIZER_FILES))
     copy_files(Path(source), TOKENIZER_FILES, directory)
 
 

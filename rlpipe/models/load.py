@@ -1,10 +1,12 @@
 """Loading tokenizers and models, with errors that say which recipe line to change."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rlpipe.models.folders import pickled_weights
 from rlpipe.models.quiet import quiet_libraries
 from rlpipe.recipe.model import Dtype, Model, PretrainedModel, RopeScaling, ScratchModel, quantization_of
 
@@ -25,8 +27,10 @@ def materialise(spec: Model, seed: int, directory: Path) -> str:
 
     A scratch model is built into `directory`. A model that gets another chat template or a longer context is put there
     too (its tokenizer or configuration changed, its other files as links), so that engines, training and results all
-    have the same one.
+    have the same one. Raises `ModelError` for weights that are no safetensors, before anything else is made or started.
     """
+    if isinstance(spec, PretrainedModel):
+        refuse_pickled(Path(spec.path).expanduser())
     if isinstance(spec, ScratchModel):
         from rlpipe.models.scratch import build
 
@@ -49,7 +53,7 @@ def load_tokenizer(spec: Model, path: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     options = _hub_options(spec)
-    tokenizer = _naming_the_line(path, "tokenizer", lambda: AutoTokenizer.from_pretrained(path, **options))
+    tokenizer = naming_the_line(path, "tokenizer", lambda: AutoTokenizer.from_pretrained(path, **options))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -75,8 +79,8 @@ def load_transformer(kind: Any, spec: Model, path: str, dtype: "torch.dtype", **
     from rlpipe.models import quantized
 
     options |= {"dtype": dtype, "attn_implementation": "sdpa", "output_loading_info": True} | _hub_options(spec)
-    options |= quantized.options(quantization_of(spec), dtype)
-    model, info = _naming_the_line(path, "model", lambda: kind.from_pretrained(path, **options))
+    options |= quantized.options(quantization_of(spec), dtype) | safetensors_only(path)
+    model, info = naming_the_line(path, "model", lambda: kind.from_pretrained(path, **options))
     _restore_frequencies(model)
     quantized.keep_trainable(model)
     return model, info
@@ -104,7 +108,7 @@ def load_config(spec: Model, path: str) -> "PreTrainedConfig":
     from transformers import AutoConfig
 
     options = _hub_options(spec)
-    return _naming_the_line(path, "configuration", lambda: AutoConfig.from_pretrained(path, **options))
+    return naming_the_line(path, "configuration", lambda: AutoConfig.from_pretrained(path, **options))
 
 
 def resolve_dtype(dtype: Dtype) -> "torch.dtype":
@@ -122,7 +126,28 @@ def _hub_options(spec: Model) -> dict[str, Any]:
     return {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
 
 
-def _naming_the_line(path: str, what: str, load: Callable[[], T]) -> T:
+def refuse_pickled(folder: Path) -> None:
+    """Raises `ModelError` for a folder with weights that may run code when they are opened."""
+    if pickled := pickled_weights(folder):
+        raise ModelError(
+            f"model.path: the weights in {folder} are a pickle ({pickled[0]}), which may run code when it is opened; "
+            f"only safetensors are read. {_CONVERT.format(source=folder)}"
+        )
+
+
+_CONVERT = "To convert them without running any code: `rlpipe export {source} --out FOLDER`, then give that FOLDER."
+
+
+def safetensors_only(path: str) -> dict[str, Any]:
+    """What `from_pretrained` is given so that it opens no pickle. Raises `ModelError` where there is nothing else."""
+    # Else transformers may ask a service to convert a hub model, and load what comes back from somebody's pull request.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+    refuse_pickled(Path(path).expanduser())
+    return {"use_safetensors": True}
+
+
+def naming_the_line(path: str, what: str, load: Callable[[], T]) -> T:
+    """What `load` gives; what it raises as a `ModelError` with the recipe line and the fix."""
     if Path(path).expanduser().is_absolute() and not Path(path).expanduser().is_dir():
         raise ModelError(f"model.path: there is no folder {path}.")
     try:
@@ -131,9 +156,22 @@ def _naming_the_line(path: str, what: str, load: Callable[[], T]) -> T:
         reason = str(error).strip().splitlines()
         raise ModelError(
             f"model.path: cannot load the {what} of {path}: {reason[0] if reason else type(error).__name__}\n"
-            "For a local model give its folder (with config.json, tokenizer files and weights): model.path=FOLDER. "
-            "For a hub id check the name, model.revision, the network, and for gated models `hf auth login`."
+            f"{_fix(path, str(error))}"
         ) from error
+
+
+def _fix(path: str, reason: str) -> str:
+    if "trust_remote_code" in reason:
+        return (
+            "Its Python code has not been run. Read it, and if you trust it, say so in the recipe of every task that "
+            "starts from this model: model.trust_remote_code=true. Commands without a recipe never run such code."
+        )
+    if "use_safetensors=True" in reason:
+        return f"Its weights are no safetensors, and nothing else is read. {_CONVERT.format(source=path)}"
+    return (
+        "For a local model give its folder (with config.json, tokenizer files and weights): model.path=FOLDER. "
+        "For a hub id check the name, model.revision, the network, and for gated models `hf auth login`."
+    )
 
 
 def local_folder(spec: PretrainedModel) -> Path:
@@ -142,7 +180,7 @@ def local_folder(spec: PretrainedModel) -> Path:
         return Path(spec.path).expanduser().resolve()
     from huggingface_hub import snapshot_download
 
-    return Path(_naming_the_line(spec.path, "files", lambda: snapshot_download(spec.path, revision=spec.revision)))
+    return Path(naming_the_line(spec.path, "files", lambda: snapshot_download(spec.path, revision=spec.revision)))
 
 
 def _stretched(config: "PreTrainedConfig", scaling: RopeScaling) -> "PreTrainedConfig":

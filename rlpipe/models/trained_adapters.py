@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rlpipe.models.agreement import check_vocabularies
 from rlpipe.models.folders import adapter_settings
-from rlpipe.models.load import ModelError
+from rlpipe.models.load import ModelError, refuse_pickled
 from rlpipe.models.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def put_on(model: "PreTrainedModel", base: Path, folders: Sequence[Path]) -> "Pe
     """The model with all adapters, called `name_of` their place; the first is active.
 
     Raises `ModelError` for an adapter that does not fit it: other shapes, modules that are not there, tensors that are
-    missing, another vocabulary.
+    missing, another vocabulary, weights that are no safetensors.
     """
     quiet_libraries()
     from peft import PeftModel
@@ -41,6 +41,7 @@ def put_on(model: "PreTrainedModel", base: Path, folders: Sequence[Path]) -> "Pe
     import rlpipe.models.bottleneck  # noqa: F401  (makes PEFT know the kind)
 
     for folder in folders:
+        refuse_pickled(folder)
         if adapter_settings(folder).get("task_type") not in ("CAUSAL_LM", None):
             raise ModelError(f"{folder} is an adapter for {adapter_settings(folder)['task_type']}, not for CAUSAL_LM")
         if has_tokenizer(folder):

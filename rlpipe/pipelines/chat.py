@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
-from transformers import AutoTokenizer, GenerationConfig, TextStreamer
+from transformers import GenerationConfig, TextStreamer
 
 from rlpipe.data.chat import Message, render
 from rlpipe.models import virtual_tokens
 from rlpipe.models.folders import is_adapter
-from rlpipe.models.load import ModelError, load_causal_lm, resolve_dtype
+from rlpipe.models.load import ModelError, load_causal_lm, load_tokenizer, resolve_dtype
 from rlpipe.models.trained_adapters import put_on, recorded_base
 from rlpipe.pipelines.results import find, find_adapter, find_model
 from rlpipe.recipe.model import PretrainedModel
@@ -120,10 +120,7 @@ def talk(chat: Chat, said: Iterable[str], write: Write) -> None:
 def _tokenizer(folders: list[Path]) -> "PreTrainedTokenizerBase":
     """The first that is there: an adapter's own may have another chat template than its base."""
     folder = next(folder for folder in folders if (folder / "tokenizer_config.json").is_file())
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return load_tokenizer(PretrainedModel(path=str(folder)), str(folder))
 
 
 def _ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -1,12 +1,13 @@
 """The rewards of a stage: the reward models that a runtime starts as roles, and the reward stage that asks them."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlpipe.models.load import ModelError, context_length, load_tokenizer
+from rlpipe.models.load import ModelError, context_length, load_tokenizer, refuse_pickled
 from rlpipe.pipelines import roles
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.model import PretrainedModel
@@ -47,12 +48,15 @@ def _model_rewards(stage: Stage) -> list[tuple[str, ModelReward]]:
 
 
 def _spec(stage: Stage, key: str, reward: ModelReward) -> RoleSpec:
+    with _naming(key):
+        refuse_pickled(Path(reward.path).expanduser())
     spec = RewardModelSpec(
         path=reward.path,
         pad_token_id=_tokenizer(key, reward).pad_token_id,
         dtype=reward.dtype,
         tokens_per_batch=reward.tokens_per_batch,
         sharding=roles.frozen_sharding(reward),
+        trust_remote_code=reward.trust_remote_code,
         timeout_seconds=stage.recipe.deadlines.train,
     )
     role = roles.placed(stage, _role(reward), RewardModel, lambda seat: (spec, roles.rank_of(seat)), reward, key)
@@ -63,7 +67,7 @@ def _scorer(stage: Stage, key: str, reward: ModelReward, handles: Mapping[str, l
     encode, says = encoder(reward.name, stage.tokenizer, _tokenizer(key, reward), stage.records.chat)
     stage.events.note(says)
     with _naming(key):
-        limit = context_length(PretrainedModel(path=reward.path), reward.path)
+        limit = context_length(_model(reward), reward.path)
     ranks = handles[_role(reward)]
     replicas = [ranks] if reward.zero_stage == 3 else [[rank] for rank in ranks]
     replaced_within = stage.recipe.deadlines if _alone(reward) else None
@@ -81,7 +85,11 @@ def _role(reward: ModelReward) -> str:
 
 def _tokenizer(key: str, reward: ModelReward) -> "PreTrainedTokenizerBase":
     with _naming(key):
-        return load_tokenizer(PretrainedModel(path=reward.path), reward.path)
+        return load_tokenizer(_model(reward), reward.path)
+
+
+def _model(reward: ModelReward) -> PretrainedModel:
+    return PretrainedModel(path=reward.path, trust_remote_code=reward.trust_remote_code)
 
 
 @contextmanager
@@ -91,5 +99,7 @@ def _naming(key: str) -> Iterator[None]:
         yield
     except ModelError as error:
         raise ModelError(
-            str(error).replace("model.path", f"{key}.path").replace("model.revision", "the branch")
+            re.sub(r"\bmodel\.(path|trust_remote_code)", rf"{key}.\1", str(error)).replace(
+                "model.revision", "the branch"
+            )
         ) from error

@@ -46,7 +46,7 @@ def engines(stage: Stage, model_path: str, adapter: Path | None = None) -> RoleS
         lora_rank=_served_rank(stage),
         adapter=str(adapter) if adapter else None,
         revision=model.revision if hub else None,
-        trust_remote_code=model.trust_remote_code if hub else False,
+        trust_remote_code=isinstance(model, PretrainedModel) and model.trust_remote_code,
     )
     count = 1 if stage.debug else rollout.engines
     # One that takes another's place serves nothing before it has what the others were published.

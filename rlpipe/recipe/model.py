@@ -28,7 +28,8 @@ class PretrainedModel(Strict):
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     trust_remote_code: bool = False
-    """Run Python code that ships inside the model repository."""
+    """Run the Python code that comes with the model, where transformers has none for it, in every process that loads
+    it. That code can do whatever you can: read it first, and pin `revision`. Without it such a model is refused."""
     chat_template: FilePath | None = None
     """File with a Jinja chat template that replaces the tokenizer's own."""
     rope_scaling: RopeScaling | None = None

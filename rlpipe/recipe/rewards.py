@@ -227,6 +227,8 @@ class ModelReward(FrozenRole):
     """Factor in the weighted sum."""
     path: PathOrHubId
     """Its folder in Hugging Face format, a hub id, or `${stages.NAME.model}`."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with it; as `model.trust_remote_code`."""
     dtype: Dtype = "auto"
     """Computation type; auto is float32 on CPU and bfloat16 on GPU."""
     max_length: PositiveInt | None = None

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rlpipe.data.flow import GroupRequest, Tokens, Trajectory
-from rlpipe.models.load import resolve_dtype
+from rlpipe.models.load import naming_the_line, resolve_dtype, safetensors_only
 from rlpipe.rollout.beside import with_adapter
 from rlpipe.rollout.engine import EngineSpec, Health, Receipt
 from rlpipe.rollout.kv_cache import ATTENTION
@@ -30,12 +30,14 @@ class TransformersEngine:
     def __init__(self, spec: EngineSpec) -> None:
         """Raises ValueError for a model whose attention this engine cannot reproduce."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            spec.model,
-            dtype=resolve_dtype(spec.dtype),
-            attn_implementation=ATTENTION,
-            revision=spec.revision,
-            trust_remote_code=spec.trust_remote_code,
+        options = {
+            "dtype": resolve_dtype(spec.dtype),
+            "attn_implementation": ATTENTION,
+            "revision": spec.revision,
+            "trust_remote_code": spec.trust_remote_code,
+        } | safetensors_only(spec.model)
+        model: PreTrainedModel = naming_the_line(
+            spec.model, "model", lambda: AutoModelForCausalLM.from_pretrained(spec.model, **options)
         ).to(device)
         model.requires_grad_(False).eval()
         self._model, taken = with_adapter(model, spec.model, spec.adapter) if spec.adapter else (model, 0)

@@ -189,6 +189,7 @@ def _engine_args(spec: EngineSpec) -> Any:
         model=spec.model,
         revision=spec.revision,
         trust_remote_code=spec.trust_remote_code,
+        load_format="safetensors",  # "auto" opens pickles where there are no safetensors
         skip_tokenizer_init=True,
         generation_config="vllm",  # not the model folder's top-p and penalties
         dtype=str(resolve_dtype(spec.dtype)).removeprefix("torch."),

@@ -40,6 +40,7 @@ class VllmEngine:
     def __init__(self, spec: EngineSpec) -> None:
         """With `lora_rank` it serves adapters on the folder's weights, and takes no other payloads."""
         self._core = VllmCore(spec)
+        self._own_code = spec.trust_remote_code
         self._max_num_seqs = spec.max_num_seqs
         self._eos_token_ids = spec.eos_token_ids
         self._lora = _AdapterFolder() if spec.lora_rank else None
@@ -119,7 +120,7 @@ class VllmEngine:
         from transformers import AutoModelForCausalLM
 
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(self._core.hf_config)
+            model = AutoModelForCausalLM.from_config(self._core.hf_config, trust_remote_code=self._own_code)
         return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
     @property

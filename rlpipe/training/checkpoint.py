@@ -1,8 +1,11 @@
 """A rank's training state in a directory, written and read by DeepSpeed.
 
-What is frozen, as under an adapter, is not in it: it is where the model was loaded from.
+What is frozen, as under an adapter, is not in it: it is where the model was loaded from. Its files, pickles, are opened
+without running any code.
 """
 
+import os
+import pickle
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 _TAG = "deepspeed"
+_TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""torch's own switch: `torch.load` does as with `weights_only=True`, whatever its caller says."""
 
 
 class CheckpointMismatch(RuntimeError):
@@ -41,8 +46,38 @@ def load_state(engine: "DeepSpeedEngine", directory: Path, rank: Rank) -> None:
         raise CheckpointMismatch(
             f"{directory} has no {file.name} (found: {found}): go on with the train.ranks that wrote it"
         )
-    engine.load_checkpoint(str(directory), tag=_TAG, custom_load_fn=_load_trained)
+    with tensors_only():
+        engine.load_checkpoint(str(directory), tag=_TAG, custom_load_fn=_load_trained)
     _set_random_state(torch.load(file, weights_only=True))
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Within the block `torch.load` opens tensors, plain values and what DeepSpeed keeps beside them, and nothing else:
+    DeepSpeed itself would open any pickle. Raises `CheckpointMismatch` for a file that holds more."""
+    before = os.environ.get(_TENSORS_ONLY)
+    os.environ[_TENSORS_ONLY] = "1"
+    try:
+        with torch.serialization.safe_globals(_kept_by_deepspeed()):
+            yield
+    except pickle.UnpicklingError as error:
+        raise CheckpointMismatch(
+            "a file of the checkpoint holds more than training writes, and has not been opened further: somebody has "
+            f"changed it, or another version of DeepSpeed wrote it ({str(error).strip().splitlines()[0]})"
+        ) from error
+    finally:
+        if before is None:
+            del os.environ[_TENSORS_ONLY]
+        else:
+            os.environ[_TENSORS_ONLY] = before
+
+
+def _kept_by_deepspeed() -> list[Any]:
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
 
 
 @contextmanager

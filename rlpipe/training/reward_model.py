@@ -30,6 +30,7 @@ class RewardModelSpec:
     tokens_per_batch: int = 16384
     """Token budget, after padding, of one forward pass."""
     sharding: Sharding = field(default_factory=Sharding)
+    trust_remote_code: bool = False
     timeout_seconds: float = 600.0
     """How long a rank waits for the others, where the model is split over them."""
 
@@ -41,7 +42,8 @@ class RewardModel:
     def __init__(self, spec: RewardModelSpec, rank: Rank) -> None:
         self._budget = spec.tokens_per_batch
         self._index, self._world = (rank.index, rank.world) if spec.sharding.zero_stage == 3 else (0, 1)
-        model, dtype = PretrainedModel(path=spec.path), resolve_dtype(spec.dtype)
+        model = PretrainedModel(path=spec.path, trust_remote_code=spec.trust_remote_code)
+        dtype = resolve_dtype(spec.dtype)
         load = partial(load_classifier, model, spec.path, dtype, spec.pad_token_id)
         self._model = Frozen(load, dtype, spec.sharding, rank, spec.timeout_seconds)
         self._padding = self._model.config.get_text_config().pad_token_id

@@ -1,6 +1,7 @@
 """The policy under real DeepSpeed: ZeRO stages and ranks, weights out, saving, going on."""
 
 import dataclasses
+import os
 import random
 import subprocess
 import sys
@@ -176,6 +177,29 @@ def test_a_new_process_goes_on_bit_equal(folder, tmp_path):
     second.load_state(str(tmp_path))
     assert (train_alone(second, range(2, 5)), second.export().digest) == expected
     assert (random.random(), np.random.random(), torch.rand(()).item()) == drawn
+
+
+class Malice:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self._folder),)
+
+
+def test_a_checkpoint_runs_no_code(folder, tmp_path):
+    policy, trap = Policy(spec(folder, 2), Rank()), tmp_path / "trap"
+    policy.save_state(str(tmp_path))
+    [file] = tmp_path.glob("deepspeed/*model_states.pt")
+    held = torch.load(file, weights_only=False)
+    torch.save(held | {"dp_world_size": Malice(trap)}, file)
+    with pytest.raises(CheckpointMismatch, match="holds more than training writes, and has not been opened further"):
+        policy.load_state(str(tmp_path))
+    assert not trap.exists()
+    torch.load(file, weights_only=False)  # which is what DeepSpeed would have done
+    assert trap.exists()
 
 
 def test_another_number_of_ranks_cannot_go_on(folder, tmp_path):

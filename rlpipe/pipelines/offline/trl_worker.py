@@ -107,6 +107,7 @@ def train(job: TrlJob, progress: Progress) -> None:
     import torch.distributed as dist
 
     quiet_libraries()
+    from rlpipe.training.checkpoint import tensors_only
     from rlpipe.training.distributed import Rank, join
 
     if dist.is_initialized():
@@ -117,7 +118,7 @@ def train(job: TrlJob, progress: Progress) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="rlpipe-trl-") as scratch:
             trainer = _trainer(job, scratch, progress)
-            with contextlib.suppress(NothingLeft):
+            with contextlib.suppress(NothingLeft), tensors_only():
                 trainer.train(resume_from_checkpoint=job.checkpoint)
             progress.alive("its last step")
             if not job.training.load_best_model_at_end:
