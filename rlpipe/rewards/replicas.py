@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlpipe.recipe.run import Deadlines
-from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, Handle, NotStarted, Pending, RoleDied, first_ready
+from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, Handle, Pending, RoleDied, first_ready
 from rlpipe.runtime.revival import Revival, restarted
 from rlpipe.runtime.roles import PlacementError
 from rlpipe.training.reward_model import RewardModel
@@ -61,9 +61,8 @@ class Replicas:
         return len(self._posts)
 
     def take(self) -> Post:
-        """One that is free, to be given back or lost. Raises `GivenUp` if one is lost again and again, `NotStarted` if
-        a process in the place of one does not come up, and `PlacementError` if none has a place on the cluster for
-        longer than deadlines.placement."""
+        """One that is free, to be given back or lost. Raises `GivenUp` if one is lost again and again, and
+        `PlacementError` if none has a place on the cluster for longer than deadlines.placement."""
         while True:
             self._see_after_the_lost()
             with suppress(queue.Empty):
@@ -112,8 +111,6 @@ class Replicas:
         revival, pending = post.revival, post.revival.pending
         try:
             there = revival.go_on(pending is not None and _has_something_to_say(pending))
-        except NotStarted:
-            raise
         except (RoleDied, DeadlineExceeded) as again:
             self._lose(post, again)
             return

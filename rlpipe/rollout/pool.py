@@ -11,16 +11,7 @@ from rlpipe.rollout.delivery import Delivered, Publication
 from rlpipe.rollout.revival import serving
 from rlpipe.rollout.seat import AskedGroup, FinishedGroup, Seat
 from rlpipe.rollout.worker import RolloutWorker
-from rlpipe.runtime.handle import (
-    DeadlineExceeded,
-    GivenUp,
-    Handle,
-    NotStarted,
-    Pending,
-    RoleDied,
-    Within,
-    first_ready,
-)  # fmt: skip
+from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, Handle, Pending, RoleDied, Within, first_ready
 from rlpipe.runtime.revival import Revival, Steps
 from rlpipe.runtime.roles import PlacementError
 
@@ -77,10 +68,9 @@ class EnginePool:
         """Groups of any model that are complete, waiting up to `seconds` for the first, or until one of `also`, which
         are calls of other roles, is finished.
 
-        Raises `GivenUp` if engines are lost again and again, `NotStarted` if the process in the place of one does not
-        come up; `PlacementError` if no engine of a model has a place on the cluster for longer than
-        deadlines.placement; `Barren` naming the engine if any response from it takes longer than deadlines.rollout;
-        whatever else an engine raised is raised here.
+        Raises `GivenUp` if engines are lost again and again; `PlacementError` if no engine of a model has a place on
+        the cluster for longer than deadlines.placement; `Barren` naming the engine if any response from it takes longer
+        than deadlines.rollout; whatever else an engine raised is raised here.
         """
         until = time.monotonic() + seconds
         while not self._done and (self.outstanding or also):
@@ -209,7 +199,7 @@ class EnginePool:
     def _lose(self, seat: Seat, fault: RoleDied | DeadlineExceeded) -> None:
         """Put another process in the place of an engine, and have the others do what it was asked."""
         name = seat.handle.name
-        if isinstance(fault, NotStarted) or fault.who not in ("", name):  # the trainer's, whose weights it was to get
+        if fault.who not in ("", name):  # the trainer's fault, whose weights it was to get
             raise fault
         groups = seat.lose()
         if seat.losses > self._max_restarts or any(group.lost > self._max_restarts for group in groups):

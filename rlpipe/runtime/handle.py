@@ -28,8 +28,9 @@ class DeadlineExceeded(TimeoutError):
 
 
 class NotStarted(DeadlineExceeded):
-    """A process has not come up, or not built its role, within deadlines.start, and has not died of it: another one
-    would be as late. So it is told at once, and not tried again."""
+    """A process has not come up, or not built its role, within deadlines.start, and has not died of it. Of a run's
+    first start that is told at once: another one would be as late. In the place of one that was lost it is one loss
+    more."""
 
 
 class Silent(DeadlineExceeded):

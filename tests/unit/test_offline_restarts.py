@@ -65,11 +65,14 @@ def test_steps_that_are_done_again_are_told_once(job):
     assert told == [(step, {"loss": float(step)}) for step in (1, 2, 3, 4, 5)]
 
 
-def test_a_start_that_is_late_is_told_at_once(job):
-    made = Attempts(([1, 2], RoleDied("killed")), ([], NotStarted("the driver waited for its processes to start")))
-    with pytest.raises(NotStarted, match="waited for its processes to start"):
+@pytest.mark.parametrize("fault", [NotStarted("not there in time"), PlacementError("no room")])
+def test_a_first_start_that_fails_is_told_at_once_and_a_later_one_is_one_loss_more(job, fault):
+    made = Attempts(([], fault))
+    with pytest.raises(type(fault)):
         to_the_end("SFT", job, made, lambda step, values: None)
-    assert made.began_from == [None, None]
+    assert made.began_from == [None]
+    began, told = train(job, ([1, 2], RoleDied("killed")), ([], fault), ([3], None))
+    assert began == [None] * 3 and [step for step, _ in told] == [1, 2, 3]
 
 
 def test_other_figures_of_a_step_that_was_told_are_told_too(job):

@@ -23,18 +23,18 @@ def to_the_end(name: str, job: TrlJob, attempt: Attempt, report: Report) -> None
     """Train in as many attempts as it takes. `name` is for people.
 
     Raises `GivenUp` if processes are lost more than train.max_restarts times in a row without a step in between,
-    `NotStarted` if they do not come up, and whatever else an attempt raises: a fault of the data or of code comes
-    again.
+    `NotStarted` if the first ones do not come up, and whatever else an attempt raises: a fault of the data or of code
+    comes again.
     """
     losses, told = Losses(f"{name} training was", job.training.max_restarts), Once(report)
-    fault = _fault_of(attempt, job, told, ())
+    fault = _fault_of(attempt, job, told, first=True)
     while fault is not None:
         losses.add(fault, told.step)
         job = from_last_checkpoint(job)
         logger.warning("%s\n%s training starts again (%s), %s.", fault, name, losses, _whence(job))
         time.sleep(rest_before(losses.in_a_row))
         # What was lost may have taken its node along, or have left it only just now.
-        fault = _fault_of(attempt, job, told, (PlacementError,))
+        fault = _fault_of(attempt, job, told, first=False)
 
 
 def from_last_checkpoint(job: TrlJob) -> TrlJob:
@@ -62,13 +62,16 @@ class Once:
             self._report(step, values)
 
 
-def _fault_of(attempt: Attempt, job: TrlJob, report: Report, also: tuple[type[Exception], ...]) -> Exception | None:
-    """The loss that the attempt ended with, if it did; that, or an error among `also`."""
+def _fault_of(attempt: Attempt, job: TrlJob, report: Report, first: bool) -> Exception | None:
+    """The loss that the attempt ended with, if it did. That the first one finds no room, or that its processes do not
+    come up, is none: it is raised."""
     try:
         attempt(job, report)
-    except NotStarted:
-        raise
-    except (RoleDied, DeadlineExceeded, *also) as fault:
+    except (PlacementError, NotStarted) as fault:
+        if first:
+            raise
+        return fault
+    except (RoleDied, DeadlineExceeded) as fault:
         return fault
     return None
 

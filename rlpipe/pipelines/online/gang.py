@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from rlpipe.pipelines.online.beside import Beside
 from rlpipe.runtime.backoff import Losses, rest_before
-from rlpipe.runtime.handle import DeadlineExceeded, NotStarted, RoleDied, Silent, Within
+from rlpipe.runtime.handle import DeadlineExceeded, RoleDied, Silent, Within
 from rlpipe.runtime.roles import Started
 
 logger = logging.getLogger(__name__)
@@ -28,8 +28,7 @@ class Gang:
 
     def replace(self, fault: Exception, step: int, meanwhile: Callable[[], None]) -> None:
         """Start the roles again after `fault`, `step` being the last committed one; `meanwhile` is called again and
-        again. Raises `fault` if no process of theirs is lost, `GivenUp` if this has happened too often, and
-        `NotStarted` if a new process of theirs does not come up."""
+        again. Raises `fault` if no process of theirs is lost, and `GivenUp` if this has happened too often."""
         while fault is not None:
             fault = self._replaced(fault, step, meanwhile)
 
@@ -49,8 +48,6 @@ class Gang:
             while self._beside.busy:
                 meanwhile()
             self._beside.finish()
-        except NotStarted:
-            raise
         except (RoleDied, DeadlineExceeded) as again:
             return again
         logger.warning("the training roles are there again, after %.1f s", time.monotonic() - began)
