@@ -65,6 +65,9 @@ class GroupRequest:
     prompt_tokens: Tokens
     seeds: tuple[int, ...]
     sampling: Sampling
+    conversation: str = ""
+    """Requests with the same one go to the same engine, which has what they begin with in its cache; empty for a
+    request that nothing continues."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ Every event has `time` (seconds since 1970), `kind` and, in a pipeline, `stage`.
     phase_started   phase, says (for people), step or null
     phase           phase, seconds, step or null, parent (the phase around it, or null), error (if it raised)
     metrics         step, metrics {name: number}    once per step, after its last phase (names: metrics.py)
+    engines         step, engines [{name, node, tokens, seconds, tokens_per_second, seconds_per_step,
+                    most_outstanding_tokens}]                     what each rollout engine did in the step
     evaluation      step, metrics {name: number}, samples [{prompt, completion, columns, reward or failure}]
     sample          step, prompt, completion, reward or failure                   one response of the step, to look at
     commit          step, version                                                 the step is trained and published

@@ -22,6 +22,7 @@ SHOWN = {
         "entropy",
         "response_length",
         "tokens_per_second",
+        "engines/idle",
     ),
 }
 """Metrics of a step that fit on a line, by task; the first one's curve is drawn."""

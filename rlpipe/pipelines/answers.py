@@ -7,6 +7,7 @@ Sampling for the next steps and an evaluation may be under way at the same time,
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -66,8 +67,8 @@ class Answers:
         """Under --debug, where rewards are computed by whoever waits for them, compute those that are due."""
         self._rewards.work_off()
 
-    def generating(self) -> set[str]:
-        """The ids of what engines are to answer."""
+    def generating(self) -> AbstractSet[str]:
+        """The ids of what engines are to answer; the set goes on changing."""
         return self._rollouts.asked()
 
     def scoring(self) -> set[str]:

@@ -60,6 +60,8 @@ def engines(stage: Stage, model_path: str, adapter: Path | None = None) -> RoleS
         rollout.threads,
         "rollout",
         again=(again,),
+        at_least=rollout.min_engines,
+        nodes=rollout.nodes,
     )
 
 

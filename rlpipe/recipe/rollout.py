@@ -15,7 +15,13 @@ class Rollout(Strict):
     engine: Literal["vllm", "transformers"] = "vllm"
     """vLLM, or the reference engine on plain transformers."""
     engines: PositiveInt = 1
-    """Engines, spread over the cluster."""
+    """Engines of the run; requests go to the one with the least to do."""
+    nodes: Literal["pack", "spread"] = "pack"
+    """Engines on as few nodes of the cluster as have room for them, or over as many as possible. One engine is never
+    divided between nodes."""
+    min_engines: PositiveInt | None = None
+    """Engines that must have room for the run to start; the others start as soon as the cluster has some. All of them
+    if absent."""
     max_restarts: NonNegativeInt = 3
     """How often in a row a new process takes the place of an engine that died, hung or does not answer, before the run
     gives up; the count begins anew with what the engine finishes."""
@@ -43,6 +49,15 @@ class Rollout(Strict):
             raise ValueError(
                 f"max_model_len={self.max_model_len} leaves no room for a prompt before "
                 f"max_new_tokens={self.max_new_tokens}; raise the one or lower the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_more_than_all(self) -> "Rollout":
+        if self.min_engines is not None and self.min_engines > self.engines:
+            raise ValueError(
+                f"min_engines={self.min_engines} is more than engines={self.engines}, which is how many there are at "
+                "most; lower the one or raise the other"
             )
         return self
 

@@ -55,7 +55,9 @@ class Conversation:
         room = min(self.request.sampling.max_new_tokens, longest - len(tokens))
         seed = turn_seed(self.request.seeds[self.sample], len(self.turns))
         sampling = replace(self.request.sampling, max_new_tokens=room)
-        return GroupRequest(group_id, self.request.prompt_id, tokens, (seed,), sampling)
+        return replace(
+            self.request, group_id=group_id, prompt_tokens=tokens, seeds=(seed,), sampling=sampling
+        )  # of the same conversation
 
     def trajectory(self, reason: FinishReason, outcome: Outcome | None) -> Trajectory:
         """The whole episode; environment tokens have mask 0 and log-probability 0."""

@@ -10,7 +10,8 @@ hashed from it.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,7 +39,7 @@ class Rollouts(Protocol):
         """Groups that are complete, waiting up to `seconds` for the first, or until one of `also`, which are calls of
         other roles, is finished."""
 
-    def asked(self) -> set[str]:
+    def asked(self) -> AbstractSet[str]:
         """The ids of groups submitted and not yet finished."""
 
     def abort(self, group_ids: Sequence[str]) -> None:
@@ -79,6 +80,7 @@ class Episodes:
         """Begin the episodes of these groups. Raises ValueError for a group id that is outstanding already."""
         if twice := self._groups.keys() & {request.group_id for request in requests}:
             raise ValueError(f"groups submitted twice: {', '.join(sorted(twice)[:3])}")
+        requests = [replace(request, conversation=request.group_id) for request in requests]
         self._pool.submit(model, requests)
         for request in requests:
             prompt = self._prompts[request.prompt_id]
@@ -97,9 +99,9 @@ class Episodes:
         whole, self._whole = self._whole, []
         return whole
 
-    def asked(self) -> set[str]:
+    def asked(self) -> AbstractSet[str]:
         """The ids of groups whose episodes have not all ended."""
-        return set(self._groups)
+        return self._groups.keys()
 
     def abort(self, group_ids: Sequence[str]) -> None:
         """See `Rollouts.abort`. What an environment still says of these is not heard."""

@@ -3,14 +3,17 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Literal
 
-from rlpipe.data.flow import GroupRequest, Trajectory
+from rlpipe.data.flow import GroupRequest
 from rlpipe.recipe.run import Deadlines
 from rlpipe.rollout.delivery import Delivered, Publication
+from rlpipe.rollout.dispatch import Dispatch
 from rlpipe.rollout.revival import serving
 from rlpipe.rollout.seat import AskedGroup, FinishedGroup, Seat
-from rlpipe.rollout.worker import RolloutWorker
+from rlpipe.rollout.speed import Worked
+from rlpipe.rollout.worker import RolloutWorker, Slice
 from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, Handle, Pending, RoleDied, Within, first_ready
 from rlpipe.runtime.revival import Revival, Steps
 from rlpipe.runtime.roles import PlacementError
@@ -32,37 +35,42 @@ class EnginePool:
     """Spreads groups over the engines of each model and collects them whole.
 
     Every engine with work has one `advance` call under way at all times, so that it does not wait for the driver
-    between slices. Which engine serves a group depends on load; what it answers does not.
+    between slices. Which engine serves a group is `Dispatch`'s; what it answers does not depend on it.
 
     An engine that dies, hangs or gives no sign of life is replaced while the others go on: what it was asked goes to
-    them, and the new process gets requests once it has the weights that they have, and has proven it.
+    them, and the new process gets requests once it has the weights that they have, and has proven it. So does one that
+    the cluster had no room for when the run began.
     """
 
     def __init__(
         self, models: Mapping[str, Sequence[Handle[RolloutWorker]]], deadlines: Deadlines, max_restarts: int
     ) -> None:
         """`max_restarts`: how often in a row an engine is replaced without having finished a group."""
-        self._seats = {model: [Seat(model, handle) for handle in handles] for model, handles in models.items()}
         self._deadlines, self._max_restarts = deadlines, max_restarts
+        self._seats = {model: [self._seat(model, handle) for handle in handles] for model, handles in models.items()}
+        self._dispatch = {model: Dispatch() for model in models}
         self._published: dict[str, Publication] = {}
         self._withdrawn: set[str] = set()
         """Models whose weights are to be published anew before another engine of theirs may serve."""
         self._homeless: dict[str, list[AskedGroup]] = {model: [] for model in models}
         """Groups of engines that are lost, while none serves that could take them."""
+        self._asked: set[str] = set()
+        """Ids of groups submitted and not yet handed over. Kept, as it is looked at at every turn."""
         self._done: list[FinishedGroup] = []
         """To be handed over; here, since the next engine heard may have an error to raise."""
 
     @property
     def outstanding(self) -> int:
         """Groups submitted and not yet handed over."""
-        return len(self.asked())
+        return len(self._asked)
 
     def submit(self, model: str, requests: Sequence[GroupRequest]) -> None:
-        """Give each group to the engine of `model` that has the fewest tokens to generate. Raises ValueError for a
-        group id that is outstanding already."""
-        if twice := self.asked() & {request.group_id for request in requests}:
+        """Give each group to an engine of `model`. Raises ValueError for a group id that is outstanding already."""
+        ids = {request.group_id for request in requests}
+        if twice := self._asked & ids:
             raise ValueError(f"groups submitted twice: {', '.join(sorted(twice)[:3])}")
-        self._spread(model, [AskedGroup(request) for request in requests])
+        self._asked |= ids
+        self._spread(model, self._dispatch[model].ask(requests))
 
     def finished(self, seconds: float, also: Sequence[Pending[Any]] = ()) -> list[FinishedGroup]:
         """Groups of any model that are complete, waiting up to `seconds` for the first, or until one of `also`, which
@@ -78,6 +86,7 @@ class EnginePool:
             if said or time.monotonic() >= until:
                 break
         done, self._done = self._done, []
+        self._asked -= {group[0].group_id for group in done}
         return done
 
     def publish(self, model: str, publication: Publication) -> dict[str, Delivered]:
@@ -102,34 +111,37 @@ class EnginePool:
 
     def abort(self, group_ids: Sequence[str]) -> None:
         """Forget these groups; nothing of them is handed over later. Ids that are not outstanding are ignored."""
-        self._done = [group for group in self._done if group[0].group_id not in group_ids]
+        ids = set(group_ids)
+        self._asked -= ids
+        self._done = [group for group in self._done if group[0].group_id not in ids]
         for groups in self._homeless.values():
-            groups[:] = [group for group in groups if group.request.group_id not in group_ids]
+            groups[:] = [group for group in groups if group.request.group_id not in ids]
         for seat in self._all():
-            doomed = [group_id for group_id in group_ids if seat.groups.pop(group_id, None) is not None]
-            if doomed:
+            if doomed := [group_id for group_id in group_ids if seat.forget(group_id)]:
                 seat.submitted.append(seat.handle.call(self._rollout, RolloutWorker.abort, doomed))
+
+    def worked(self, model: str) -> dict[str, Worked]:
+        """What each engine of `model` that serves did since this was asked last, by its name."""
+        found = {}
+        for seat in self._seats[model]:
+            worked, seat.worked = seat.worked, Worked(most_outstanding=seat.tokens)
+            if seat.serves:
+                found[seat.handle.name] = worked
+        return found
+
+    def nodes(self, model: str) -> dict[str, str]:
+        """The node that each engine of `model` was started on, by its name; empty where it was on none."""
+        return {seat.handle.name: seat.handle.node for seat in self._seats[model]}
 
     def _spread(self, model: str, groups: Sequence[AskedGroup]) -> None:
         seats = [seat for seat in self._seats[model] if seat.serves]
         if not seats:
             self._homeless[model] += groups
             return
-        loads = [seat.tokens for seat in seats]
-        shares: list[list[AskedGroup]] = [[] for _ in seats]
-        for group in groups:
-            chosen = loads.index(min(loads))
-            loads[chosen] += group.tokens
-            shares[chosen].append(group)
-        for seat, share in zip(seats, shares, strict=True):
-            if share:
-                self._hand_over(seat, share)
-
-    def _hand_over(self, seat: Seat, share: list[AskedGroup]) -> None:
-        seat.groups |= {group.request.group_id: group for group in share}
-        requests = [group.request for group in share]
-        seat.submitted.append(seat.handle.call(self._rollout, RolloutWorker.submit, requests))
-        self._keep_busy(seat)
+        for seat, share in self._dispatch[model].assign(groups, seats).items():
+            requests = [group.request for group in share]
+            seat.submitted.append(seat.handle.call(self._rollout, RolloutWorker.submit, requests))
+            self._keep_busy(seat)
 
     @property
     def _rollout(self) -> Within:
@@ -138,11 +150,9 @@ class EnginePool:
     def _all(self) -> list[Seat]:
         return [seat for seats in self._seats.values() for seat in seats]
 
-    def asked(self) -> set[str]:
-        """The ids of groups submitted and not yet handed over."""
-        homeless = {group.request.group_id for groups in self._homeless.values() for group in groups}
-        done = {group[0].group_id for group in self._done}
-        return homeless | done | {group_id for seat in self._all() for group_id in seat.groups}
+    def asked(self) -> AbstractSet[str]:
+        """The ids of groups submitted and not yet handed over; the set goes on changing."""
+        return self._asked
 
     def _keep_busy(self, seat: Seat) -> None:
         if seat.groups and seat.advancing is None:
@@ -151,44 +161,55 @@ class EnginePool:
     def _look(self, seconds: float, also: Sequence[Pending[Any]] = ()) -> bool:
         """Wait for the first engine that has something to say, or the first of `also`, and hear all engines that have;
         whether one of `also` has."""
-        awaited = [*also, *(pending for seat in self._all() for pending in seat.awaited)]
+        waiting = [(pending, seat) for seat in self._all() for pending in seat.awaited]
+        awaited = [*also, *(pending for pending, _ in waiting)]
         if not awaited:  # all that are lost rest before they are tried again
             time.sleep(min(seconds, SLICE_SECONDS))
         ready = {id(pending) for pending in first_ready(awaited, min(seconds, SLICE_SECONDS))}
-        for seat in self._all():
+        # A call that is overdue has something to say, too: that it is. And who starts again may rest, without a call.
+        heard: dict[Seat, set[int]] = {seat: set() for seat in self._all() if seat.revival is not None}
+        for pending, seat in waiting:
+            if id(pending) in ready or pending.seconds_left() <= 0:
+                heard.setdefault(seat, set()).add(id(pending))
+        for seat, said in heard.items():
             try:
-                self._hear(seat, ready)
+                self._hear(seat, said)
             except _Lost as fault:
                 self._lose(seat, fault)
         return any(id(pending) in ready for pending in also)
 
-    def _hear(self, seat: Seat, ready: set[int]) -> None:
-        """What an engine has to say; `ready` are the ids of calls that are finished."""
-        # A call that is overdue has something to say, too: that it is.
-        heard = [pending for pending in seat.awaited if id(pending) in ready or pending.seconds_left() <= 0]
+    def _hear(self, seat: Seat, heard: set[int]) -> None:
+        """What an engine has to say: its calls that are finished or overdue, by their ids."""
         if seat.revival is not None:
             self._revive(seat, bool(heard))
             return
-        if seat.advancing in heard:
+        advancing, delivering = seat.advancing, seat.delivering
+        if advancing is not None and id(advancing) in heard:
             self._done += self._harvest(seat)
-        if seat.delivering in heard:
+        if delivering is not None and id(delivering) in heard:
             seat.go_on()
 
     def _harvest(self, seat: Seat) -> list[FinishedGroup]:
         """Take what the engine's last slice brought, and start the next one at once."""
-        trajectories = seat.advancing.result()
+        done = seat.advancing.result()
         seat.advancing = None
         submitted, seat.submitted = seat.submitted, []
         self._keep_busy(seat)
         for call in submitted:  # calls run in order, so these came first; an error of theirs is raised here
             call.result()
-        self._check_progress(seat, trajectories)
+        self._check_progress(seat, done)
+        expected = self._dispatch[seat.model].expected
+        for trajectory in done.finished:
+            expected.hear(trajectory)
+            seat.worked.tokens += len(trajectory.response_tokens)
         # A group aborted meanwhile is not in `groups` any more.
-        return [whole for t in trajectories if t.group_id in seat.groups and (whole := seat.take(t))]
+        return [whole for t in done.finished if t.group_id in seat.groups and (whole := seat.take(t))]
 
-    def _check_progress(self, seat: Seat, trajectories: list[Trajectory]) -> None:
+    def _check_progress(self, seat: Seat, done: Slice) -> None:
+        seat.worked.steps += done.steps
+        seat.worked.seconds += done.seconds
         # Counted in the engine's own time: a driver that was busy elsewhere does not make an engine late.
-        seat.barren_seconds = 0.0 if trajectories else seat.barren_seconds + SLICE_SECONDS
+        seat.barren_seconds = 0.0 if done.finished else seat.barren_seconds + SLICE_SECONDS
         if seat.groups and seat.barren_seconds > self._deadlines.rollout:
             raise Barren(
                 f"{seat.handle.name} (rollout): generated for {seat.barren_seconds:.0f} s without finishing any of the "
@@ -213,6 +234,13 @@ class EnginePool:
         seat.revival = Revival(seat.handle, lambda: self._serving(seat), seat.losses)
         self._spread(seat.model, groups)
 
+    def _seat(self, model: str, handle: Handle[RolloutWorker]) -> Seat:
+        """One that was not started, as there was no room for it, is started like one that is lost."""
+        seat = Seat(model, handle)
+        if not handle.begun:
+            seat.revival = Revival(handle, lambda: self._serving(seat), attempt=1)
+        return seat
+
     def _serving(self, seat: Seat) -> Steps[Delivered | None]:
         return serving(seat.handle, lambda: self._wanted(seat.model))
 
@@ -225,7 +253,8 @@ class EnginePool:
             return
         revival, seat.revival = seat.revival, None
         seat.delivered = revival.result
-        logger.warning("%s serves again, after %.1f s", seat.handle.name, time.monotonic() - revival.began)
+        again = "serves again" if seat.losses else "serves now, too"
+        logger.warning("%s %s, after %.1f s", seat.handle.name, again, time.monotonic() - revival.began)
         homeless, self._homeless[seat.model] = self._homeless[seat.model], []
         self._spread(seat.model, homeless)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from rlpipe.data.flow import GroupRequest, Trajectory
 from rlpipe.rollout.delivery import Delivered, Publication
-from rlpipe.rollout.worker import RolloutWorker
+from rlpipe.rollout.speed import Worked
+from rlpipe.rollout.worker import RolloutWorker, Slice
 from rlpipe.runtime.handle import Handle, Pending
 from rlpipe.runtime.revival import Revival
 
@@ -19,29 +20,35 @@ class AskedGroup:
     """A group that is to be generated."""
 
     request: GroupRequest
+    response_tokens: int
+    """Expected of each response."""
     finished: list[Trajectory] = field(default_factory=list)
     lost: int = 0
     """How many engines were lost that had it."""
 
     @property
     def tokens(self) -> int:
-        """Most tokens still to come: the prompt is read once, each missing response may be as long as allowed."""
+        """Expected still to come: the prompt, which is read once, and the responses that are missing."""
         missing = len(self.request.seeds) - len(self.finished)
-        return len(self.request.prompt_tokens) + missing * self.request.sampling.max_new_tokens
+        return len(self.request.prompt_tokens) + missing * self.response_tokens
 
     def again(self) -> "AskedGroup":
         """As it is asked of another engine. What there is of it is sampled anew: its seeds make the same of it."""
-        return AskedGroup(self.request, lost=self.lost + 1)
+        return AskedGroup(self.request, self.response_tokens, lost=self.lost + 1)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Seat:
     """See above."""
 
     model: str
     handle: Handle[RolloutWorker]
     groups: dict[str, AskedGroup] = field(default_factory=dict)
-    advancing: Pending[list[Trajectory]] | None = None
+    tokens: int = 0
+    """Expected still to come, of all groups."""
+    worked: Worked = field(default_factory=Worked)
+    """Since somebody has asked for it."""
+    advancing: Pending[Slice] | None = None
     submitted: list[Pending[None]] = field(default_factory=list)
     barren_seconds: float = 0.0
     delivered: Delivered | None = None
@@ -51,17 +58,13 @@ class Seat:
     delivering: Pending[Any] | None = None
     """What the delivery waits for."""
     revival: Revival[Delivered | None] | None = None
-    """Under way while the engine is lost."""
+    """Under way while the engine is lost, or was never there."""
     losses: int = 0
     """Engines lost here since one has finished a group."""
 
     @property
     def serves(self) -> bool:
         return self.revival is None
-
-    @property
-    def tokens(self) -> int:
-        return sum(group.tokens for group in self.groups.values())
 
     @property
     def awaited(self) -> list[Pending[Any]]:
@@ -83,20 +86,33 @@ class Seat:
         except StopIteration as end:
             self.delivered, self.delivery, self.delivering = end.value, None, None
 
+    def give(self, group: AskedGroup) -> None:
+        """It has this to do, too."""
+        self.groups[group.request.group_id] = group
+        self.tokens += group.tokens
+        self.worked.most_outstanding = max(self.worked.most_outstanding, self.tokens)
+
     def take(self, trajectory: Trajectory) -> FinishedGroup | None:
         """File a response; the whole group once it is the last one."""
         group = self.groups[trajectory.group_id]
         group.finished.append(trajectory)
+        self.tokens -= group.response_tokens
         if len(group.finished) < len(group.request.seeds):
             return None
-        del self.groups[trajectory.group_id]
+        self.forget(trajectory.group_id)
         self.losses = 0
         return tuple(sorted(group.finished, key=lambda t: t.sample_index))
+
+    def forget(self, group_id: str) -> bool:
+        """What is left of this group is not to be done; whether there was any."""
+        group = self.groups.pop(group_id, None)
+        self.tokens -= 0 if group is None else group.tokens
+        return group is not None
 
     def lose(self) -> list[AskedGroup]:
         """The engine is gone; what it was asked is to be asked of others."""
         groups = [group.again() for group in self.groups.values()]
-        self.groups, self.advancing, self.submitted = {}, None, []
+        self.groups, self.tokens, self.advancing, self.submitted = {}, 0, None, []
         self.barren_seconds, self.delivered, self.delivery, self.delivering = 0.0, None, None, None
         self.losses += 1
         return groups

@@ -1,12 +1,24 @@
 """The role that hosts one rollout engine."""
 
 import time
+from dataclasses import dataclass
 
 import numpy as np
 
 from rlpipe.data.flow import GroupRequest, Tokens, Trajectory
 from rlpipe.rollout.engine import Engine, EngineSpec, Health, Receipt
 from rlpipe.weights.payload import Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What an engine did in one `advance`."""
+
+    finished: list[Trajectory]
+    steps: int
+    """Decode steps that it took."""
+    seconds: float
+    """How long these took."""
 
 
 class RolloutWorker:
@@ -19,15 +31,17 @@ class RolloutWorker:
         """Raises `NotCurrent` before the engine has a weight version, ValueError for a request it cannot serve."""
         self._engine.submit(requests)
 
-    def advance(self, seconds: float) -> list[Trajectory]:
+    def advance(self, seconds: float) -> Slice:
         """Generate for up to `seconds`; what was finished by then. Returns sooner when nothing is outstanding."""
-        until = time.monotonic() + seconds
+        began = time.monotonic()
         finished: list[Trajectory] = []
+        steps = 0
         while self._engine.health().outstanding:
             finished += self._engine.step()
-            if time.monotonic() >= until:
+            steps += 1
+            if time.monotonic() >= began + seconds:
                 break
-        return finished
+        return Slice(finished, steps, time.monotonic() - began)
 
     def publish(self, version: int, payload: Payload) -> Receipt:
         """Serve these weights from the next step on. Raises `WeightsRejected`."""

@@ -76,6 +76,10 @@ class Handle(Protocol, Generic[R]):
     """One role in one process."""
 
     name: str
+    begun: bool
+    """Whether its process was ever started. One that the cluster had no room for yet is started by `restart`."""
+    node: str
+    """The node that its process was started on, for people; empty in this process, and while it is on none."""
 
     def call(
         self, within: Within, method: Callable[Concatenate[R, P], T], /, *args: P.args, **kwargs: P.kwargs

@@ -48,6 +48,8 @@ def _value(argument: Any) -> Any:
 class LocalHandle:
     """A role object in this process."""
 
+    begun, node = True, ""
+
     def __init__(self, name: str, role: Any, again: Callable[[], Any] | None = None) -> None:
         """`again` builds a role in the place of this one."""
         self.name = name

@@ -1,13 +1,18 @@
 """Where the processes of a run are: each has its bundle of a placement group.
 
 Ray places the lost bundles of a group anew all together or not at all. So a process that can be replaced alone has a
-group of its own: with room for one of two, one of them goes on. Those that hang together have one group for all.
+group of its own: with room for one of two, one of them goes on. Those that hang together have one group for all. A
+bundle is never divided: what one process reserves is on one node.
+
+A group that has no place yet is what Ray's autoscaler calls demand: it starts nodes for it, where there is one.
 """
 
 import math
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
@@ -17,13 +22,18 @@ from rlpipe.runtime.roles import PlacementError, RoleSpec
 
 _PARTING_SECONDS = 10.0
 """Within this what was reserved as one is there in parts, or somebody else was quicker."""
+_RELEASE_SECONDS = 3.0
+"""Within this Ray counts as free what was given back, unless somebody else has it."""
+_AT_ONCE_SECONDS = 5.0
+"""Within this Ray has placed what there is room for; a run that can start with less waits no longer for all of it."""
 
 
 class Place:
     """A process's bundle."""
 
-    def __init__(self, group: PlacementGroup, index: int) -> None:
-        self.group, self.index = group, index
+    def __init__(self, group: PlacementGroup, index: int, given: bool = True) -> None:
+        """`given`: whether there was room for it when the run began."""
+        self.group, self.index, self.given = group, index, given
         self.reserved: Bundle = group.bundle_specs[index]
         self._stepped_back = False
 
@@ -47,51 +57,85 @@ class Place:
         """The id of the node it is on; empty while it is on none."""
         if self._stepped_back:
             return ""
-        table = placement_group_table(self.group)
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        node = table["bundles_to_node_id"].get(self.index, "")
-        return node if node in alive else ""
+        node = _nodes(self.group)[self.index]
+        return node if node in _alive() else ""
 
     def lacking(self) -> str:
-        """What is waited for when its node is gone and no other has room for what is lost of its group; else nothing.
-        (Ray knows some 15 s after the last word of a node that it is gone.)"""
+        """What is waited for when its node is gone and no other has room for what is lost of its group, or there was
+        none yet; else nothing. (Ray knows some 15 s after the last word of a node that it is gone.)"""
         if self._stepped_back:
             return f"room for {shown(self.reserved)}, after the training roles, which have none. {cluster_has()}"
         table = placement_group_table(self.group)
         if table["state"] == "CREATED":
             return ""
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        alive = _alive()
         lost = [table["bundles"][i] for i, node in table["bundles_to_node_id"].items() if node not in alive]
         asked = " and ".join(map(shown, lost)) or shown(self.reserved)
         return f"room for {asked}. {cluster_has()}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Set:
+    """Processes that are placed together, by their numbers among all of the run."""
+
+    members: list[int]
+    spread: bool
+    may_wait: bool
+
+
 def reserve(roles: Sequence[RoleSpec], seconds: float) -> dict[str, list[Place]]:
-    """A place for each process of the roles that have their own, by role. Raises `PlacementError`."""
-    seats = [spec for spec in roles if spec.shares is None for _ in range(spec.count)]
-    bundles = fitted([bundle(spec.resources) for spec in seats])
-    together = [i for i, spec in enumerate(seats) if spec.again is None]
-    sets = [[i] for i, spec in enumerate(seats) if spec.again is not None] + ([together] if together else [])
-    groups = _reserved([[bundles[i] for i in members] for members in sets], seconds)
-    if groups is None:
-        raise PlacementError(not_given(roles, seconds))
-    places = {i: Place(group, n) for members, group in zip(sets, groups, strict=True) for n, i in enumerate(members)}
-    rest = iter(places[i] for i in range(len(seats)))
-    return {spec.name: [next(rest) for _ in range(spec.count)] for spec in roles if spec.shares is None}
+    """A place for each process of the roles that have their own, by role. Those beyond a role's `at_least` may be
+    without room: they have places that are not `given` yet. Raises `PlacementError`."""
+    owners = [spec for spec in roles if spec.shares is None]
+    bundles = fitted([bundle(spec.resources) for spec in owners for _ in range(spec.count)])
+    sets, until = _sets(owners), time.monotonic() + seconds
+    places = _placed(sets, bundles, min(seconds, _AT_ONCE_SECONDS) if any(s.may_wait for s in sets) else seconds)
+    if places is None:
+        places = _placed([s for s in sets if not s.may_wait], bundles, until - time.monotonic())
+        if places is None:
+            raise PlacementError(not_given(roles, seconds))
+        with ExitStack() as given_back:
+            for place in places.values():
+                given_back.callback(place.give_back)
+            places |= _waiting([s for s in sets if s.may_wait], bundles, given_back)
+            given_back.pop_all()
+    rest = iter(places[i] for i in range(len(bundles)))
+    return {spec.name: [next(rest) for _ in range(spec.count)] for spec in owners}
 
 
-def _reserved(sets: list[list[Bundle]], seconds: float) -> list[PlacementGroup] | None:
+def _sets(owners: Sequence[RoleSpec]) -> list[_Set]:
+    seats = [(spec, n) for spec in owners for n in range(spec.count)]
+    alone = [
+        _Set([i], spec.nodes == "spread", spec.at_least is not None and n >= spec.at_least)
+        for i, (spec, n) in enumerate(seats)
+        if spec.again is not None
+    ]
+    together = [i for i, (spec, _) in enumerate(seats) if spec.again is None]
+    return alone + ([_Set(together, spread=False, may_wait=False)] if together else [])
+
+
+def _waiting(sets: Sequence[_Set], bundles: Sequence[Bundle], given_back: ExitStack) -> dict[int, Place]:
+    """Asked for one by one; there may be room for some of them now."""
+    groups = {i: _held(given_back, _group([bundles[i]])) for s in sets for i in s.members}
+    until = time.monotonic() + _AT_ONCE_SECONDS / 2
+    while not all(map(_is_there, groups.values())) and time.monotonic() < until:
+        time.sleep(0.1)
+    return {i: Place(group, 0, _is_there(group)) for i, group in groups.items()}
+
+
+def _placed(sets: Sequence[_Set], bundles: Sequence[Bundle], seconds: float) -> dict[int, Place] | None:
     """All or nothing: they are waited for as one group, so that of two runs neither holds what the other one lacks."""
-    until = time.monotonic() + seconds
+    until, wanted = time.monotonic() + seconds, [bundles[i] for s in sets for i in s.members]
     while (left := until - time.monotonic()) > 0:
         with ExitStack() as given_back:  # whatever ends this, Ctrl-C among it
-            whole = _held(given_back, placement_group([each for bundles in sets for each in bundles], strategy="PACK"))
+            whole = _held(given_back, placement_group(wanted, strategy="PACK"))
             if not whole.wait(math.ceil(left)):
                 return None
-            parts = [whole] if len(sets) == 1 else _parted(whole, sets, given_back)
-            if parts is not None:
+            groups = [whole] if len(sets) == 1 else _parted(whole, sets, bundles, given_back)
+            if groups is not None:
                 given_back.pop_all()
-                return parts
+                found = zip(sets, groups, strict=True)
+                return {i: Place(group, n) for s, group in found for n, i in enumerate(s.members)}
     return None
 
 
@@ -100,22 +144,75 @@ def _held(given_back: ExitStack, group: PlacementGroup) -> PlacementGroup:
     return group
 
 
-def _parted(whole: PlacementGroup, sets: list[list[Bundle]], given_back: ExitStack) -> list[PlacementGroup] | None:
-    """Groups of their own in its place, on the same nodes; None if somebody else took the room in between."""
-    found = placement_group_table(whole)["bundles_to_node_id"]
-    nodes = iter(found[i] for i in range(whole.bundle_count))
-    where = [[next(nodes) for _ in bundles] for bundles in sets]
-    remove_placement_group(whole)
-    parts = [_held(given_back, _group(bundles, at)) for bundles, at in zip(sets, where, strict=True)]
+def _parted(
+    whole: PlacementGroup, sets: Sequence[_Set], bundles: Sequence[Bundle], given_back: ExitStack
+) -> list[PlacementGroup] | None:
+    """Groups of their own in its place: on the same nodes, but those that are to be spread, which Ray spreads over what
+    the others leave. None if somebody else took the room in between."""
+    found = iter(_nodes(whole))
+    where = [[next(found) for _ in s.members] for s in sets]
+    _release(whole)
+    of = [[bundles[i] for i in s.members] for s in sets]
+    parts = {n: _held(given_back, _group(of[n], where[n][0])) for n, s in enumerate(sets) if not s.spread}
+    evenly = [n for n, s in enumerate(sets) if s.spread]
+    if evenly and (nodes := _spread([of[n][0] for n in evenly], parts.values(), given_back)):
+        parts |= {n: _held(given_back, _group(of[n], node)) for n, node in zip(evenly, nodes, strict=True)}
+    there = len(parts) == len(sets) and _there(parts.values())
+    return [parts[n] for n in range(len(sets))] if there else None
+
+
+def _spread(bundles: list[Bundle], others: Iterable[PlacementGroup], given_back: ExitStack) -> list[str]:
+    """The nodes that Ray spreads these over, beside the others; none if there is no room for all."""
+    whole = _held(given_back, placement_group(bundles, strategy="SPREAD"))
+    nodes = _nodes(whole) if _there([*others, whole]) else []
+    _release(whole)
+    return nodes
+
+
+def _release(group: PlacementGroup) -> None:
+    """Remove a group, and wait until Ray counts its room as free: what is asked for sooner goes to another node, also
+    if it is asked for on this one."""
+    before, held = ray.available_resources(), Counter()
+    for reserved in group.bundle_specs:
+        held.update(reserved)
+    remove_placement_group(group)
+    until = time.monotonic() + _RELEASE_SECONDS
+    while time.monotonic() < until:
+        free = ray.available_resources()
+        if all(free.get(kind, 0.0) >= before.get(kind, 0.0) + amount - 1e-3 for kind, amount in held.items()):
+            return
+        time.sleep(0.02)
+
+
+def _is_there(group: PlacementGroup) -> bool:
+    return placement_group_table(group)["state"] == "CREATED"
+
+
+def _there(groups: Iterable[PlacementGroup]) -> bool:
     until = time.monotonic() + _PARTING_SECONDS
-    there = all(part.wait(max(1, math.ceil(until - time.monotonic()))) for part in parts)
-    return parts if there else None
+    return all(group.wait(max(1, math.ceil(until - time.monotonic()))) for group in groups)
 
 
-def _group(bundles: list[Bundle], nodes: list[str]) -> PlacementGroup:
+def _group(bundles: list[Bundle], node: str | None = None) -> PlacementGroup:
     if len(bundles) > 1:
         return placement_group(bundles, strategy="PACK")
-    return placement_group(bundles, strategy="STRICT_PACK", _soft_target_node_id=nodes[0])
+    return placement_group(bundles, strategy="STRICT_PACK", _soft_target_node_id=node)
+
+
+def _nodes(group: PlacementGroup) -> list[str]:
+    """The ids of the nodes that its bundles are on, or were."""
+    found = placement_group_table(group)["bundles_to_node_id"]
+    return [found.get(i, "") for i in range(group.bundle_count)]
+
+
+def _alive() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def shown_node(node_id: str) -> str:
+    """Its address and the beginning of its id, as one machine may be several nodes; empty if Ray does not know it."""
+    address = next((node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == node_id), "")
+    return address and f"{address} ({node_id[:8]})"
 
 
 def not_given(roles: Sequence[RoleSpec], seconds: float) -> str:
@@ -123,8 +220,15 @@ def not_given(roles: Sequence[RoleSpec], seconds: float) -> str:
     return "\n".join([
         f"The cluster did not give the resources of this recipe within {seconds:g} s (deadlines.placement). Asked for:",
         *(f"  {spec.name}: {_asked(spec)}" for spec in roles),
-        f"{cluster_has()} Lower those lines, or add nodes.",
+        f"{cluster_has()} Lower those lines, or add nodes; where nodes are started on demand, raise "
+        "deadlines.placement to the time that takes.",
+        *(_with_fewer(spec) for spec in roles if spec.recipe_key == "rollout"),
     ])  # fmt: skip
+
+
+def _with_fewer(spec: RoleSpec) -> str:
+    least = spec.count if spec.at_least is None else spec.at_least
+    return f"{least} of {spec.count} engines must have room for the run to start (rollout.min_engines)."
 
 
 def cluster_has() -> str:

@@ -23,8 +23,17 @@ class RayHandle:
         node's cores are shared."""
         self.name = name
         self._process, self._spec, self._sharing, self._deadlines = processes[name], spec, sharing, deadlines
+        self._processes = processes
         # Without `again` they hang together: none comes to an end if one does not go on.
         self._together = {name: self._process} if spec.again is not None else dict(processes)
+
+    @property
+    def begun(self) -> bool:
+        return self._process.begun
+
+    @property
+    def node(self) -> str:
+        return self._process.address
 
     def build(self, arguments: tuple[Any, ...]) -> RayPending[None]:
         """Construct the role; later calls wait for it."""
@@ -72,6 +81,8 @@ class RayHandle:
         if self._spec.again is None:
             raise TypeError(f"{self.name} has nothing that could take its place")
         self._process.restart()
+        # The cores of the node that it is on now; who was there before keeps the threads it has.
+        self._sharing = sum(process.node == self._process.node for process in self._processes.values())
         return self.build(self._spec.again)
 
 

@@ -35,7 +35,7 @@ class RayPending(Generic[T]):
         self.ref, self.watch = ref, watch
         self._host, self._role_name, self._what, self._within = host, role_name, what, within
         self._started = time.monotonic()
-        self._hung = ""
+        self._hung, self._next_look = "", 0.0
         if watch is not None:
             watch.calls.add(self, what)
 
@@ -72,13 +72,16 @@ class RayPending(Generic[T]):
             left = until - time.monotonic()
             done = _finished(pendings, max(0.0, min(left, _SECONDS_PER_LOOK)))
             # One that hangs is told of, however much the others have to say.
-            hung = [pending for pending in pendings if pending not in done and pending._hangs()]
+            finished, now = set(map(id, done)), time.monotonic()
+            hung = [pending for pending in pendings if id(pending) not in finished and pending._hangs(now)]
             if done or hung or left <= _SECONDS_PER_LOOK:
                 return done + hung
 
-    def _hangs(self) -> bool:
+    def _hangs(self, now: float) -> bool:
         """Whether its process gives no sign of life, or one that it cannot come to an end without."""
-        if not self._hung and self.watch is not None:
+        if not self._hung and self.watch is not None and now >= self._next_look:
+            # Among many calls some are finished all the time; signs of life take seconds anyway.
+            self._next_look = now + _SECONDS_PER_LOOK
             self._hung = self.watch.hung()
         return bool(self._hung)
 

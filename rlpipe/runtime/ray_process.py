@@ -6,7 +6,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rlpipe.runtime.placing import Place
+from rlpipe.runtime.placing import Place, shown_node
 from rlpipe.runtime.ray_heartbeat import Calls, Heartbeat
 from rlpipe.runtime.ray_host import RemoteHost
 from rlpipe.runtime.roles import RoleSpec
@@ -18,8 +18,14 @@ class RayProcess:
     the last role that it was told to build."""
 
     def __init__(self, spec: RoleSpec, place: Place) -> None:
+        """Of a place that is still waited for, nothing is started before `restart`."""
         self._spec, self.place = spec, place
-        self._begin()
+        self.node = self.address = ""
+        """Of the node it was started on: its id, and where it is for people."""
+        self.building: ray.ObjectRef[None] | None = None
+        self.begun = place.given
+        if self.begun:
+            self._begin()
 
     def restart(self) -> None:
         """Another actor in the same bundle, which Ray places anew if its node is gone."""
@@ -28,13 +34,15 @@ class RayProcess:
 
     def end(self) -> None:
         """Also one that is stopped (SIGSTOP) or computes: Ray asks first, and kills after some 5 s."""
+        if not self.begun:
+            return
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(self.host)
 
     def moved(self) -> bool:
         """Whether the node that it was started on is gone, or its place there. (Ray learns late of a node that is, and
         may start one there still.)"""
-        return not self._node or self.place.node() != self._node
+        return not self.node or self.place.node() != self.node
 
     def make_room(self) -> None:
         """Give the place up until `place.ask_again`, unless a role has been built there."""
@@ -44,8 +52,9 @@ class RayProcess:
             self.place.step_back()
 
     def _begin(self) -> None:
-        self._node = self.place.node()
-        self.building: ray.ObjectRef[None] | None = None
+        self.node, self.begun = self.place.node(), True
+        self.address = shown_node(self.node)
+        self.building = None
         self.host = self._start()
         self.heartbeat, self.calls = Heartbeat(self.host.pulse.remote), Calls()
 

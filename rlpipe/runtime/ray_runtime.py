@@ -66,9 +66,12 @@ class RayStarted:
 
     def _build(self, spec: RoleSpec, processes: dict[str, RayProcess]) -> list[Handle[Any]]:
         handles: list[Handle[Any]] = []
-        for name, seat in zip(processes, _seats(processes, self._within), strict=True):
-            handle = RayHandle(name, processes, spec, seat.local_count, self._deadlines)
-            self._builds.append(handle.build(spec.arguments(seat)))
+        begun = {name: process for name, process in processes.items() if process.begun}
+        seats = dict(zip(begun, _seats(begun, self._within), strict=True))
+        for name in processes:
+            sharing = seats[name].local_count if name in seats else 1
+            handle = RayHandle(name, processes, spec, sharing, self._deadlines)
+            self._builds += [handle.build(spec.arguments(seats[name]))] if name in seats else []
             handles.append(handle)
         return handles
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rlpipe.recipe.training import Resources
 from rlpipe.runtime.handle import Handle
@@ -57,6 +57,11 @@ class RoleSpec:
     again: tuple[Any, ...] | None = None
     """Arguments of a process that takes the place of one that died. None where the processes of the role hang together,
     so that one alone cannot be replaced."""
+    at_least: int | None = None
+    """How many of the processes must have room; the others are started by `Handle.restart` when there is some, with the
+    arguments of `again`. None: all."""
+    nodes: Literal["pack", "spread"] = "pack"
+    """Of processes that can be replaced alone: on as few nodes as possible, or on as many."""
     takes_host: bool = False
     """Whether the constructor gets the object of the role that it shares with as its last argument."""
 

@@ -1,5 +1,6 @@
 """A Ray cluster of several nodes on this machine, whose nodes are lost when a test says so."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 import local_ray
 import psutil
 import ray
+import warm
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 
@@ -20,22 +22,27 @@ STORE_BYTES = 80 * 1024**2
 class Nodes:
     """A head without CPUs, for the driver, and workers of one CPU each."""
 
-    def __init__(self, system: dict[str, int] | None = SOON, address: str | None = None) -> None:
-        """`system`: settings of Ray's own; `address`: of the head, where nodes in other network namespaces find it."""
+    def __init__(self, system: dict[str, int] | None = SOON, address: str | None = None, forks: bool = False) -> None:
+        """`system`: settings of Ray's own; `address`: of the head, where nodes in other network namespaces find it.
+        `forks`: workers are forked from a process that has the imports behind it."""
+        self._forks = warm.shared().forks_workers if forks else contextlib.nullcontext
         self._others = ray.is_initialized()
         if self._others:
             ray.shutdown()
         local_ray.prepare()
         head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
         head |= {"_system_config": system or {}} | ({"node_ip_address": address} if address else {})
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        with self._forks():
+            self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._elsewhere: list[subprocess.Popen] = []
         where = {"_node_ip_address": address} if address else {}
         ray.init(address=self._cluster.address, log_to_driver=False, logging_level="error", **where)
 
     def join(self, count: int = 1, cpus: int = 1) -> list[str]:
         """So many nodes more; returns their ids."""
-        return [self._cluster.add_node(num_cpus=cpus, object_store_memory=STORE_BYTES).node_id for _ in range(count)]
+        room = {"num_cpus": cpus, "object_store_memory": STORE_BYTES}
+        with self._forks():
+            return [self._cluster.add_node(**room).node_id for _ in range(count)]
 
     def have(self, count: int) -> None:
         """Just so many workers."""

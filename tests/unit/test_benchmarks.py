@@ -1,6 +1,7 @@
 """What the benchmarks compute themselves: the floor's advantages, and who is said to work while the driver waits. And
 that the ledger's runs."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rlpipe.algorithms.gae import gae
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import controller as controller_benchmark
 import ledger as ledger_benchmark
 from step import bare, floor_ppo, traced, waterfall
 from step.waterfall import Bar
@@ -103,3 +105,21 @@ def test_the_ledger_s_benchmark_runs(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "3,584 prompts in 7 steps of 512" in said and "which makes the index" in said
     assert not (tmp_path / "scratch").exists()
+
+
+def test_the_controller_s_benchmark_drives_the_real_one_and_adds_cells(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = ["controller.py", "--trajectories", "64", "--actors", "--out", "found.json"]
+    for engines in ("1", "4"):
+        monkeypatch.setattr(sys, "argv", [*command, "--engines", engines])
+        controller_benchmark.main()
+    cells = json.loads((tmp_path / "found.json").read_text())["cells"]
+    assert list(cells) == ["1/64", "4/64"]
+    phases = ["generate", "score", "prepare", "train", "record", "publish", "tell"]
+    assert all(list(cell["seconds"]) == phases and min(cell["seconds"].values()) > 0 for cell in cells.values())
+    # 64 responses of about 100 tokens at 50 a second: what the engines would have taken is not waited for.
+    assert all(2 < cell["waited"] < 60 for cell in cells.values())
+    assert cells["4/64"]["calls"] > cells["1/64"]["calls"] > 8
+    assert "64 | 4 |" in capsys.readouterr().out
+    assert "64 a step" in (tmp_path / "found.svg").read_text()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["found.json", "found.svg"], "nothing is left behind"

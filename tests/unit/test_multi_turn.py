@@ -87,11 +87,14 @@ def test_sampling_fills_the_ledger_and_the_rollouts(stage, tmp_path):
         episodes.environment_of(stage) as environment,
         rewards.build(REWARDS, ".", Deadlines(), stage.debug) as scoring,
     ):
-        rollouts = episodes.over(pool_of(FakeEngine(bisects, {END}), FakeEngine(bisects, {END})), environment, stage)
+        engines = [FakeEngine(bisects, {END}), FakeEngine(bisects, {END})]
+        rollouts = episodes.over(pool_of(*engines), environment, stage)
         sampler = sampler_of(ledger, rollouts, scoring, prompts=3)
         sampler.generate(3)
         groups = sampler.scored(3, step=1)
         ledger.commit(1)
+    served = [{request.group_id.split("/s")[0] for request in engine.requests} for engine in engines]
+    assert len(served[0]) + len(served[1]) == 3 and all(served), "a group's turns are all of one engine"
     assert list(map(plain, ledger.committed(1)[0])) == list(map(plain, groups)), "what is stored is what was sampled"
     frame = pandas.read_parquet(tmp_path / "rollouts")
     assert len(frame) == 6 and (frame["reward"] == frame["reward/game"]).all()

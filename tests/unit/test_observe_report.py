@@ -60,6 +60,7 @@ def write_rl(storage):
         phase(log, "verify", step, 0.5, parent="train")
         phase(log, "train", step, 1.0)
         log.metrics(step, {"reward": 0.25 * step, "step_seconds": 5.5, "mismatch/abs": 2e-7, "reward/right": 0.1})
+        log.emit("engines", step=step, engines=[engine("engine[0]", 500, 1.0), engine("engine[1]", 700, 4.0)])
         phase(log, "evaluate", step, 3.0, says="answering held-out prompts")
     log.evaluation(2, {"accuracy": 0.875}, [sample("2+2=", "4", "4", reward=1.0)])
     log.fault("engine 1 died <b>hard</b>", step=2)
@@ -71,6 +72,11 @@ def write_rl(storage):
     rollouts.write(storage, 1, [Record(group, 0, [None, None])], ["right"])
     rollouts.write(storage, 2, [Record(group, 0, [0.5, 0.0])], ["right"])
     log.close()
+
+
+def engine(name, tokens, seconds):
+    speeds = {"tokens_per_second": tokens / seconds, "seconds_per_step": seconds / 50, "most_outstanding_tokens": 1234}
+    return {"name": name, "node": "10.0.0.7 (ab12)", "tokens": tokens, "seconds": seconds, **speeds}
 
 
 @pytest.fixture
@@ -131,6 +137,14 @@ def test_the_numbers_are_the_runs(page):
 
 def tips(page):
     return [tip for _, attrs in page.tags if "data-tips" in attrs for tip in json.loads(attrs["data-tips"])]
+
+
+def test_engines_stand_beside_each_other(page):
+    assert "engine node tokens/s decode step most tokens waiting time it worked" in page.text
+    assert "engine[0] 10.0.0.7 (ab12) 500 20 ms 1,234" in page.text
+    assert "engine[1] 10.0.0.7 (ab12) 175 80 ms 1,234" in page.text
+    bars = [a["style"] for tag, a in page.tags if tag == "i" and a.get("style") == "width: 25.0%"]
+    assert len(bars) == 1, "engine[0] worked a quarter of the time of engine[1]"
 
 
 def test_hovering_a_curve_gives_its_values(page):

@@ -210,6 +210,16 @@ def test_a_good_recipe_loads():
             "r.yaml:2: rollout: max_model_len=16 leaves no room for a prompt before max_new_tokens=16; raise the one or lower the other",
         ),
         (
+            "task: rl",
+            "task: rl\nrollout: {engines: 2, min_engines: 3}",
+            "r.yaml:2: rollout: min_engines=3 is more than engines=2, which is how many there are at most; lower the one or raise the other",
+        ),
+        (
+            "task: rl",
+            "task: rl\nrollout: {nodes: spred}",
+            "r.yaml:2: rollout.nodes: expected one of `pack`, `spread`, found the text `spred`; did you mean `spread`?",
+        ),
+        (
             "kind: exact",
             "kind: environment",
             "r.yaml:6: rewards.mix.0.kind=environment takes the reward that the environment gives, and environment.kind=single_turn gives none; choose another reward or environment",

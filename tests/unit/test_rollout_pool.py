@@ -15,7 +15,7 @@ from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.pool import Barren, EnginePool
 from rlpipe.rollout.records import NotCurrent
 from rlpipe.rollout.transformers_engine import TransformersEngine
-from rlpipe.rollout.worker import RolloutWorker
+from rlpipe.rollout.worker import RolloutWorker, Slice
 from rlpipe.runtime import backoff, revival
 from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, NotStarted, RoleDied, Silent, Within
 from rlpipe.runtime.local import LocalHandle, LocalPending
@@ -128,7 +128,7 @@ def test_an_error_of_an_engine_is_raised_to_the_caller(folder):
 def test_an_engine_that_finishes_nothing_is_named_at_the_deadline(folder):
     subject = pool(folder, 2)
     for seat in subject._seats["policy"]:
-        seat.handle._role.advance = lambda seconds: []
+        seat.handle._role.advance = lambda seconds: Slice([], 1, seconds)
     subject.submit("policy", [request(0)])
     with pytest.raises(Barren, match=r"policy\[0\] \(rollout\): .* any of the 1 groups .* is 5 s"):
         while True:
@@ -137,11 +137,12 @@ def test_an_engine_that_finishes_nothing_is_named_at_the_deadline(folder):
 
 def test_a_slice_ends_on_time_and_early_when_all_is_done(folder):
     worker = RolloutWorker(spec(folder))
-    assert worker.advance(60.0) == []
+    assert worker.advance(60.0).finished == [] and worker.advance(60.0).steps == 0
     worker.submit([request(0, max_new_tokens=200)])
-    assert worker.advance(0.0) == []
+    first = worker.advance(0.0)
+    assert first.finished == [] and first.steps == 1 and first.seconds > 0
     assert worker.health().outstanding == 4
-    assert len(worker.advance(60.0)) == 4
+    assert len(worker.advance(60.0).finished) == 4
     assert worker.health().outstanding == 0
 
 
@@ -157,7 +158,7 @@ class Mortal(RolloutWorker):
         self._slices.append(len(self._slices))
         if self._slices[-1] in self._dies_at:
             raise RoleDied("killed by the test")
-        return self._engine.step()  # a short slice, so that a death finds work half done
+        return Slice(self._engine.step(), 1, 0.0)  # a short slice, so that a death finds work half done
 
 
 def mortal(folder, *deaths: tuple[int, ...], max_restarts: int = 3) -> EnginePool:
@@ -426,6 +427,53 @@ def test_an_engine_that_is_started_on_a_node_that_is_gone_already_is_started_on_
     while not again.serves:
         subject._look(0.0)
     assert again.losses == 1 and not gone
+
+
+def unbegun(folder, name: str) -> LocalHandle:
+    """An engine that the cluster had no room for when the run began."""
+    again = partial(RolloutWorker, spec(folder, version=None))
+    handle = LocalHandle(name, None, again)
+    handle.begun = False
+    return handle
+
+
+def test_an_engine_that_had_no_room_at_the_start_joins_while_the_run_goes_on(
+    folder, trained, undisturbed, nodes, caplog
+):
+    handles = [LocalHandle("policy[0]", RolloutWorker(spec(folder))), unbegun(folder, "policy[1]")]
+    nodes.add("policy[1]")
+    subject = EnginePool({"policy": handles}, Deadlines(rollout=5.0), max_restarts=0)
+    assert subject.publish("policy", published(trained, 4)).keys() == {"policy[0]"}
+    assert tokens_of(subject) == undisturbed
+    assert subject.worked("policy").keys() == {"policy[0]"}
+    nodes.clear()
+    late = subject._seats["policy"][1]
+    while not late.serves:
+        subject._look(0.0)
+    assert late.handle._role.health().version == 4 and late.delivered.found.largest_difference < 1e-5
+    assert tokens_of(subject) == undisturbed
+    assert all(worked.tokens > 0 for worked in subject.worked("policy").values()), "both have had something to do"
+    said = [r.message for r in caplog.records]
+    assert said[0] == "policy[1] waits for room for CPU 1. It is started when a node joins."
+    assert said[1].startswith("policy[1] serves now, too, after") and len(said) == 2
+
+
+def test_what_engines_did_is_counted_and_what_they_have_to_do_goes_down_to_nothing(folder):
+    subject = pool(folder, 2)
+    requests = [request(i, samples=2, prompt_length=9, max_new_tokens=12) for i in range(4)]
+    subject.submit("policy", requests)
+    groups = drain(subject)
+    responses = [t for group in groups.values() for t in group]
+    worked = subject.worked("policy")
+    assert sum(each.tokens for each in worked.values()) == sum(len(t.response_tokens) for t in responses)
+    # Two groups each: prompts of 9 tokens and two responses of 12 at most, as none has been seen.
+    assert [each.most_outstanding for each in worked.values()] == [66, 66]
+    assert all(each.steps >= 12 and each.seconds > 0 for each in worked.values())
+    assert [seat.tokens for seat in subject._seats["policy"]] == [0, 0]
+    assert subject.worked("policy")["policy[0]"].tokens == 0, "counted once"
+    subject.submit("policy", [request(9), request(10)])
+    subject.abort(["g9", "g10"])
+    assert [seat.tokens for seat in subject._seats["policy"]] == [0, 0]
 
 
 def test_when_no_engine_has_a_place_the_run_ends_after_its_deadline(folder, trained, nodes):

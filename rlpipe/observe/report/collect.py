@@ -28,6 +28,8 @@ class Stage:
     """Phases of which it is not yet known whether they belong to a step that was finished."""
     other_phases: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     """Phases outside steps: the seconds of each, by what it says."""
+    engines: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
+    """What each rollout engine did, step by step."""
     faults: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     started: Event = field(default_factory=dict)
@@ -98,6 +100,9 @@ def _add(stage: Stage, event: Event) -> None:
             _add_evaluation(stage.evaluations, event)
             for name, value in event["metrics"].items():
                 stage.heldout[name][event["step"]] = value
+        case "engines":
+            for engine in event["engines"]:
+                stage.engines[engine["name"]].append(engine)
         case "phase" if event["parent"] is None:
             stage.open_phases.append(event)
         case "fault":

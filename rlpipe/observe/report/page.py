@@ -85,6 +85,7 @@ def _view(stage: Stage) -> dict[str, Any]:
         "smoothed": charts.window(max(map(len, stage.metrics.values()), default=0)),
         "waterfall": _waterfall(stage),
         "other_phases": _other_phases(stage),
+        "engines": _engines(stage),
         "comparison": comparison(stage),
         "rollouts": token_rows(stage),
         "last_step": max(stage.rollouts, default=None),
@@ -177,6 +178,26 @@ def _other_phases(stage: Stage) -> list[tuple[str, int, float, float]]:
     """Start-up, evaluations and the like: (what, how often, seconds in all, share of the longest)."""
     longest = max((sum(seconds) for seconds in stage.other_phases.values()), default=0.0) or 1.0
     return [(says, len(s), sum(s), sum(s) / longest) for says, s in stage.other_phases.items()]
+
+
+def _engines(stage: Stage) -> list[tuple[str, str, float, float, float, float]]:
+    """Of several engines: (name, last node, tokens per second, milliseconds of a decode step, most tokens before it at
+    once, share of the time of the one that worked longest)."""
+    if len(stage.engines) < 2:
+        return []
+    seconds = {name: sum(row["seconds"] for row in rows) for name, rows in stage.engines.items()}
+    longest = max(seconds.values()) or 1.0
+    return [
+        (
+            name,
+            rows[-1]["node"],
+            sum(row["tokens"] for row in rows) / (seconds[name] or 1.0),
+            1000 * median(row["seconds_per_step"] for row in rows),
+            max(row["most_outstanding_tokens"] for row in rows),
+            seconds[name] / longest,
+        )
+        for name, rows in stage.engines.items()
+    ]
 
 
 def _rest(stage: Stage) -> dict[int, float]:

@@ -21,6 +21,7 @@ from rlpipe.pipelines.evaluation import Evaluated, said_in, shown
 from rlpipe.pipelines.online.admission import Admission
 from rlpipe.pipelines.online.catching_up import CatchingUp
 from rlpipe.pipelines.online.dynamic_sampling import flat, replace_flat
+from rlpipe.pipelines.online.engine_watch import EngineWatch
 from rlpipe.pipelines.online.gang import Gang
 from rlpipe.pipelines.online.metrics import sample_metrics, speed_metrics
 from rlpipe.pipelines.online.publisher import Publisher
@@ -46,6 +47,7 @@ class Loop:
     saving: Saving
     gang: Gang
     admission: Admission
+    engine_watch: EngineWatch
     catching_up: CatchingUp
     finish: Callable[[], None]
     """Writes the result."""
@@ -83,6 +85,7 @@ class Loop:
 
     def _step(self, step: int) -> None:
         started, phase = time.perf_counter(), self.events.phase
+        self.engine_watch.begin()
         groups, dropped = self._groups(step)
         with phase("prepare", step):
             batch, metrics = self.trainer.batch(groups)
@@ -96,7 +99,7 @@ class Loop:
         self.events.commit(step, version=step)
         seconds = time.perf_counter() - started
         metrics |= sample_metrics(groups, dropped) | speed_metrics(groups, dropped, seconds)
-        metrics |= self.admission.hear(groups, metrics, step)
+        metrics |= self.admission.hear(groups, metrics, step) | self.engine_watch.tell(step)
         self.events.metrics(step, metrics)
 
     def _groups(self, step: int) -> tuple[list[Group], list[Group]]:

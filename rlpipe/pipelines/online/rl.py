@@ -18,6 +18,7 @@ from rlpipe.pipelines.evaluation import Evaluator
 from rlpipe.pipelines.online.admission import Admission
 from rlpipe.pipelines.online.beside import Beside
 from rlpipe.pipelines.online.catching_up import CatchingUp
+from rlpipe.pipelines.online.engine_watch import EngineWatch
 from rlpipe.pipelines.online.gang import Gang
 from rlpipe.pipelines.online.loop import Loop
 from rlpipe.pipelines.online.publisher import Publisher
@@ -134,6 +135,7 @@ def _loop(
         gang=gang,
         finish=partial(_save_result, stage, saving, handles[roles.POLICY]),
         admission=admission,
+        engine_watch=EngineWatch(roles.POLICY, pool, stage.events),
         catching_up=CatchingUp(ledger, admission, trainer, publisher, saving, sampler, stage.events),
         events=stage.events,
     )

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 SECONDS_PER_APPEND = 0.25
 """How long an answer may wait for others, to become durable together with them."""
+APPENDING_SHARE = 0.1
+"""Of the driver's time: where much is in flight, an append costs more, and answers wait longer for others."""
 SECONDS_PER_LOOK = 0.25
 """How long engines and rewards are waited for at a time."""
 
@@ -46,14 +48,18 @@ class Sampler:
         self._sampling, self._group_size, self._seed = sampling, group_size, seed
         self._scored: list[Group] = []
         """Not in the ledger yet: a death now would have them answered anew."""
-        self._appended = time.monotonic()
+        self._next_append = time.monotonic() + SECONDS_PER_APPEND
 
     def generate(self, count: int) -> None:
         """Work until engines have answered all of the next `count` prompts. Scoring goes on beside it and may not be
         done at the end."""
         self._admit()
-        while self._ledger.lacking(count) & self._answers.generating():
-            self.attend()
+        waiting = list(self._ledger.lacking(count) & self._answers.generating())
+        while waiting:  # one id at a time: what is done is not asked again, or a look would cost as much as a step
+            if waiting[-1] in self._answers.generating():
+                self.attend()
+            else:
+                waiting.pop()
 
     def scored(self, count: int, step: int) -> list[Group]:
         """The step's groups in cursor order, once their rewards are there. Raises `RewardFailed` if too many could not
@@ -86,14 +92,16 @@ class Sampler:
     def keep(self, urgent: bool = False) -> None:
         """What is scored goes into the ledger, several at once unless it is `urgent`: making one durable costs as much
         as making all of them. What is worked on keeps its lease."""
-        self._ledger.hold(self._in_hand())
-        if not self._scored or not (urgent or time.monotonic() - self._appended >= SECONDS_PER_APPEND):
+        began = time.monotonic()
+        if not self._scored or not (urgent or began >= self._next_append):
             return
+        self._ledger.hold(self._in_hand())
         for group, verdict in zip(self._scored, self._ledger.append(self._scored), strict=True):
             if verdict is not Appended.STORED:
                 logger.warning("the answer to %s came too late, or twice (%s); it is not used", group.group_id, verdict)
         self._scored.clear()
-        self._appended = time.monotonic()
+        took = time.monotonic() - began
+        self._next_append = began + took + max(SECONDS_PER_APPEND, took / APPENDING_SHARE)
 
     def interrupt(self) -> None:
         """Training roles are lost: what was taken for the step can be taken again, and rewards in their processes are

@@ -1,0 +1,1 @@
+"""What controller.py measures with: engines without compute, and a clock that skips what they would have taken."""
