@@ -77,6 +77,11 @@ class Nodes:
             time.sleep(0.2)
         return new.pop()
 
+    def of_raylet(self, process: int) -> str:
+        """The id of the worker whose raylet that is."""
+        raylets = {node.all_processes["raylet"][0].process.pid: node.node_id for node in self._cluster.worker_nodes}
+        return raylets[process]
+
     def _node(self, node_id: str):
         return next(node for node in self._cluster.worker_nodes if node.node_id == node_id)
 

@@ -20,7 +20,7 @@ def disk(tmp_path):
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", place], capture_output=True, text=True)
     if mounted.returncode:
-        pytest.skip(f"mounting a small disk needs root: {mounted.stderr.strip()}")
+        pytest.skip(f"needs root, or CAP_SYS_ADMIN, to mount a small disk: {mounted.stderr.strip()}")
     yield place
     subprocess.run(["umount", "-l", place], check=True)
 

@@ -28,7 +28,7 @@ def network():
     try:
         ip("netns", "add", NAMESPACE)
     except OSError as error:
-        pytest.skip(f"network namespaces need root: {error}")
+        pytest.skip(f"needs root, or CAP_NET_ADMIN, and iproute2, for a network namespace: {error}")
     try:
         ip("link", "add", LINK, "type", "veth", "peer", "name", "eth0", "netns", NAMESPACE)
         ip("addr", "add", f"{HERE}/24", "dev", LINK)

@@ -10,10 +10,11 @@ from rlpipe.rewards.killable import Pool
 from rlpipe.rewards.reward import Allowance
 from rlpipe.rewards.sandbox.sandbox import Job, Limits, Sandbox, problem
 
-ISOLATION = "bubblewrap" if problem() is None else "none"
+PROBLEM = problem()
+ISOLATION = "bubblewrap" if PROBLEM is None else "none"
 """The checker is the same in both."""
 SANDBOX = Sandbox(Limits(), ISOLATION)
-isolated = pytest.mark.skipif(ISOLATION == "none", reason="programs cannot be isolated here")
+isolated = pytest.mark.skipif(PROBLEM is not None, reason=f"programs cannot be isolated here: {PROBLEM}")
 
 
 def run(program, *tests, seconds=20.0):
