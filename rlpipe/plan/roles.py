@@ -1,0 +1,95 @@
+"""The processes that a recipe starts, each with what it takes, as `rlpipe.pipelines` starts them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rlpipe.plan.engines import Generator, engine
+from rlpipe.plan.model_files import ModelFacts
+from rlpipe.plan.usage import Usage
+from rlpipe.recipe.model import Dtype, PretrainedModel, ScratchModel
+from rlpipe.recipe.rewards import ModelReward, RewardMix
+from rlpipe.recipe.rollout import Rollout
+from rlpipe.recipe.training import Resources
+
+FindModel = Callable[[PretrainedModel | ScratchModel], ModelFacts]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """A role of a task: `count` processes alike."""
+
+    name: str
+    key: str
+    """The recipe's section, or empty."""
+    count: int
+    gpus: float
+    """Of each process."""
+    cpus: float
+    shares: str | None = None
+    """In whose processes it lives."""
+    usage: Usage
+    """Of each process, or of each GPU where a process has several."""
+    model: str = ""
+    """For people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where a task is planned to run."""
+
+    on_gpu: bool
+    """Whether there are GPUs, of which processes that say nothing get one each."""
+    gpu_bytes: int
+    """Memory of a GPU."""
+    find: FindModel
+    prompt: int | None
+    """Tokens of a prompt, where that was said."""
+
+    def gpus(self, resources: Resources, parts: int = 1) -> float:
+        """That a process reserves; with `parts` each of them a whole one."""
+        return (float(parts) if self.on_gpu else 0.0) if resources.gpus == "auto" else float(resources.gpus)
+
+
+def width(dtype: Dtype, on_gpu: bool) -> int:
+    """Bytes of an element that computes."""
+    return {"auto": 2 if on_gpu else 4, "float32": 4, "bfloat16": 2}[dtype]
+
+
+def generator(
+    rollout: Rollout, model: ModelFacts, dtype: Dtype, setting: Setting, longest: int, colocated: bool
+) -> Generator:
+    """An engine for sequences of up to `longest` tokens."""
+    on_gpu = colocated or setting.gpus(rollout.resources) > 0
+    return Generator(
+        shapes=model.shapes,
+        parameters=model.shapes.size(scores=False),
+        width=width(dtype, on_gpu),
+        vllm=rollout.engine == "vllm",
+        parts=rollout.tensor_parallel,
+        max_num_seqs=rollout.max_num_seqs,
+        whole=longest,
+        utilization=rollout.gpu_memory_utilization,
+        gpu_bytes=setting.gpu_bytes if on_gpu else 0,
+        cache_gib=rollout.kv_cache_gib,
+        sleeps=colocated,
+    )
+
+
+def engines(rollout: Rollout, made: Generator, model: str, gpus: float, shares: str | None = None) -> Role:
+    """The engines of a task."""
+    return Role(
+        name="engine",
+        key="rollout",
+        count=rollout.engines,
+        gpus=gpus,
+        cpus=rollout.resources.cpus,
+        shares=shares,
+        usage=engine(made),
+        model=model,
+    )
+
+
+def model_rewards(mix: RewardMix | None) -> list[tuple[str, ModelReward]]:
+    """Those that are models, with the recipe key of each."""
+    rewards = enumerate(mix.mix if mix else ())
+    return [(f"rewards.mix.{i}", one) for i, one in rewards if isinstance(one, ModelReward)]
