@@ -3,7 +3,7 @@
     python benchmarks/memory.py                       every way, about 10 minutes on two cores
     python benchmarks/memory.py --only "ZeRO-2, 2 ranks"
 
-Each way is an RL recipe on a Qwen2 of 113 M parameters (random weights, float32): its policy is built and takes three
+Each way is an RL recipe on a Qwen2 of 113 M parameters (random weights, float32): its policy is built and takes two
 optimizer steps, each rank in a process of its own. Measured is the largest resident memory of rank 0 from its first
 step on, above what it was with everything imported and nothing loaded (Linux); predicted is what the plan says of the
 same recipe, without its constant for the process.
@@ -27,7 +27,7 @@ MODEL = ScratchModel(
     scratch="qwen2", hidden_size=768, layers=12, heads=12, kv_heads=12, intermediate_size=3072,
     tie_word_embeddings=True,
 )  # fmt: skip
-PROMPT, RESPONSE = 64, 64
+PROMPT, RESPONSE = 32, 32
 COMMON = (
     "algorithm.name=grpo", "algorithm.group_size=4", "schedule.prompts_per_step=2", "evaluation.every=1",
     f"rollout.max_new_tokens={RESPONSE}", "model.dtype=float32", "rollout.engine=transformers",
@@ -37,7 +37,7 @@ QLORA = (*LORA, "model.quantization.load_in_4bit=true")
 WAYS: dict[str, tuple[str, ...]] = {
     "full": (),
     "full, checkpointing": ("train.gradient_checkpointing=true",),
-    "full, 4 micro-batches": ("train.tokens_per_micro_batch=256",),
+    "full, 4 micro-batches": ("train.tokens_per_micro_batch=128",),
     "full, adamw_8bit": ("train.optimizer.optim=adamw_8bit",),
     "LoRA": LORA,
     "LoRA, checkpointing": (*LORA, "train.gradient_checkpointing=true"),
@@ -51,7 +51,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     "ZeRO-3, QLoRA, 2 ranks": ("train.ranks=2", "train.zero_stage=3", *QLORA),
     "ZeRO-2, offload_optimizer, 2 ranks": ("train.ranks=2", "train.zero_stage=2", "train.offload_optimizer=true"),
 }
-STEPS = 3
+STEPS = 2
 
 
 def recipe_of(way: str, folder: str) -> Any:

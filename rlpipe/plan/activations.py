@@ -36,14 +36,15 @@ def of_layer(one: Pass) -> int:
     """Kept by one decoder layer. With h the width of the residual stream, q and k those of queries and keys, f that of
     the feed-forward layers, elements for each token:
 
-        norms        2 (x + x^ + y)     x in float32, x^ only where the norm's weight learns, y the next layer's input
+        norms        2 (x + x^ + y)     x and its scale in float32, x^ only where the norm's weight learns, y the next
+                                        layer's input
         attention    q + 2 k + q        queries, keys, values, and what comes out, which is the output layer's input
         feed-forward 4 f                gate, silu(gate), up, and their product
     """
     shapes, learns = one.shapes, one.all_weights
     inputs = learns or one.rank > 0
     keys = shapes.query if one.repeats_keys else shapes.key_value
-    norms = 2 * shapes.hidden * (4 + one.width * (learns + inputs))
+    norms = 2 * (4 + shapes.hidden * (4 + one.width * (learns + inputs)))
     attention = one.width * (2 * shapes.query + 2 * keys) + 4 * shapes.heads
     feed_forward = one.width * shapes.feed_forward * (3 + inputs)
     low_rank = one.width * one.rank * len(shapes.layer)

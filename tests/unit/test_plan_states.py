@@ -92,7 +92,7 @@ def test_activations_as_korthikanti_counts_them():
     bytes: attention 11 and its scores 5 a s / h, feed-forward 19, norms 4. Fused attention keeps no scores, and without
     dropout there are no masks (1 each): 10 + 18 + 4.
 
-    A layer of Llama 2 7B has the 10 of attention, and 128 bytes a token of what fused attention keeps besides; in its
+    A layer of Llama 2 7B has the 10 of attention, and besides 128 bytes a token of fused attention, and 8 of the norms; in its
     feed-forward layers three matrices where GPT has two, f = 11008 wide; and norms that transformers computes in
     float32: 4 + 2 in place of 2.
     """
@@ -101,7 +101,7 @@ def test_activations_as_korthikanti_counts_them():
     attention, norms = 10 * s * h, 2 * (4 + 2) * s * h
     feed_forward = s * (2 * h + 2 * 4 * f)
     one = Pass(shapes=llama, positions=s, width=2, all_weights=True)
-    assert of_layer(one) == attention + feed_forward + norms + s * 4 * 32
+    assert of_layer(one) == attention + feed_forward + norms + s * (4 * 32 + 2 * 4)
     gpt = 34 - 2
     assert gpt == attention / (s * h) + 18 + 4
 
