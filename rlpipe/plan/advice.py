@@ -7,11 +7,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlpipe.plan.placement import Spot, on_gpu, on_host
+from rlpipe.plan.roles import model_rewards
 from rlpipe.plan.stage import Asked, StagePlan
 from rlpipe.plan.usage import total
 from rlpipe.plan.whole import Plan, plan
 from rlpipe.recipe.schema import adapter
-from rlpipe.recipe.tasks import RlRecipe, StageRecipe
+from rlpipe.recipe.tasks import Recipe, RlRecipe, StageRecipe
 
 Change = dict[str, Any]
 """Values by dotted key of a task."""
@@ -37,21 +38,31 @@ def advice(whole: Plan, stage: StagePlan, asked: Asked) -> list[Advice]:
         return singles[:MOST]
     together: Change = {}
     for change in _together(stage.recipe):
+        if _changed(whole.recipe, together | change, prefix) is None:
+            continue
         together |= change
         if found := _tried(whole, stage, together, prefix, asked):
             return [found]
     return []
 
 
-def _tried(whole: Plan, stage: StagePlan, change: Change, prefix: str, asked: Asked) -> Advice | None:
-    """What becomes of the stage with a change; None where that is no recipe, or does not fit either."""
-    data = whole.recipe.model_dump()
+def _changed(recipe: Recipe, change: Change, prefix: str) -> Recipe | None:
+    """The recipe with a change; None where that is none."""
+    data = recipe.model_dump()
     for key, value in change.items():
         _put(data, f"{prefix}{key}".split("."), value)
     try:
-        changed = plan(adapter().validate_python(data), whole.cluster, asked)
+        return adapter().validate_python(data)
     except ValidationError:
         return None
+
+
+def _tried(whole: Plan, stage: StagePlan, change: Change, prefix: str, asked: Asked) -> Advice | None:
+    """What becomes of the stage with a change; None where that is no recipe, or does not fit either."""
+    recipe = _changed(whole.recipe, change, prefix)
+    if recipe is None:
+        return None
+    changed = plan(recipe, whole.cluster, asked)
     found = next(one for one in changed.stages if one.name == stage.name)
     words = " ".join(f"{prefix}{key}={_written(value)}" for key, value in change.items())
     return Advice(words, fullest(found)) if found.fits else None
@@ -120,7 +131,12 @@ def _smaller(recipe: StageRecipe) -> Iterator[Change]:
 
 
 def _together(recipe: StageRecipe) -> Iterator[Change]:
-    """Changes that are tried on top of each other."""
+    """Changes that are tried on top of each other, as far as they go together: first fewer GPUs, then less on each."""
+    if isinstance(recipe, RlRecipe):
+        yield from ({f"{key}.share": "policy"} for key, _ in model_rewards(recipe.rewards))
+        yield {"reference.share": "policy"}
+        yield {"critic.share": "policy"}
+        yield {"placement": "colocated"}
     yield {"train.gradient_checkpointing": True}
     yield from _smaller(recipe)
     yield from ({"train.zero_stage": stage} for stage in range(recipe.train.zero_stage + 1, 4))

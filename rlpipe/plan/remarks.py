@@ -98,7 +98,7 @@ def _of_cache(recipe: RlRecipe, roles: RlRoles) -> Iterator[str]:
         key = key if made.utilization + more / made.gpu_bytes <= 0.95 else "rollout.tensor_parallel, or another engine,"
     yield (
         f"the KV cache of an engine holds {made.sequences:,} sequences of {made.whole:,} tokens, and {wanted:,} are to "
-        f"run at once (rollout.max_num_seqs={rollout.max_num_seqs}): the others wait, or are computed again; {key} would "
+        f"run at once (rollout.max_num_seqs={rollout.max_num_seqs}): the others wait, or are made again; {key} would "
         "hold them"
     )
 

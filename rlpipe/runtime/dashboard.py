@@ -17,7 +17,10 @@ _MOST_NODES = 10_000
 
 def machines(address: str) -> Cluster:
     """The nodes that are alive behind the dashboard at `address`. Raises `HardwareError` where it does not answer."""
-    alive = _asked(address, f"/api/v0/nodes?detail=1&limit={_MOST_NODES}&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE")
+    alive = _asked(
+        address,
+        f"/api/v0/nodes?detail=1&limit={_MOST_NODES}&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE",
+    )
     states = alive["data"]["result"]["result"]
     summary = {one["raylet"]["nodeId"]: one for one in _asked(address, "/nodes?view=summary")["data"]["summary"]}
     nodes = tuple(_nodes(states, summary))
@@ -52,12 +55,14 @@ def _asked(address: str, path: str) -> dict[str, Any]:
                 f"--cluster {address} refuses {'this token' if token else 'to answer without a token'}: put the "
                 "cluster's into RAY_AUTH_TOKEN, or its file's path into RAY_AUTH_TOKEN_PATH"
             ) from None
-        raise HardwareError(f"--cluster {address} answers {error.code} to {path.split('?')[0]}; is that its dashboard?") from None
+        raise HardwareError(
+            f"--cluster {address} answers {error.code} to {path.split('?')[0]}; is that its dashboard?"
+        ) from None
     except (URLError, TimeoutError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise HardwareError(
-            f"--cluster {address} does not answer ({reason}): give the dashboard's address, http://HEAD:8265, or describe "
-            "the cluster with --gpus and --nodes"
+            f"--cluster {address} does not answer ({reason}): give the dashboard's address, http://HEAD:8265, or "
+            "describe the cluster with --gpus and --nodes"
         ) from None
 
 

@@ -92,8 +92,8 @@ def test_activations_as_korthikanti_counts_them():
     bytes: attention 11 and its scores 5 a s / h, feed-forward 19, norms 4. Fused attention keeps no scores, and without
     dropout there are no masks (1 each): 10 + 18 + 4.
 
-    A layer of Llama 2 7B has the 10 of attention, and besides 128 bytes a token of fused attention, and 8 of the norms; in its
-    feed-forward layers three matrices where GPT has two, f = 11008 wide; and norms that transformers computes in
+    A layer of Llama 2 7B has the 10 of attention, and besides 128 bytes a token of fused attention, and 8 of the norms;
+    in its feed-forward layers three matrices where GPT has two, f = 11008 wide; and norms that transformers computes in
     float32: 4 + 2 in place of 2.
     """
     llama = architecture(known("meta-llama/Llama-2-7b-hf"))
@@ -107,7 +107,7 @@ def test_activations_as_korthikanti_counts_them():
 
 
 def test_checkpointing_keeps_an_input_a_layer():
-    """Korthikanti et al., section 5: 2 s b h bytes a layer in 16 bits; and one layer whole while it is computed again."""
+    """Korthikanti et al., section 5: 2 s b h bytes a layer in 16 bits; and one layer whole while it is made again."""
     llama = architecture(known("meta-llama/Llama-2-7b-hf"))
     whole, few = (
         Pass(shapes=llama, positions=1000, width=2, all_weights=True, checkpointing=on) for on in (False, True)
