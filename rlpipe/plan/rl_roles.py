@@ -3,7 +3,7 @@
 from rlpipe.plan import activations
 from rlpipe.plan.lengths import Lengths, micro_batches_of_rl, of_rl, positions_of_rl, sequences_of_step
 from rlpipe.plan.model_files import ModelFacts
-from rlpipe.plan.processes import Answerer, Learner, answerer, learner
+from rlpipe.plan.processes import TRAINER, Answerer, Learner, answerer, learner
 from rlpipe.plan.roles import Role, Setting, engines, generator, model_rewards, width
 from rlpipe.plan.states import Spread
 from rlpipe.plan.usage import Usage
@@ -38,7 +38,8 @@ class RlRoles:
         found += [self.policy(), self._engines()]
         if recipe.algorithm.needs_reference and recipe.adapter is None:
             found.append(self._reference())
-        return found + ([self._critic()] if recipe.algorithm.advantage.kind == "gae" else [])
+        found += [self._critic()] if recipe.algorithm.advantage.kind == "gae" else []
+        return [*found, self._driver()]
 
     def policy(self) -> Role:
         """The trained model's ranks."""
@@ -153,6 +154,18 @@ class RlRoles:
             shares="policy" if shared else None,
             usage=usage,
             model=model,
+        )
+
+    def _driver(self) -> Role:
+        """The process that runs the loop. What the policy publishes passes through its node's memory: once as the policy
+        packs it, once in Ray's object store."""
+        recipe, held = self.recipe, weights(self.model.shapes, self.recipe.adapter, None)
+        served = recipe.adapter is not None and recipe.publishing.adapter == "served"
+        count = held.trained if served else self.model.shapes.size(scores=False)
+        payload = count * width(recipe.model.dtype, self._train_gpus > 0)
+        parts = {"process": TRAINER, "published weights": 2 * payload}
+        return Role(
+            name="driver", key="", count=1, gpus=0.0, cpus=0.0, usage=Usage(moments={"publishing": parts}, idle={})
         )
 
     def _engines(self) -> Role:

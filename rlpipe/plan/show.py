@@ -85,11 +85,11 @@ def _told(scene: Scene) -> Iterator[Spot]:
 
 
 def _seats(seated: list[Seat]) -> str:
-    """`policy 0, critic 0; engine 3`: what shares a process is joined by +."""
+    """`policy + critic 0, engine 3`: what shares a process is joined by +, what takes turns on a GPU by /."""
     names = []
     for seat in seated:
-        inside = " + ".join(f"{role.name}" for role in seat.roles)
-        beside = "".join(f" | {role.name} (asleep in turn)" for role in seat.beside)
+        inside = " + ".join(role.name for role in seat.roles)
+        beside = "".join(f" / {role.name} {seat.index * role.count // seat.host.count}" for role in seat.beside)
         names.append(f"{inside} {seat.index}{beside}")
     return ", ".join(names) or "-"
 

@@ -238,7 +238,7 @@ def test_cpus_are_counted_where_they_are_known():
     nodes = tuple(Node(f"node {i}", 0, 0, None, cpus=0.5) for i in range(2))
     [stage] = plan(load("gsm8k/grpo"), Cluster(nodes, "two small ones"), ASKED).stages
     assert [[seat.host.name for seat in spot.seats] for spot in stage.scenes[0].placed.spots] == [
-        ["policy"],
+        ["policy", "driver"],
         ["engine"],
     ]
     homeless = place(stage.scenes[0].roles, Cluster(nodes[:1], "one")).homeless
