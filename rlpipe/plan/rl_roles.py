@@ -157,8 +157,8 @@ class RlRoles:
         )
 
     def _driver(self) -> Role:
-        """The process that runs the loop. What the policy publishes passes through its node's memory: once as the policy
-        packs it, once in Ray's object store."""
+        """The process that runs the loop. What the policy publishes passes through host memory: once as the policy packs
+        it, once in Ray's object store."""
         recipe, held = self.recipe, weights(self.model.shapes, self.recipe.adapter, None)
         served = recipe.adapter is not None and recipe.publishing.adapter == "served"
         count = held.trained if served else self.model.shapes.size(scores=False)
