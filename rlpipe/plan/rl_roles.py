@@ -3,15 +3,26 @@
 from rlpipe.plan import activations
 from rlpipe.plan.lengths import Lengths, micro_batches_of_rl, of_rl, positions_of_rl, sequences_of_step
 from rlpipe.plan.model_files import ModelFacts
-from rlpipe.plan.processes import TRAINER, Answerer, Learner, answerer, learner
-from rlpipe.plan.roles import Role, Setting, engines, generator, model_rewards, width
+from rlpipe.plan.processes import TRAINER, Learner, learner
+from rlpipe.plan.roles import (
+    Role,
+    Setting,
+    engines,
+    frozen,
+    generator,
+    is_shared,
+    model_rewards,
+    placed,
+    reward_model,
+    width,
+)
 from rlpipe.plan.states import Spread
 from rlpipe.plan.usage import Usage
 from rlpipe.plan.weights import Weights, weights
 from rlpipe.recipe.critic import Critic
-from rlpipe.recipe.model import PretrainedModel, quantization_of, whole
+from rlpipe.recipe.model import quantization_of, whole
 from rlpipe.recipe.rewards import ModelReward
-from rlpipe.recipe.roles import FrozenRole, PolicyTraining
+from rlpipe.recipe.roles import PolicyTraining
 from rlpipe.recipe.tasks import RlRecipe
 
 BUCKET = 200_000_000
@@ -50,12 +61,12 @@ class RlRoles:
         head = activations.head(self.model.shapes, rows, b, backward=True)
         head += b * self.model.shapes.hidden * self.model.shapes.vocabulary * (recipe.adapter is None)
         usage = learner(self._learner(held, train, self.model, b, head, recipe.critic.share is not None))
-        return self._role("policy", "train", train, self.model.name, usage)
+        return placed("policy", "train", train, None, self.model.name, usage, self.setting)
 
     def _learner(
         self, held: Weights, settings: PolicyTraining | Critic, model: ModelFacts, b: int, head: int, turns: bool
     ) -> Learner:
-        where = self.recipe.train if _is_shared(settings) else settings
+        where = self.recipe.train if is_shared(settings) else settings
         spread = Spread(
             trained=held.trained,
             frozen=held.frozen,
@@ -93,7 +104,7 @@ class RlRoles:
         on_gpu = (self._train_gpus if critic.share else self.setting.gpus(critic.resources)) > 0
         b = width(critic.dtype or spec.dtype, on_gpu)
         usage = learner(self._learner(held, critic, model, b, 0, critic.share is not None))
-        return self._role("critic", "critic", critic, model.name, usage)
+        return placed("critic", "critic", critic, recipe.train, model.name, usage, self.setting)
 
     def _reference(self) -> Role:
         settings, b = self.recipe.reference, width(self.recipe.model.dtype, self._train_gpus > 0)
@@ -102,63 +113,17 @@ class RlRoles:
         rows = min(self.positions, sequences_of_step(self.recipe) * self.lengths.response)
         head = activations.head(self.model.shapes, rows, b, backward=False)
         parameters = self.model.shapes.size(scores=False)
-        return self._frozen("reference", "reference", settings, self.model, parameters, b, self.positions, head)
+        return frozen(
+            "reference", "reference", settings, self.model, parameters, b, self.positions, head, self.setting,
+            self.recipe.train,
+        )  # fmt: skip
 
     def _reward(self, key: str, reward: ModelReward) -> Role:
-        model = self.setting.find(PretrainedModel(path=reward.path))
-        b = width(reward.dtype, (self._train_gpus if reward.share else self.setting.gpus(reward.resources)) > 0)
-        longest = min(reward.max_length or model.context, self.lengths.whole, model.context)
-        positions = max(longest, reward.tokens_per_batch)
-        size = model.shapes.size(scores=True)
-        return self._frozen(f"reward {reward.name}", key, reward, model, size, b, positions, 0)
-
-    def _frozen(
-        self,
-        name: str,
-        key: str,
-        settings: FrozenRole,
-        model: ModelFacts,
-        parameters: int,
-        b: int,
-        positions: int,
-        head: int,
-    ) -> Role:
-        gpus = self._train_gpus if settings.share else self.setting.gpus(settings.resources)
-        usage = answerer(
-            Answerer(
-                shapes=model.shapes,
-                parameters=parameters,
-                width=b,
-                ranks=self.recipe.train.ranks if settings.share else settings.ranks,
-                split=settings.zero_stage == 3,
-                offload_param=settings.offload_param,
-                positions=positions,
-                head=head,
-                on_gpu=gpus > 0,
-            )
-        )
-        return self._role(name, key, settings, model.name, usage)
-
-    def _role(
-        self, name: str, key: str, settings: PolicyTraining | Critic | FrozenRole, model: str, usage: Usage
-    ) -> Role:
-        """In processes of its own, or in the policy's."""
-        shared = _is_shared(settings)
-        where = self.recipe.train if shared else settings
-        return Role(
-            name=name,
-            key=key,
-            count=where.ranks,
-            gpus=self.setting.gpus(where.resources),
-            cpus=where.resources.cpus,
-            shares="policy" if shared else None,
-            usage=usage,
-            model=model,
-        )
+        return reward_model(key, reward, self.setting, self.lengths.whole, self.recipe.train)
 
     def _driver(self) -> Role:
-        """The process that runs the loop. What the policy publishes passes through host memory: once as the policy packs
-        it, once in Ray's object store."""
+        """The process that runs the loop. What is published passes through host memory: once as it is packed, once in
+        Ray's object store."""
         recipe, held = self.recipe, weights(self.model.shapes, self.recipe.adapter, None)
         served = recipe.adapter is not None and recipe.publishing.adapter == "served"
         count = held.trained if served else self.model.shapes.size(scores=False)
@@ -174,8 +139,3 @@ class RlRoles:
             return engines(rollout, self.generator, self.model.name, 0.0, shares="policy")
         gpus = self.setting.gpus(rollout.resources, rollout.tensor_parallel)
         return engines(rollout, self.generator, self.model.name, gpus)
-
-
-def _is_shared(settings: PolicyTraining | Critic | FrozenRole) -> bool:
-    """Whether it lives in the policy's processes; the policy itself has no such key."""
-    return not isinstance(settings, PolicyTraining) and settings.share is not None

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 from rlpipe.plan.engines import Generator, engine
 from rlpipe.plan.model_files import ModelFacts
+from rlpipe.plan.processes import Answerer, answerer
 from rlpipe.plan.usage import Usage
+from rlpipe.recipe.critic import Critic
 from rlpipe.recipe.model import Dtype, PretrainedModel, ScratchModel
 from rlpipe.recipe.rewards import ModelReward, RewardMix
+from rlpipe.recipe.roles import FrozenRole, PolicyTraining
 from rlpipe.recipe.rollout import Rollout
 from rlpipe.recipe.training import Resources
 
@@ -93,3 +96,72 @@ def model_rewards(mix: RewardMix | None) -> list[tuple[str, ModelReward]]:
     """Those that are models, with the recipe key of each."""
     rewards = enumerate(mix.mix if mix else ())
     return [(f"rewards.mix.{i}", one) for i, one in rewards if isinstance(one, ModelReward)]
+
+
+def placed(
+    name: str,
+    key: str,
+    settings: PolicyTraining | Critic | FrozenRole,
+    policy: PolicyTraining | None,
+    model: str,
+    usage: Usage,
+    setting: Setting,
+) -> Role:
+    """A role in processes of its own, or in the policy's if it shares them."""
+    shared = is_shared(settings)
+    where = policy if shared and policy is not None else settings
+    return Role(
+        name=name,
+        key=key,
+        count=where.ranks,
+        gpus=setting.gpus(where.resources),
+        cpus=where.resources.cpus,
+        shares="policy" if shared else None,
+        usage=usage,
+        model=model,
+    )
+
+
+def is_shared(settings: PolicyTraining | Critic | FrozenRole) -> bool:
+    """Whether it lives in the policy's processes; the policy itself has no such key."""
+    return not isinstance(settings, PolicyTraining) and settings.share is not None
+
+
+def frozen(
+    name: str,
+    key: str,
+    settings: FrozenRole,
+    model: ModelFacts,
+    parameters: int,
+    b: int,
+    positions: int,
+    head: int,
+    setting: Setting,
+    policy: PolicyTraining | None,
+) -> Role:
+    """A model that only answers."""
+    where = policy if settings.share and policy is not None else settings
+    usage = answerer(
+        Answerer(
+            shapes=model.shapes,
+            parameters=parameters,
+            width=b,
+            ranks=where.ranks,
+            split=settings.zero_stage == 3,
+            offload_param=settings.offload_param,
+            positions=positions,
+            head=head,
+            on_gpu=setting.gpus(where.resources) > 0,
+        )
+    )
+    return placed(name, key, settings, policy, model.name, usage, setting)
+
+
+def reward_model(key: str, reward: ModelReward, setting: Setting, longest: int, policy: PolicyTraining | None) -> Role:
+    """A reward model that judges sequences of up to `longest` tokens."""
+    model = setting.find(PretrainedModel(path=reward.path))
+    where = policy if reward.share and policy is not None else reward
+    b = width(reward.dtype, setting.gpus(where.resources) > 0)
+    positions = max(min(reward.max_length or longest, longest, model.context), reward.tokens_per_batch)
+    size = model.shapes.size(scores=True)
+    return frozen(f"reward {reward.name}", key, reward, model, size, b, positions, 0, setting, policy)
