@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rlpipe import __version__, cli_inspect, cli_models, cli_runs
+from rlpipe import __version__, cli_inspect, cli_models, cli_plan, cli_runs
 from rlpipe.cli_runs import Changes, RecipeArgument
 from rlpipe.terminal import mistakes_told, say, stop
 
@@ -45,6 +45,7 @@ def main(
       rlpipe doctor                    see whether everything it needs works here
       rlpipe recipes list              see the recipes that come with it
       rlpipe run arithmetic/pipeline   train a small model: SFT, then GRPO
+      rlpipe plan gsm8k/grpo --gpus 8x80GB   see what a run takes, and whether it fits, before it starts
       rlpipe resume runs/NAME          go on with a run that was stopped, killed, or failed
       rlpipe study FILE                compare: a recipe over a grid of changes
       rlpipe recipes copy arithmetic/grpo my.yaml   begin a recipe of your own
@@ -61,7 +62,7 @@ def main(
     """
 
 
-for verb in (cli_runs.run, cli_runs.resume):
+for verb in (cli_plan.plan, cli_runs.run, cli_runs.resume):
     app.command()(verb)
 
 

@@ -39,11 +39,11 @@ def _beside(model: Architecture, adapter: AnyAdapter) -> int:
         case BitFitAdapter():
             return _biases(model)
         case Ia3Adapter():
-            return _over(model, adapter.target_modules, lambda name, one: _scaled(name, one, adapter))
+            return over(model, adapter.target_modules, lambda name, one: _scaled(name, one, adapter))
         case VeraAdapter():
-            return _over(model, adapter.target_modules, lambda name, one: adapter.r + one.outputs)
+            return over(model, adapter.target_modules, lambda name, one: adapter.r + one.outputs)
         case AdaLoraAdapter():
-            return _over(
+            return over(
                 model, adapter.target_modules, lambda name, one: adapter.init_r * (one.inputs + one.outputs + 1)
             )
         case LoraFaAdapter():
@@ -51,15 +51,15 @@ def _beside(model: Architecture, adapter: AnyAdapter) -> int:
         case LoraAdapter():
             return _matrices(model, adapter, lambda name, one: _low_rank(one, adapter))
         case DeltaLoraAdapter():
-            return _over(model, adapter.target_modules, lambda name, one: adapter.r * (one.inputs + one.outputs))
+            return over(model, adapter.target_modules, lambda name, one: adapter.r * (one.inputs + one.outputs))
     raise Unpredictable(f"adapter.kind={adapter.kind} has no formula")
 
 
 def _matrices(model: Architecture, adapter: LoraAdapter | LoraFaAdapter, count: Callable[[str, Linear], int]) -> int:
     """The matrices that `count` counts, and the biases that learn with them."""
     if adapter.bias == "lora_only":
-        return _over(model, adapter.target_modules, lambda name, one: count(name, one) + one.bias * one.outputs)
-    return _over(model, adapter.target_modules, count) + (_biases(model) if adapter.bias == "all" else 0)
+        return over(model, adapter.target_modules, lambda name, one: count(name, one) + one.bias * one.outputs)
+    return over(model, adapter.target_modules, count) + (_biases(model) if adapter.bias == "all" else 0)
 
 
 def _biases(model: Architecture) -> int:
@@ -91,9 +91,11 @@ def _prefix(model: Architecture, adapter: PrefixTuningAdapter) -> int:
     return count * model.key_value + (model.key_value + 1) * between + (between + 1) * made
 
 
-def _over(
+def over(
     model: Architecture, targets: Sequence[str] | Literal["all-linear"], count: Callable[[str, Linear], int]
 ) -> int:
+    """What `count` says of the linear layers that `targets` names, added up. Raises `Unpredictable` for names of
+    others."""
     linears = list(model.linears())
     if targets == "all-linear":
         return sum(count(name, one) for name, one in linears)

@@ -34,6 +34,10 @@ class Architecture:
     layers: int
     key_value: int
     """Width of the keys of one layer, over all heads."""
+    heads: int
+    """Query heads of one layer."""
+    context: int
+    """Longest sequence in tokens."""
     vocabulary: int
     tied: bool
     """The output head is the embedding."""
@@ -48,10 +52,39 @@ class Architecture:
             for name, linear in self.layer.items():
                 yield f"model.layers.{number}.{name}", linear
 
+    @property
+    def query(self) -> int:
+        """Width of the queries of one layer, over all heads."""
+        return self.layer["self_attn.q_proj"].outputs
+
+    @property
+    def feed_forward(self) -> int:
+        """Width of the feed-forward layers."""
+        return self.layer["mlp.up_proj"].outputs
+
+    @property
+    def layer_size(self) -> int:
+        """Parameters of one decoder layer."""
+        return sum(linear.size for linear in self.layer.values()) + self.norms
+
+    def tensors(self, scores: bool) -> Iterator[int]:
+        """The size of every parameter tensor, as `size` adds them up."""
+        yield self.hidden * self.vocabulary
+        for _, linear in self.linears():
+            yield linear.inputs * linear.outputs
+            if linear.bias:
+                yield linear.outputs
+        per_head = self.norms - 2 * self.hidden  # Qwen3 has norms of queries and keys
+        for _ in range(self.layers):
+            yield from (self.hidden, self.hidden, *([per_head // 2] * 2 if per_head else ()))
+        yield self.hidden
+        if scores or not self.tied:
+            yield self.hidden if scores else self.hidden * self.vocabulary
+
     def size(self, scores: bool) -> int:
         """All parameters; with `scores` those of a classifier, with a score head in place of the output head."""
         head = self.hidden if scores else 0 if self.tied else self.hidden * self.vocabulary
-        decoder = self.layers * (sum(linear.size for linear in self.layer.values()) + self.norms) + self.hidden
+        decoder = self.layers * self.layer_size + self.hidden
         return self.hidden * self.vocabulary + decoder + head
 
 
@@ -70,6 +103,8 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         hidden=hidden,
         layers=config["num_hidden_layers"],
         key_value=key_value,
+        heads=heads,
+        context=config["max_position_embeddings"],
         vocabulary=config["vocab_size"],
         tied=bool(config.get("tie_word_embeddings")),
         layer={

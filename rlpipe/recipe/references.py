@@ -19,6 +19,12 @@ def is_reference(value: object) -> bool:
     return isinstance(value, str) and _REFERENCE.match(value) is not None
 
 
+def stage_of(value: str) -> str | None:
+    """The stage whose model a value stands for, if it stands for one."""
+    match = _STAGE_MODEL.match(value)
+    return match[1] if match else None
+
+
 def check(root: Node) -> list[Problem]:
     """References that no run could resolve."""
     stages = root.child("stages")

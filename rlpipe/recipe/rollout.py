@@ -22,6 +22,8 @@ class Rollout(Strict):
     min_engines: PositiveInt | None = None
     """Engines that must have room for the run to start; the others start as soon as the cluster has some. All of them
     if absent."""
+    tensor_parallel: PositiveInt = 1
+    """GPUs of one node that each vLLM engine splits its model over."""
     max_restarts: NonNegativeInt = 3
     """How often in a row a new process takes the place of an engine that died, hung or does not answer, before the run
     gives up; the count begins anew with what the engine finishes."""
@@ -42,6 +44,21 @@ class Rollout(Strict):
     threads: Threads = 0
     resources: Resources = Resources()
     """What each engine reserves."""
+
+    @model_validator(mode="after")
+    def _can_be_split(self) -> "Rollout":
+        parts, gpus = self.tensor_parallel, self.resources.gpus
+        if parts > 1 and self.engine != "vllm":
+            raise ValueError(
+                f"tensor_parallel={parts} splits a model over GPUs, which engine={self.engine} cannot; take engine="
+                "vllm, or leave tensor_parallel out"
+            )
+        if parts > 1 and gpus not in ("auto", 0, parts):
+            raise ValueError(
+                f"resources.gpus={gpus:g} of an engine that tensor_parallel={parts} splits over {parts} GPUs; leave "
+                f"resources.gpus out, which reserves {parts} (0 is for an engine on CPU)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _room_for_a_prompt(self) -> "Rollout":

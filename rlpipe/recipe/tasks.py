@@ -12,6 +12,7 @@ from rlpipe.recipe.critic import Critic, check_unsplit
 from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, MixtureData, PreferenceData, SftData
 from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
 from rlpipe.recipe.model import Model, quantization_of
+from rlpipe.recipe.placement import Placement, check_colocated
 from rlpipe.recipe.preference import CpoRecipe, DpoRecipe, KtoRecipe, OrpoRecipe, PreferenceRecipe
 from rlpipe.recipe.qlora import check_published, check_quantized
 from rlpipe.recipe.rewards import RewardMix, check_correct_by, check_nothing_shared
@@ -132,6 +133,7 @@ class RlRecipe(Strict):
     """How rewards become advantages and a loss."""
     schedule: Schedule
     """How many steps, of how many prompts."""
+    placement: Placement = "split"
     run: Run = Run()
     """How many versions samples may be older than the policy that learns from them."""
     train: PolicyTraining = PolicyTraining()
@@ -249,6 +251,12 @@ class RlRecipe(Strict):
                 "algorithm.correction.kind=none counts them as if the trained one had written them; set it to tis "
                 "(truncated importance weights), or to another one"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_take_turns(self) -> "RlRecipe":
+        if self.placement == "colocated":
+            check_colocated(self.run, self.train, self.rollout)
         return self
 
     @model_validator(mode="after")
