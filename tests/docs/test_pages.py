@@ -21,6 +21,7 @@ VERBS = {
     "doctor",
     "report",
     "ledger",
+    "replay",
     "recipes",
     "study",
     "data",
