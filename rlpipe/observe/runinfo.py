@@ -34,11 +34,12 @@ def _version(package: str) -> str:
 
 def host() -> dict[str, Any]:
     """The machine the driver runs on."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "name": socket.gethostname(),
         "system": platform.platform(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": memory >> 30,
-        "gpus": len(glob.glob("/dev/nvidia[0-9]*")),
+        "gpus": 0 if hidden else len(glob.glob("/dev/nvidia[0-9]*")),
     }

@@ -13,7 +13,6 @@ from typing import Any
 
 from rich.console import Console
 
-from rlpipe import __version__
 from rlpipe.data.storage import Storage
 from rlpipe.ledger.book import LedgerError
 from rlpipe.ledger.standing import standing
@@ -125,10 +124,11 @@ def _require_alike(found: list[Event], place: Path) -> None:
     import torch
 
     started = _started(found)
-    theirs, gpus = started["versions"].get("rlpipe", __version__), started["host"].get("gpus", 0)
-    if theirs != __version__:
+    ours = versions()["rlpipe"]
+    theirs, gpus = started["versions"].get("rlpipe", ours), started["host"].get("gpus", 0)
+    if theirs != ours:
         raise NoReplay(
-            f"{place} was made by rlpipe {theirs}, and this is rlpipe {__version__}, whose numbers may differ: replay "
+            f"{place} was made by rlpipe {theirs}, and this is rlpipe {ours}, whose numbers may differ: replay "
             "it with that one, or take differences as they come with --anyway"
         )
     if bool(gpus) != torch.cuda.is_available():

@@ -12,6 +12,7 @@ import trace_format
 from online_runs import RECIPE, REWARD, events, metrics_of
 from rich.console import Console
 
+from rlpipe.observe.runinfo import versions
 from rlpipe.pipelines import checkpoints
 from rlpipe.pipelines.profiling import Steps
 from rlpipe.pipelines.replay import NoReplay, Request, replay
@@ -122,7 +123,7 @@ def test_what_cannot_be_trained_again_is_told(copied, capsys, monkeypatch):
 
     refused(4, "has no step 4: steps 1 to 3 are committed")
     with monkeypatch.context() as patch:
-        patch.setattr("rlpipe.pipelines.replay.__version__", "9.9.9")
+        patch.setattr("rlpipe.pipelines.replay.versions", lambda: versions() | {"rlpipe": "9.9.9"})
         refused(3, "was made by rlpipe 0.1.0, and this is rlpipe 9.9.9")
     with monkeypatch.context() as patch:
         patch.setattr("torch.cuda.is_available", lambda: True)
