@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rlpipe import __version__, cli_inspect, cli_models, cli_plan, cli_runs
+from rlpipe import __version__, cli_debug, cli_inspect, cli_models, cli_plan, cli_runs
 from rlpipe.cli_runs import Changes, RecipeArgument
 from rlpipe.terminal import mistakes_told, say, stop
 
@@ -51,6 +51,7 @@ def main(
       rlpipe recipes copy arithmetic/grpo my.yaml   begin a recipe of your own
       rlpipe chat runs/NAME            try the result; `export` and `merge` take it elsewhere
       rlpipe ledger runs/NAME          see what became of every prompt of an RL run
+      rlpipe replay runs/NAME STEP     train a step again, and compare its numbers; `run --debug` stops at breakpoint()
       rlpipe data check train.jsonl    look at data of your own before a run does
 
     \b
@@ -58,7 +59,7 @@ def main(
       0    done
       1    the run failed, or `doctor` or `data check` found what would stop one
       2    a mistake in the recipe or on the command line; nothing was trained
-      130  stopped with Ctrl-C
+      130  stopped with Ctrl-C, or with q in the debugger
     """
 
 
@@ -189,7 +190,9 @@ def doctor() -> None:
     raise typer.Exit(checks_of.worst(checks))
 
 
-for verb in (cli_inspect.report, cli_inspect.ledger, cli_models.chat, cli_models.merge, cli_models.export):
+for verb in (cli_inspect.report, cli_inspect.ledger, cli_debug.replay):
+    app.command()(verb)
+for verb in (cli_models.chat, cli_models.merge, cli_models.export):
     app.command()(verb)
 
 

@@ -1,6 +1,7 @@
 """The verbs that train: run a recipe, go on with a run. As in `cli`, nothing heavy up here."""
 
 import os
+import re
 import shlex
 from itertools import count
 from pathlib import Path
@@ -33,6 +34,12 @@ def run(
     run_dir: Annotated[
         Path | None, typer.Option("--run-dir", help="Where results go.  [default: runs/NAME, by the recipe's `name`]")
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write traces for Perfetto into the run directory, below profile/.")
+    ] = False,
+    profile_steps: Annotated[
+        str | None, typer.Option("--profile-steps", metavar="A:B", help="Of which steps.  [default: 2:3]")
+    ] = None,
 ) -> None:
     """Run a recipe, and write what happens to its run directory.
 
@@ -42,14 +49,16 @@ def run(
       rlpipe run my.yaml schedule.steps=20 train.optimizer.learning_rate=3e-5
       rlpipe run arithmetic/pipeline stages.grpo.schedule.steps=20 --run-dir runs/short
       rlpipe run arithmetic/sft --debug
+      rlpipe run arithmetic/grpo --profile --profile-steps 5:6
     """
+    steps = _steps(profile, profile_steps)
     with mistakes_told():
         from rlpipe.recipe.load import read, require_files
 
         checked = require_files(read(recipe, changes or ()))
         directory = run_dir or Path("runs") / checked.name
         _refuse_used(directory, [recipe, *(changes or ()), *(["--debug"] if debug else [])])
-        _run(checked, directory, debug)
+        _run(checked, directory, debug, steps)
 
 
 def resume(
@@ -79,17 +88,34 @@ def resume(
         _run(require_files(read(file, changes or ())), run_dir, debug)
 
 
-def _run(recipe: "Recipe", directory: Path, debug: bool) -> NoReturn:
+def _run(recipe: "Recipe", directory: Path, debug: bool, steps: tuple[int, int] | None = None) -> NoReturn:
     # Before torch is loaded, for --debug: spinning threads slow a shared machine down several times over.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler prints when it begins and ends
+    from rlpipe.pipelines.profiling import Steps
     from rlpipe.pipelines.run import run as run_recipe
     from rlpipe.pipelines.sole import Taken
+    from rlpipe.runtime.tracebacks import shown_cleanly
 
     try:
-        code = run_recipe(recipe, directory, debug)
+        with shown_cleanly():
+            code = run_recipe(recipe, directory, debug, steps and Steps(*steps))
     except Taken as error:
         stop(f"{directory} is at work: {error.who}; wait for it, or stop it first")
     raise typer.Exit(code)
+
+
+def _steps(profile: bool, steps: str | None) -> tuple[int, int] | None:
+    """The first and the last step to profile."""
+    if not profile:
+        if steps is not None:
+            stop("--profile-steps says which steps --profile records: give that, too")
+        return None
+    found = re.fullmatch(r"(\d+)(?::(\d+))?", "2:3" if steps is None else steps)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= first <= last:
+        stop(f"--profile-steps {steps}: expected A:B, the first and the last step with 1 <= A <= B, or one step: 2:3")
+    return first, last
 
 
 def _refuse_used(directory: Path, arguments: list[str]) -> None:

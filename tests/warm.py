@@ -57,6 +57,12 @@ class Warm:
         """`rlpipe ARGUMENTS` in a folder, with `typed` on its stdin."""
         return self._run({"rlpipe": arguments}, folder, typed, seconds)
 
+    def on_terminal(self, terminal: str, what: dict, folder: Path, seconds: float = 120.0) -> int | None:
+        """`{"rlpipe": ARGUMENTS}` or `{"python": FILE}` on the terminal of this path (/dev/pts/3): its exit code, or
+        None if it did not end."""
+        files = {"stdin": terminal, "output": terminal}
+        return self._ask(what | files | {"folder": str(folder), "seconds": seconds})["code"]
+
     def python(self, file: Path, folder: Path, seconds: float = 120.0) -> Done:
         """`python FILE` in a folder."""
         return self._run({"python": str(file)}, folder, "", seconds)
@@ -185,9 +191,7 @@ def in_the_child(question: dict, client: Path) -> None:
         with warm_ray.forks_workers(client):
             code = exit_code(question)
     except BaseException:
-        import traceback
-
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

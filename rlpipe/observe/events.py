@@ -57,6 +57,10 @@ class EventLog:
         self._noted: set[str] = set()
         self._begin = time.monotonic()
 
+    def add(self, view: View) -> None:
+        """Show it what comes from now on."""
+        self._views.append(view)
+
     def emit(self, kind: str, **fields: Any) -> None:
         """Write one event, then show it."""
         event = self._event(kind, fields)

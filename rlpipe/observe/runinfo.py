@@ -1,6 +1,7 @@
 """What a run was: recipe, versions, machine, command."""
 
 import contextlib
+import glob
 import os
 import platform
 import socket
@@ -33,6 +34,12 @@ def _version(package: str) -> str:
 
 def host() -> dict[str, Any]:
     """The machine the driver runs on."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cores = len(os.sched_getaffinity(0))
-    return {"name": socket.gethostname(), "system": platform.platform(), "cores": cores, "memory_gib": memory >> 30}
+    return {
+        "name": socket.gethostname(),
+        "system": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": memory >> 30,
+        "gpus": 0 if hidden else len(glob.glob("/dev/nvidia[0-9]*")),
+    }

@@ -1,9 +1,9 @@
 """A recipe from start to end: its stages in order, each with its own directory, events and roles."""
 
+import bdb
 import logging
 import os
 import shlex
-import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -21,6 +21,7 @@ from rlpipe.observe.events import EventLog, View
 from rlpipe.observe.tracking import TrackerMissing, trackers
 from rlpipe.pipelines import full_disk, resuming
 from rlpipe.pipelines.offline.failures import TrainingFailed
+from rlpipe.pipelines.profiling import Profile, Steps
 from rlpipe.pipelines.sole import alone_in
 from rlpipe.pipelines.stage import FINAL_MODEL, RECIPE, Stage
 from rlpipe.recipe.references import resolve
@@ -28,6 +29,7 @@ from rlpipe.recipe.resolved import to_yaml
 from rlpipe.recipe.tasks import PipelineRecipe, Recipe, RlRecipe, StageRecipe
 from rlpipe.rewards.reward import RewardUnusable
 from rlpipe.rewards.stage import RewardFailed
+from rlpipe.runtime import tracebacks
 from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, RoleDied
 from rlpipe.runtime.local import LocalRuntime
 from rlpipe.runtime.machine import command
@@ -45,25 +47,26 @@ TOLD = (
 """Errors whose message says all there is to say: no traceback."""
 
 
-def run(recipe: Recipe, run_dir: Path, debug: bool) -> int:
+def run(recipe: Recipe, run_dir: Path, debug: bool, profile: Steps | None = None) -> int:
     """Run all stages that `run_dir` does not hold finished, each from its last checkpoint; returns the process's exit
     code. Everything that happens is shown on the terminal and stands in `run_dir`. With `debug`, everything runs in
-    this process and an unexpected error is raised. Raises `Taken` if another process works in `run_dir`."""
+    this process and an unexpected error is raised. `profile` says of which steps of each stage traces are written.
+    Raises `Taken` if another process works in `run_dir`."""
     with alone_in(run_dir):
-        return _run(recipe, run_dir, debug)
+        return _run(recipe, run_dir, debug, profile)
 
 
-def _run(recipe: Recipe, run_dir: Path, debug: bool) -> int:
+def _run(recipe: Recipe, run_dir: Path, debug: bool, profile: Steps | None) -> int:
     console = Console()
     directory = run_dir.resolve()
-    _quiet()
+    quiet()
     code, cause = DONE, ""
     try:
         resuming.refuse_changes(recipe, directory)
         Storage(directory).write(RECIPE, to_yaml(recipe).encode())
         with _cluster(debug):
-            _run_stages(recipe, directory, console_view(debug, console), debug)
-    except KeyboardInterrupt:
+            _run_stages(recipe, directory, console_view(debug, console), debug, profile)
+    except (KeyboardInterrupt, bdb.BdbQuit):
         code = INTERRUPTED
     except TOLD as error:
         code, cause = FAILED, full_disk.told(error, _places(recipe, directory)) or str(error)
@@ -71,7 +74,7 @@ def _run(recipe: Recipe, run_dir: Path, debug: bool) -> int:
         full = full_disk.told(error, _places(recipe, directory))
         if debug and not full:
             raise
-        code, cause = FAILED, full or "".join(traceback.format_exception(error))
+        code, cause = FAILED, full or tracebacks.told(error)
     try:
         _say_where(console, run_dir, code)
     except OSError as error:  # the report is one of the things that a full disk has no room for
@@ -93,19 +96,21 @@ def stages_of(recipe: Recipe, directory: Path) -> dict[str, tuple[StageRecipe, P
     return {"": (recipe, directory)}
 
 
-def _run_stages(recipe: Recipe, directory: Path, view: View, debug: bool) -> None:
+def _run_stages(recipe: Recipe, directory: Path, view: View, debug: bool, profile: Steps | None) -> None:
     models: dict[str, str] = {}
     for name, (task, place) in stages_of(recipe, directory).items():
         if not resuming.finished(place):
-            _run_stage(name, resolve(task, models), place, view, debug)
+            _run_stage(name, resolve(task, models), place, view, debug, profile)
         models[name] = str(place / FINAL_MODEL)
 
 
-def _run_stage(name: str, recipe: StageRecipe, directory: Path, view: View, debug: bool) -> None:
+def _run_stage(name: str, recipe: StageRecipe, directory: Path, view: View, debug: bool, profile: Steps | None) -> None:
     storage = Storage(directory)
     run_name = f"{directory.parent.parent.name}/{name}" if name else directory.name
     events = EventLog(storage, stage=name or None, views=[view, *trackers(recipe.tracking, storage, run_name)])
-    stage = Stage(recipe, directory, _runtime(recipe, debug), events, debug)
+    stage = Stage(recipe, directory, _runtime(recipe, debug), events, debug, profile)
+    if profile is not None:
+        events.add(Profile(stage.runtime, storage, profile, events.warning))
     try:
         with _recorded(events), _warnings_to(events):
             _start(stage)
@@ -152,6 +157,9 @@ def _recorded(events: EventLog) -> Iterator[None]:
     except KeyboardInterrupt:
         events.run_finished("interrupted", "stopped with Ctrl-C")
         raise
+    except bdb.BdbQuit:
+        events.run_finished("interrupted", "stopped in the debugger")
+        raise
     except BaseException as error:
         events.fault(f"{type(error).__name__}: {error}", fatal=True)
         events.run_finished("failed", type(error).__name__)
@@ -180,7 +188,7 @@ class _ToEvents(logging.Handler):
         self._events.warning(record.getMessage())
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """What other libraries tell about themselves hides what the run tells."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

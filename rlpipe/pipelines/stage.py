@@ -11,6 +11,7 @@ from rlpipe.data.source import Records, Source, load_judged, load_preferences, l
 from rlpipe.data.storage import Storage
 from rlpipe.models.load import context_length, load_causal_lm, load_tokenizer, materialise, resolve_dtype
 from rlpipe.observe.events import EventLog
+from rlpipe.pipelines.profiling import Steps
 from rlpipe.recipe.adapter import is_the_result, virtual_tokens
 from rlpipe.recipe.model import quantization_of
 from rlpipe.recipe.preference import KtoRecipe, PreferenceRecipe
@@ -39,6 +40,8 @@ class Stage:
     runtime: Runtime
     events: EventLog
     debug: bool
+    profile: Steps | None = None
+    """Of which steps traces are written."""
 
     @cached_property
     def storage(self) -> Storage:

@@ -30,22 +30,30 @@ def load(factory: str, options: dict[str, Any]) -> Callable[[Any], Any]:
     return getattr(importlib.import_module(module), name)(**options)
 
 
-def answer(function: Callable[[Any], Any], request: Any) -> tuple[str, Any]:
-    """Call it; an exception becomes its description. Quitting the debugger is no fault of the reward."""
+def answer(
+    function: Callable[[Any], Any], request: Any, show: Callable[[BaseException], None] = lambda _: None
+) -> tuple[str, Any]:
+    """Call it; an exception becomes its description, and is shown. Quitting the debugger is no fault of the reward."""
     try:
         return "value", function(request)
     except bdb.BdbQuit:
         raise
     except (Exception, SystemExit) as error:
+        show(error)
         return "raised", describe(error)
 
 
 def describe(error: BaseException) -> str:
     """Type, message and the deepest line of code that is not a library's or ours."""
+    place = place_of(error)
+    return f"{type(error).__name__}: {error!s:.500}" + (f" ({place})" if place else "")
+
+
+def place_of(error: BaseException) -> str:
+    """The deepest line of code that is not a library's or ours, as `file.py:3`; empty without one."""
     frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if "site-packages" not in frame.filename and _OURS not in frame.filename]
-    place = f" ({users[-1].filename}:{users[-1].lineno})" if users else ""
-    return f"{type(error).__name__}: {error!s:.500}{place}"
+    return f"{users[-1].filename}:{users[-1].lineno}" if users else ""
 
 
 _OURS = os.sep + os.path.join("rlpipe", "rewards") + os.sep
@@ -60,11 +68,28 @@ def _read(connection: Connection, inbox: queue.SimpleQueue) -> None:
         os._exit(0)
 
 
+def _explain_breakpoints() -> None:
+    """Here `breakpoint()` is an error that says where it works. A debugger that was asked for in PYTHONBREAKPOINT, and
+    may need no terminal, still gets its way."""
+    own = os.environ.get("PYTHONBREAKPOINT", "")
+    if own and not own.startswith("ray."):  # Ray sets one for its drivers, which their children inherit
+        return
+
+    def hook(*_: object, **__: object) -> None:
+        raise RuntimeError(
+            "breakpoint() needs a terminal, and this process has none; with `rlpipe run RECIPE --debug` this code runs "
+            "in the process that has"
+        )
+
+    sys.breakpointhook = hook
+
+
 def main(fd: int) -> None:
     connection: Connection = Connection(fd)
     inbox: queue.SimpleQueue = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
     factory, options = inbox.get()
+    _explain_breakpoints()
     try:
         function = load(factory, options)
     except (Exception, SystemExit) as error:

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from rlpipe.data.flow import Failure
 from rlpipe.rewards import child
 from rlpipe.rewards.reward import Allowance, RewardUnusable
+from rlpipe.runtime import tracebacks
 
 
 class Caller(Protocol):
@@ -196,12 +197,14 @@ class Pool:
 
 
 class InProcess:
-    """The same calls in this process and thread, without a deadline: `--debug`, where breakpoint() must work."""
+    """The same calls in this process and thread, without a deadline: `--debug`, where breakpoint() must work. What a
+    call raises is a failure here, too, and is shown where it happens."""
 
     def __init__(self, name: str, factory: str, options: dict[str, Any], what: str = "reward"):
         self._what = f"{what} {name!r}"
         self._target = (factory, options)
         self._function: Callable[[Any], Any] | None = None
+        self._shown: set[str] = set()
 
     def start(self) -> None: ...
 
@@ -214,7 +217,15 @@ class InProcess:
 
     def call(self, request: Any, limit: float, allowance: Allowance, rows: int = 1) -> Any | Failure:
         self.ready()
-        kind, value = child.answer(self._function, request)
+        kind, value = child.answer(self._function, request, self._show)
         return Failure("exception", value) if kind == "raised" else value
 
     def close(self) -> None: ...
+
+    def _show(self, error: BaseException) -> None:
+        """Once for each line of code: a call that fails is repeated row by row."""
+        lines = tracebacks.clean(error)
+        place = child.place_of(error) or lines
+        if place not in self._shown:
+            self._shown.add(place)
+            print(f"{self._what} failed, as it may again without being shown:\n{lines}", file=sys.stderr, flush=True)

@@ -1,9 +1,10 @@
 """Roles in the calling process: `rlpipe run --debug`.
 
 Calls run to the end in the caller's thread, so a breakpoint anywhere stops the world. An exception is kept for
-`result`, as it would be remotely.
+`result`, as it would be remotely; only who quits the debugger is not kept waiting by other calls.
 """
 
+import bdb
 import gc
 import os
 import socket
@@ -12,6 +13,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from rlpipe.runtime.handle import Handle, Within
+from rlpipe.runtime.recorder import Recorded, Recorder
 from rlpipe.runtime.roles import RoleSpec, seats_at
 from rlpipe.runtime.threads import set_threads
 
@@ -25,6 +27,8 @@ class LocalPending(Generic[T]):
         self._error: BaseException | None = None
         try:
             self._value = function(*(_value(a) for a in args), **{k: _value(v) for k, v in kwargs.items()})
+        except bdb.BdbQuit:
+            raise
         except Exception as error:  # kept for result(), where a remote call would raise it
             self._error = error
 
@@ -50,14 +54,17 @@ class LocalHandle:
 
     begun, node = True, ""
 
-    def __init__(self, name: str, role: Any, again: Callable[[], Any] | None = None) -> None:
-        """`again` builds a role in the place of this one."""
+    def __init__(
+        self, name: str, role: Any, again: Callable[[], Any] | None = None, recorder: Recorder | None = None
+    ) -> None:
+        """`again` builds a role in the place of this one. `recorder` is this process's."""
         self.name = name
-        self._role, self._again = role, again
+        self._role, self._again, self._recorder = role, again, recorder or Recorder()
 
     def call(self, within: Within, method: Callable[..., T], /, *args: Any, **kwargs: Any) -> LocalPending[T]:
-        # Looked up by name, so that a subclass of the role is honoured as it would be remotely.
-        return LocalPending(getattr(self._role, method.__name__), args, kwargs)
+        with self._recorder.call(self.name, method.__qualname__):
+            # Looked up by name, so that a subclass of the role is honoured as it would be remotely.
+            return LocalPending(getattr(self._role, method.__name__), args, kwargs)
 
     def pulse(self, within: Within) -> LocalPending[int]:
         return LocalPending(os.getpid, (), {})
@@ -101,6 +108,7 @@ class LocalRuntime:
     def __init__(self) -> None:
         self._handles: list[LocalHandle] = []
         self._roles: dict[str, Any] = {}
+        self._recorder = Recorder()
 
     def start(self, roles: list[RoleSpec]) -> LocalStarted:
         handles = {spec.name: self._start(spec) for spec in roles}
@@ -118,7 +126,7 @@ class LocalRuntime:
         os.environ.update(spec.environment)
         set_threads(spec.threads, sharing=1)  # one process: the role started last decides
         again = None if spec.again is None else partial(spec.role, *spec.again)
-        handle = LocalHandle(spec.name, self._built(spec), again)
+        handle = LocalHandle(spec.name, self._built(spec), again, self._recorder)
         self._handles.append(handle)
         return handle
 
@@ -133,6 +141,12 @@ class LocalRuntime:
             handle.close()
         self._handles, self._roles = [], {}
         gc.collect()  # models sit in reference cycles; the next roles need their memory
+
+    def record(self) -> None:
+        self._recorder.start()
+
+    def recorded(self) -> Recorded:
+        return Recorded({"process": self._recorder.stop()}, [])
 
 
 def free_port() -> int:

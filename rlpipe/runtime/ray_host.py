@@ -1,11 +1,14 @@
 """The Ray actor that hosts a role, and those that share its process."""
 
+import contextlib
 import os
 from typing import Any
 
 import ray
 
+from rlpipe.runtime import tracebacks
 from rlpipe.runtime.local import free_port
+from rlpipe.runtime.recorder import Recorder, Recording
 from rlpipe.runtime.threads import set_threads, stacks
 
 
@@ -18,6 +21,7 @@ class Host:
 
     def __init__(self) -> None:
         self._roles: dict[str, Any] = {}
+        self._recorder = Recorder()
 
     @ray.method(concurrency_group="alive")
     def meeting_point(self) -> tuple[str, str, int]:
@@ -31,11 +35,24 @@ class Host:
     ) -> None:
         """`host` names the role of this process that the constructor gets as its last argument."""
         set_threads(threads, sharing)
-        self._roles[name] = role(*arguments, *([self._roles[host]] if host else []))
+        with kept_with_place():
+            self._roles[name] = role(*arguments, *([self._roles[host]] if host else []))
 
     @ray.method(concurrency_group="role")
     def run(self, name: str, method: str, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self._roles[name], method)(*args, **kwargs)
+        called = getattr(self._roles[name], method)
+        with kept_with_place(), self._recorder.call(name, called.__qualname__):
+            return called(*args, **kwargs)
+
+    @ray.method(concurrency_group="role")
+    def record(self) -> None:
+        """Record what this process does."""
+        self._recorder.start()
+
+    @ray.method(concurrency_group="role")
+    def recorded(self) -> Recording | None:
+        """See `Recorder.stop`."""
+        return self._recorder.stop()
 
     @ray.method(concurrency_group="alive")
     def pulse(self) -> int:
@@ -46,6 +63,11 @@ class Host:
     def stacks(self) -> str:
         """Where every thread of this process stands now, for the report of a missed deadline."""
         return stacks()
+
+
+def kept_with_place() -> contextlib.AbstractContextManager[None]:
+    """What is raised in the block takes along where that was."""
+    return tracebacks.kept(lambda: f"on node {ray.util.get_node_ip_address()}, in process {os.getpid()}")
 
 
 RemoteHost = ray.remote(concurrency_groups={"role": 1, "alive": 1})(Host)

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from rlpipe.runtime import ray_overdue
+from rlpipe.runtime import ray_overdue, tracebacks
 from rlpipe.runtime.handle import DeadlineExceeded, NotStarted, RoleDied, Silent, Within
 from rlpipe.runtime.ray_heartbeat import Watch
 
@@ -114,8 +114,9 @@ def _finished(pendings: Sequence[RayPending[T]], seconds: float) -> list[RayPend
 
 
 def _unwrapped(error: RayTaskError, role_name: str) -> BaseException:
-    """The role's own exception, with the remote traceback as a note: one error, not Ray's wrapping of it."""
+    """The role's own exception, and not Ray's wrapping of it. `tracebacks.told` has the role, its node and process, and
+    the lines there."""
     cause = error.cause if isinstance(error.cause, BaseException) else error
-    if cause is not error:
-        cause.add_note(f"raised in {role_name}:\n{error}")
+    lines = tracebacks.kept_of(cause) or f"on node {error.ip}, in process {error.pid}.\n{error}"
+    tracebacks.attach(cause, f"{role_name} failed, {lines}")
     return cause

@@ -1,8 +1,9 @@
 """Roles as Ray actors: `rlpipe run`, on this machine or on the cluster that RAY_ADDRESS names."""
 
 import contextlib
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -13,6 +14,7 @@ from rlpipe.runtime.placing import Place, reserve
 from rlpipe.runtime.ray_handle import RayHandle
 from rlpipe.runtime.ray_pending import STARTING, RayPending
 from rlpipe.runtime.ray_process import RayProcess
+from rlpipe.runtime.recorder import Recorded
 from rlpipe.runtime.reservation import OWN_MACHINE
 from rlpipe.runtime.roles import RoleSpec, Seat, seats_at
 from rlpipe.runtime.settling import Settling
@@ -45,11 +47,12 @@ class RayStarted:
         """By the names of roles, and then of handles."""
         self._builds: list[RayPending[None]] = []
 
-    def add(self, spec: RoleSpec, processes: list[RayProcess]) -> None:
-        """Build one role in its processes."""
+    def add(self, spec: RoleSpec, processes: list[RayProcess]) -> dict[str, RayProcess]:
+        """Build one role in its processes; returns them by the names of its handles."""
         names = [spec.name if len(processes) == 1 else f"{spec.name}[{i}]" for i in range(len(processes))]
         self._processes[spec.name] = spec, dict(zip(names, processes, strict=True))
         self.handles[spec.name] = self._build(*self._processes[spec.name])
+        return self._processes[spec.name][1]
 
     def restart(self, names: Sequence[str]) -> None:
         """See `Started.restart`."""
@@ -88,6 +91,8 @@ class RayRuntime:
         self._deadlines = deadlines
         self._places: list[Place] = []
         self._processes: list[RayProcess] = []
+        self._by_name: dict[str, RayProcess] = {}
+        """By the names of the handles of the roles that they are for."""
 
     def start(self, roles: list[RoleSpec]) -> RayStarted:
         owners = [spec for spec in roles if spec.shares is None]
@@ -95,8 +100,11 @@ class RayRuntime:
         self._places += [place for each in places.values() for place in each]
         processes = {spec.name: [self._process(spec, place) for place in places[spec.name]] for spec in owners}
         started = RayStarted(self._deadlines)
-        for spec in owners + [spec for spec in roles if spec.shares is not None]:
-            started.add(spec, processes[spec.shares or spec.name])
+        for spec in owners:
+            self._by_name |= started.add(spec, processes[spec.name])
+        for spec in roles:
+            if spec.shares is not None:
+                started.add(spec, processes[spec.shares])
         return started
 
     def _process(self, spec: RoleSpec, place: Place) -> RayProcess:
@@ -109,7 +117,28 @@ class RayRuntime:
             process.end()
         for place in self._places:
             place.give_back()
-        self._places, self._processes = [], []
+        self._places, self._processes, self._by_name = [], [], {}
+
+    def record(self) -> None:
+        results(self._asked("beginning to record", lambda host: host.record.remote()))
+
+    def recorded(self) -> Recorded:
+        found = results(self._asked("handing over what it recorded", lambda host: host.recorded.remote()))
+        return Recorded(dict(zip(self._by_name, found, strict=True)), _ray_timeline())
+
+    def _asked(self, what: str, ask: Callable[[Any], Any]) -> list[RayPending[Any]]:
+        """Each process, behind what it is at."""
+        within = Within("train", self._deadlines.train)
+        return [RayPending(p.host, name, what, ask(p.host), within) for name, p in self._by_name.items()]
+
+
+def _ray_timeline() -> list[dict[str, Any]]:
+    logger = logging.getLogger("ray._private.state")
+    before, logger.level = logger.level, logging.ERROR  # it announces where it will take this from one day
+    try:
+        return ray.timeline()
+    finally:
+        logger.level = before
 
 
 def _seats(processes: dict[str, RayProcess], within: Within) -> list[Seat]:

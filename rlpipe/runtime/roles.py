@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol
 
 from rlpipe.recipe.training import Resources
 from rlpipe.runtime.handle import Handle
+from rlpipe.runtime.recorder import Recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,12 @@ class Runtime(Protocol):
 
     def stop(self) -> None:
         """Stop the roles started so far; the runtime can start others afterwards."""
+
+    def record(self) -> None:
+        """From now on record what the processes do. Raises as their calls do."""
+
+    def recorded(self) -> Recorded:
+        """What was recorded since `record`, which ends with it."""
 
 
 class PlacementError(RuntimeError):

@@ -20,7 +20,7 @@ from rlpipe.training.distributed import Rank
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-_TAG = "deepspeed"
+TAG = "deepspeed"
 _TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """torch's own switch: `torch.load` does as with `weights_only=True`, whatever its caller says."""
 
@@ -33,7 +33,7 @@ def save_state(engine: "DeepSpeedEngine", directory: Path, rank: Rank) -> None:
     """Collective; into a directory on storage that all ranks share."""
     directory.mkdir(parents=True, exist_ok=True)
     with _leaving_out_frozen(engine.module):
-        engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
+        engine.save_checkpoint(str(directory), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
     torch.save(_random_state(), directory / f"random-{rank.index}-of-{rank.world}.pt")
 
 
@@ -47,7 +47,7 @@ def load_state(engine: "DeepSpeedEngine", directory: Path, rank: Rank) -> None:
             f"{directory} has no {file.name} (found: {found}): go on with the train.ranks that wrote it"
         )
     with tensors_only():
-        engine.load_checkpoint(str(directory), tag=_TAG, custom_load_fn=_load_trained)
+        engine.load_checkpoint(str(directory), tag=TAG, custom_load_fn=_load_trained)
     _set_random_state(torch.load(file, weights_only=True))
 
 

@@ -26,7 +26,15 @@ from rlpipe.recipe.study_file import read
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MADE_BEFORE = {"adapters.md", "recipes.md", "rewards.md", "algorithms.md", "serving.md", "reliability.md"}
+MADE_BEFORE = {
+    "adapters.md",
+    "debugging.md",
+    "recipes.md",
+    "rewards.md",
+    "algorithms.md",
+    "serving.md",
+    "reliability.md",
+}
 """Pages that say they start from the model of arithmetic/sft, without making it."""
 SHELL = {"ls", "pytest"}
 

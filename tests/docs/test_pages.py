@@ -22,6 +22,7 @@ VERBS = {
     "doctor",
     "report",
     "ledger",
+    "replay",
     "recipes",
     "study",
     "data",

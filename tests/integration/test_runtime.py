@@ -14,7 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from rlpipe.recipe.run import Deadlines
 from rlpipe.recipe.training import Resources
-from rlpipe.runtime import ray_heartbeat
+from rlpipe.runtime import ray_heartbeat, tracebacks
 from rlpipe.runtime import ray_runtime as module
 from rlpipe.runtime.handle import DeadlineExceeded, NotStarted, RoleDied, Silent, Within, first_ready, results
 from rlpipe.runtime.local import LocalRuntime
@@ -374,3 +374,14 @@ def test_a_gang_whose_processes_do_not_come_up_is_told_of_after_one_deadline(ray
             started.restart(["counter"])
     finally:
         runtime.stop()
+
+
+def test_an_error_of_a_role_is_told_with_its_role_its_place_and_its_line_once(ray_runtime):
+    _, counter = start(ray_runtime, spec(count=2))
+    with pytest.raises(KeyError) as raised:
+        counter.call(SOON, Counter.fail).result()
+    first, *lines = tracebacks.told(raised.value).splitlines()
+    assert first.startswith("counter[1] failed, on node ") and ", in process " in first
+    assert lines[0] == "Traceback (most recent call last):" and lines[-1] == "KeyError: 'no such thing'"
+    assert sum("  File " in line for line in lines) == 1, "the role's own frame, and none of what called it"
+    assert lines[2].strip() == 'raise KeyError("no such thing")'

@@ -44,14 +44,33 @@ def call(*arguments: str) -> tuple[int, str, str]:
 
 def test_run_hands_over_the_recipe_and_ends_with_its_code(runs):
     assert call("run", "good.yaml", "train.max_steps=7", "--debug") == (3, "", "")
-    [(recipe, directory, debug)] = runs
+    [(recipe, directory, debug, profile)] = runs
     assert isinstance(recipe, SftRecipe)
-    assert (recipe.train.max_steps, directory, debug) == (7, Path("runs/small"), True)
+    assert (recipe.train.max_steps, directory, debug, profile) == (7, Path("runs/small"), True, None)
 
 
 def test_run_takes_a_shipped_name_and_a_run_directory(runs):
     assert call("run", "arithmetic/sft", "--run-dir", "elsewhere")[0] == 3
-    assert runs[0][1:] == (Path("elsewhere"), False)
+    assert runs[0][1:] == (Path("elsewhere"), False, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"), [([], (2, 3)), (["--profile-steps", "5:9"], (5, 9)), (["--profile-steps", "4"], (4, 4))]
+)
+def test_steps_are_chosen_for_a_profile(runs, options, steps):
+    assert call("run", "good.yaml", "--profile", *options)[0] == 3
+    assert runs[0][3] == steps
+
+
+@pytest.mark.parametrize("steps", ["0:2", "3:2", "2-3", ""])
+def test_steps_that_are_none_are_told(runs, steps):
+    code, _, err = call("run", "good.yaml", "--profile", "--profile-steps", steps)
+    assert code == 2 and f"--profile-steps {steps}: expected A:B" in err and runs == []
+
+
+def test_steps_without_a_profile_are_told(runs):
+    code, _, err = call("run", "good.yaml", "--profile-steps", "2:3")
+    assert code == 2 and "give that, too" in err and runs == []
 
 
 def test_a_mistake_is_told_without_a_traceback(runs):
@@ -83,14 +102,14 @@ def test_a_used_run_directory_is_left_alone_and_the_next_command_is_told(runs, m
     )
     assert len(runs) == 1
     assert call(*shlex.split("run good.yaml train.max_steps=7 --debug --run-dir runs/small-3"))[0] == 3
-    assert runs[1][1:] == (Path("runs/small-3"), True)
+    assert runs[1][1:] == (Path("runs/small-3"), True, None)
 
 
 def test_resume_takes_the_recipe_of_the_run_and_changes_to_it(runs):
     Path("runs/small").mkdir(parents=True)
     Path("runs/small/recipe.yaml").write_text(GOOD)
     assert call("resume", "runs/small", "deadlines.train=77", "--debug")[0] == 3
-    [(recipe, directory, debug)] = runs
+    [(recipe, directory, debug, _)] = runs
     assert (recipe.name, recipe.train.max_steps, recipe.deadlines.train) == ("small", 5, 77.0)
     assert (directory, debug) == (Path("runs/small"), True)
 
@@ -204,6 +223,11 @@ def test_recipes_copy_never_overwrites():
     assert Path("mine/sft.yaml").read_text() == GOOD
 
 
+def test_replay_of_what_is_no_run():
+    says = "error: runs/none is no run directory: it has no recipe.yaml; `rlpipe run` makes one below runs/\n"
+    assert call("replay", "runs/none", "3") == (2, "", says)
+
+
 def test_report_of_nothing():
     assert call("report", "runs/none") == (
         2,
@@ -213,7 +237,20 @@ def test_report_of_nothing():
 
 
 @pytest.mark.parametrize(
-    "verb", ["run", "study", "validate", "schema", "report", "recipes show", "recipes copy", "chat", "merge", "export"]
+    "verb",
+    [
+        "run",
+        "study",
+        "validate",
+        "schema",
+        "report",
+        "replay",
+        "recipes show",
+        "recipes copy",
+        "chat",
+        "merge",
+        "export",
+    ],
 )
 def test_help_gives_an_example(verb):
     code, out, _ = call(*verb.split(), "--help")

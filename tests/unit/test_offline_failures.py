@@ -20,6 +20,7 @@ from rlpipe.data.records import DataError
 from rlpipe.pipelines.offline.failures import Launch, TrainingFailed, explained
 from rlpipe.recipe.run import Deadlines
 from rlpipe.recipe.training import Resources
+from rlpipe.runtime import tracebacks
 from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
 
 LAUNCH = Launch("SFT", 2, Resources(), 1, Deadlines())
@@ -87,3 +88,16 @@ def test_a_rank_that_hangs_a_fault_of_data_and_a_fault_of_code():
     assert str(code) == "SFT training failed on rank 1: ZeroDivisionError: by zero"
     unsent = WorkerHealthCheckFailedError("A worker health check failed.", raised_by_a_task(TypeError("no pickle")))
     assert type(explained(WorkerGroupError("...", {1: unsent}), LAUNCH)) is TrainingFailed
+
+
+def test_what_a_rank_raised_is_told_with_its_line_its_rank_and_its_node():
+    with (
+        pytest.raises(ValueError, match="by design") as raised,
+        tracebacks.kept(lambda: "on node 10.0.0.7, in process 12"),
+    ):
+        raise ValueError("by design")
+    failures = {0: RuntimeError("Connection closed by peer"), 1: raised.value}
+    told = str(explained(across_processes(WorkerGroupError("", failures)), LAUNCH))
+    assert told.startswith("SFT training failed on rank 1, on node 10.0.0.7, in process 12.\nTraceback (most")
+    assert told.splitlines()[-2:] == ['    raise ValueError("by design")', "ValueError: by design"]
+    assert told.count("Traceback") == 1

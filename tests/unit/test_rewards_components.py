@@ -128,6 +128,15 @@ def test_quitting_the_debugger_stops_the_run_instead_of_failing_the_row(python):
         score(python("import bdb\ndef f(completions): raise bdb.BdbQuit", "debug"), make_group(["a"]))
 
 
+def test_a_breakpoint_without_a_terminal_says_where_there_is_one(python, monkeypatch):
+    source = "def f(completions):\n    breakpoint()\n    return [1.0]"
+    (outcome,) = score(python(source, "process"), make_group(["a"]))
+    assert outcome.kind == "exception" and "breakpoint() needs a terminal" in outcome.message
+    assert "--debug" in outcome.message and outcome.message.endswith("mine.py:2)")
+    monkeypatch.setenv("PYTHONBREAKPOINT", "0")  # what a person asks for goes before
+    assert score(python(source, "process"), make_group(["a"])) == [1.0]
+
+
 def test_a_row_that_hangs_is_killed_in_time_and_fails_alone(python):
     source = """
 import time

@@ -12,7 +12,7 @@ from rlpipe.recipe.load import load
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(running, "_quiet", lambda: None)  # it changes logging for the whole process
+    monkeypatch.setattr(running, "quiet", lambda: None)  # it changes logging for the whole process
     return load("arithmetic/sft")
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rlpipe.recipe.run import Deadlines
 from rlpipe.recipe.training import Resources
+from rlpipe.runtime import tracebacks
 from rlpipe.runtime.handle import DeadlineExceeded, RoleDied
 from rlpipe.runtime.roles import PlacementError
 
@@ -91,7 +92,10 @@ def _first_failure(failures: dict[int, Exception], launch: Launch) -> BaseExcept
         # Ray Train ended the others before it had noticed which one was gone.
         what = f"A rank other than {rank} of {launch.name} training died"
         return RoleDied(f"{what}: rank {rank} lost its connection. {cause}", launch.name)
-    return TrainingFailed(f"{launch.name} training failed on rank {rank}: {type(cause).__name__}: {cause}")
+    failed = f"{launch.name} training failed on rank {rank}"
+    if lines := tracebacks.kept_of(cause):
+        return TrainingFailed(f"{failed}, {lines}")
+    return TrainingFailed(f"{failed}: {type(cause).__name__}: {cause}")
 
 
 def _is_collateral(error: Exception) -> bool:

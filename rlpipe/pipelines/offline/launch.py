@@ -1,5 +1,6 @@
 """Running a TRL job where the recipe says, until its result lies on disk."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.ray_train import run_local, run_remote
 from rlpipe.pipelines.offline.restarts import to_the_end
 from rlpipe.pipelines.offline.trl_worker import TrlJob, train
+from rlpipe.pipelines.profiling import Steps
 from rlpipe.pipelines.stage import FINAL_ADAPTER
 from rlpipe.recipe.adapter import virtual_tokens
 from rlpipe.recipe.tasks import OfflineRecipe
@@ -52,13 +54,15 @@ def longest_sequence(recipe: OfflineRecipe, model_path: str) -> int:
     return min(recipe.train.max_length, context - virtual)
 
 
-def launch(name: str, recipe: OfflineRecipe, job: TrlJob, debug: bool, report: Report) -> None:
+def launch(
+    name: str, recipe: OfflineRecipe, job: TrlJob, debug: bool, report: Report, profile: Steps | None = None
+) -> None:
     """Train in this process (`debug`) or as ranks on the cluster, which start again from the last checkpoint if a
-    process of theirs is lost. `name` is for people.
+    process of theirs is lost. `name` is for people, `profile` says of which steps traces are written.
 
     Raises `ModelError`, `PlacementError`, `GivenUp` after too many losses, or `TrainingFailed` for the unforeseen.
     """
-    training = recipe.train
+    training, job = recipe.train, replace(job, profile=profile)
     what = Launch(name, training.ranks, training.resources, training.threads, recipe.deadlines)
     if debug:
         run_local(train, job, what, report)

@@ -20,6 +20,7 @@ from rlpipe.pipelines.offline.preference_judging import JudgingJob
 from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.reference_free_worker import CpoJob, OrpoJob
 from rlpipe.pipelines.offline.table import Table
+from rlpipe.pipelines.profiling import Steps
 from rlpipe.recipe.preference import CpoRecipe, DpoRecipe, KtoRecipe, OrpoRecipe, PreferenceRecipe
 from rlpipe.recipe.preference_training import KtoTraining
 
@@ -29,7 +30,13 @@ _JOBS = {DpoRecipe: DpoJob, KtoRecipe: KtoJob, OrpoRecipe: OrpoJob, CpoRecipe: C
 
 
 def run_preference(
-    recipe: PreferenceRecipe, model_path: str, records: Records, output_dir: Path, debug: bool, report: Report
+    recipe: PreferenceRecipe,
+    model_path: str,
+    records: Records,
+    output_dir: Path,
+    debug: bool,
+    report: Report,
+    profile: Steps | None = None,
 ) -> None:
     """Train and write a Hugging Face folder (safetensors, configuration, tokenizer) to `output_dir`.
 
@@ -40,7 +47,7 @@ def run_preference(
     `run_sft` does.
     """
     job = prepare(recipe, model_path, records, output_dir)
-    launch(recipe.task.upper(), recipe, job, debug, beside_length(report, job.heldout))
+    launch(recipe.task.upper(), recipe, job, debug, beside_length(report, job.heldout), profile)
 
 
 def prepare(recipe: PreferenceRecipe, model_path: str, records: Records, output_dir: Path) -> JudgingJob:

@@ -87,6 +87,7 @@ def _trainer(train: TrainFunction, job: Any, launch: Launch, channel: Any, scrat
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from rlpipe.runtime.ray_host import kept_with_place
     from rlpipe.runtime.reservation import bundle, fitted
 
     each, *_ = fitted([bundle(launch.resources)] * launch.ranks)
@@ -99,7 +100,8 @@ def _trainer(train: TrainFunction, job: Any, launch: Launch, channel: Any, scrat
         me = context.get_world_rank(), ray.get_runtime_context().current_actor
         ray.get(config["channel"].join.remote(*me), timeout=_CHANNEL_SECONDS)
         set_threads(launch.threads, context.get_local_world_size())
-        train(config["job"], RemoteProgress(config["channel"], speaks=context.get_world_rank() == 0))
+        with kept_with_place():
+            train(config["job"], RemoteProgress(config["channel"], speaks=context.get_world_rank() == 0))
         # Calls of one process arrive in order: after this one, all that was told is there for the driver's last fetch.
         ray.get(config["channel"].put.remote("its end", None), timeout=_CHANNEL_SECONDS)
 

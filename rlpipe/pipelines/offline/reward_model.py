@@ -16,11 +16,18 @@ from rlpipe.pipelines.offline.length_baseline import beside_length
 from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.reward_model_worker import RewardModelJob
 from rlpipe.pipelines.offline.table import Table
+from rlpipe.pipelines.profiling import Steps
 from rlpipe.recipe.tasks import RewardModelRecipe
 
 
 def run_reward_model(
-    recipe: RewardModelRecipe, model_path: str, records: Records, output_dir: Path, debug: bool, report: Report
+    recipe: RewardModelRecipe,
+    model_path: str,
+    records: Records,
+    output_dir: Path,
+    debug: bool,
+    report: Report,
+    profile: Steps | None = None,
 ) -> None:
     """Train and write a Hugging Face sequence classifier (safetensors, configuration, tokenizer) to `output_dir`.
 
@@ -32,7 +39,7 @@ def run_reward_model(
     """
     train, heldout = encode(recipe, model_path, records)
     job = prepare(recipe, model_path, train, heldout, output_dir)
-    launch("reward model", recipe, job, debug, beside_length(report, job.heldout))
+    launch("reward model", recipe, job, debug, beside_length(report, job.heldout), profile)
 
 
 def encode(recipe: RewardModelRecipe, model_path: str, records: Records) -> tuple[list[Pair], list[Pair]]:

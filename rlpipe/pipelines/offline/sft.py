@@ -14,12 +14,19 @@ from rlpipe.pipelines.offline.launch import fields, launch, longest_sequence
 from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.sft_worker import SftJob
 from rlpipe.pipelines.offline.table import Table
+from rlpipe.pipelines.profiling import Steps
 from rlpipe.recipe.data import MixtureData
 from rlpipe.recipe.tasks import SftRecipe
 
 
 def run_sft(
-    recipe: SftRecipe, model_path: str, sources: list[Source], output_dir: Path, debug: bool, report: Report
+    recipe: SftRecipe,
+    model_path: str,
+    sources: list[Source],
+    output_dir: Path,
+    debug: bool,
+    report: Report,
+    profile: Steps | None = None,
 ) -> None:
     """Train and write a Hugging Face folder (safetensors, configuration, tokenizer) to `output_dir`.
 
@@ -30,7 +37,7 @@ def run_sft(
     must be connected. Raises `DataError`, `ModelError`, `PlacementError`, `GivenUp` if processes are lost again and
     again, or `TrainingFailed` for what is not foreseen.
     """
-    launch("SFT", recipe, prepare(recipe, model_path, sources, output_dir), debug, report)
+    launch("SFT", recipe, prepare(recipe, model_path, sources, output_dir), debug, report, profile)
 
 
 def prepare(recipe: SftRecipe, model_path: str, sources: list[Source], output_dir: Path) -> SftJob:

@@ -16,6 +16,7 @@ from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.reward_model import run_reward_model
 from rlpipe.pipelines.offline.sft import run_sft
 from rlpipe.pipelines.offline.trl_reporter import PLANNED
+from rlpipe.pipelines.profiling import Steps
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.recipe.tasks import OfflineRecipe, PreferenceRecipe, RewardModelRecipe, SftRecipe
@@ -46,7 +47,7 @@ def _run_reward_model(stage: Stage, recipe: RewardModelRecipe) -> None:
     says = f"reward modelling: {recipe.train.duration} of TRL's RewardTrainer"
     with stage.events.phase("train", says=says):
         told = _Told(stage, _goes_on(stage))
-        run_reward_model(recipe, stage.model_path, stage.records, stage.result, stage.debug, told)
+        run_reward_model(recipe, stage.model_path, stage.records, stage.result, stage.debug, told, stage.profile)
 
 
 def _run_preference(stage: Stage, recipe: PreferenceRecipe) -> None:
@@ -54,13 +55,15 @@ def _run_preference(stage: Stage, recipe: PreferenceRecipe) -> None:
     _between_answers(stage, recipe, says, partial(run_preference, recipe, stage.model_path, stage.records))
 
 
-def _between_answers(stage: Stage, recipe: Answering, says: str, run: Callable[[Path, bool, Report], None]) -> None:
+def _between_answers(
+    stage: Stage, recipe: Answering, says: str, run: Callable[[Path, bool, Report, Steps | None], None]
+) -> None:
     """Train, with held-out prompts answered before and after where there are rewards."""
     told = _Told(stage, _goes_on(stage))
     if recipe.rewards is not None and not told.step:
         _evaluate(stage, recipe, recipe.rewards, roles.engines(stage, stage.model_path), step=0)
     with stage.events.phase("train", says=says):
-        run(stage.result, stage.debug, told)
+        run(stage.result, stage.debug, told, stage.profile)
     if recipe.rewards is not None:
         _evaluate(stage, recipe, recipe.rewards, _trained(stage), told.step)
 

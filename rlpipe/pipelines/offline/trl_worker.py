@@ -18,7 +18,9 @@ from rlpipe.pipelines.offline.progress import Progress
 from rlpipe.pipelines.offline.table import Table
 from rlpipe.pipelines.offline.trl_arguments import arguments
 from rlpipe.pipelines.offline.trl_best import best_model
+from rlpipe.pipelines.offline.trl_profile import profiler
 from rlpipe.pipelines.offline.trl_reporter import FIRST, reporter
+from rlpipe.pipelines.profiling import Steps
 from rlpipe.recipe.adapter import Adapter, is_the_result
 from rlpipe.recipe.model import Model
 from rlpipe.recipe.training import OfflineTraining
@@ -58,6 +60,8 @@ class TrlJob(ABC):
     """The stage's, for checkpoints."""
     checkpoint: str | None
     """What training goes on from; None begins it."""
+    profile: Steps | None = None
+    """Of which steps traces are written."""
 
     @abstractmethod
     def trainer(self, common: dict[str, Any], dtype: "torch.dtype", alive: Callable[[str], None]) -> "Trainer":
@@ -177,6 +181,8 @@ def _trainer(job: TrlJob, scratch: str, progress: Progress) -> "Trainer":
     if job.training.load_best_model_at_end or job.training.early_stopping_patience:
         keep = trainer.save_result if job.training.load_best_model_at_end else lambda: None
         trainer.add_callback(best_model(job.training, job.metric_names, job.others, keep, progress))
+    if job.profile is not None:
+        trainer.add_callback(profiler(job.profile, Path(job.directory), trainer.args.process_index))
     if job.training.save_steps:
         trainer.add_callback(trl_checkpoints.committer(trainer, job.training, Path(job.directory), save))
     return trainer

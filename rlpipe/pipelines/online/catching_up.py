@@ -4,8 +4,10 @@ Those steps are trained again on the trajectories that the ledger stored: nothin
 every number comes out as it was.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from rlpipe.data.flow import TokenBatch
 from rlpipe.ledger.ledger import Ledger
 from rlpipe.observe.events import EventLog
 from rlpipe.pipelines.online.admission import Admission
@@ -49,11 +51,7 @@ class CatchingUp:
 
     def _replay(self, step: int) -> None:
         """As `Loop._step`, but for what engines do; its time was measured when it was done first."""
-        groups, dropped = self.ledger.committed(step)
-        batch, metrics = self.trainer.batch(groups)
-        metrics |= self.trainer.update(batch, step)
-        metrics |= sample_metrics(groups, dropped) | self.admission.hear(groups, metrics, step)
-        self.events.metrics(step, metrics)
+        self.events.metrics(step, trained_again(step, self.ledger, self.trainer, self.admission))
 
     def _publish(self, last: int) -> None:
         """Only what is served from here on: engines that were not lost have gone on with the same weights. (If they
@@ -70,3 +68,19 @@ class CatchingUp:
         if last:
             self.events.commit(last, version=last)
             self.events.metrics(last, metrics)
+
+
+def trained_again(
+    step: int,
+    ledger: Ledger,
+    trainer: Trainer,
+    admission: Admission,
+    look: Callable[[TokenBatch], None] = lambda _: None,
+) -> dict[str, float]:
+    """Train a committed step on what it was trained on, from where the step before has left the roles; its metrics, as
+    far as they do not hang on time. `look` is shown the batch before it is learned from."""
+    groups, dropped = ledger.committed(step)
+    batch, metrics = trainer.batch(groups)
+    look(batch)
+    metrics |= trainer.update(batch, step)
+    return metrics | sample_metrics(groups, dropped) | admission.hear(groups, metrics, step)

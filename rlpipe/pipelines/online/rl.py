@@ -49,8 +49,8 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
             algorithm = OnlineAlgorithm(roles.algorithm_settings(recipe), recipe.longest_response)
             started = stage.runtime.start(specs := _roles(stage, recipe, algorithm))
             scoring = stack.enter_context(reward_models.scoring(stage, recipe.rewards, started.handles))
-            train, heldout = (_that_fit(prompts, recipe, stage) for prompts in stage.prompts)
-            ledger = stack.enter_context(_ledger(stage, recipe, train, scoring.names))
+            train, heldout = (that_fit(prompts, recipe, stage) for prompts in stage.prompts)
+            ledger = stack.enter_context(ledger_of(stage, recipe, train, scoring.names))
             training, beside = _training(specs), Beside(stage.debug)
             gang = Gang(started, training, recipe.train.max_restarts, recipe.deadlines.heartbeat, beside)
             loop = _loop(stage, recipe, scoring, environment, algorithm, started.handles, gang, ledger, heldout)
@@ -63,7 +63,13 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
 
 def _roles(stage: Stage, recipe: RlRecipe, algorithm: OnlineAlgorithm) -> list[RoleSpec]:
     """Those that the algorithm and the rewards need."""
-    specs = [*reward_models.specs(stage), roles.policy(stage), roles.engines(stage, stage.served_path)]
+    policy, *others = learning(stage, recipe, algorithm)
+    return [*reward_models.specs(stage), policy, roles.engines(stage, stage.served_path), *others]
+
+
+def learning(stage: Stage, recipe: RlRecipe, algorithm: OnlineAlgorithm) -> list[RoleSpec]:
+    """Those that take part in an update, the policy first."""
+    specs = [roles.policy(stage)]
     specs += [roles.reference(stage)] if _has_own_reference(recipe, algorithm) else []
     return specs + ([roles.critic(stage)] if algorithm.needs_critic else [])
 
@@ -93,7 +99,7 @@ def _starting(recipe: RlRecipe) -> str:
     return f"starting {what} and {ranks} DeepSpeed rank{'s' * (ranks > 1)}"
 
 
-def _ledger(stage: Stage, recipe: RlRecipe, train: list[Prompt], rewards: Sequence[str]) -> Ledger:
+def ledger_of(stage: Stage, recipe: RlRecipe, train: list[Prompt], rewards: Sequence[str]) -> Ledger:
     """A lease is good for as long as an answer and its reward may take."""
     seconds = episodes.longest_episode(stage) + recipe.deadlines.reward
     return Ledger(stage.storage, PromptCursor(train, recipe.seed), rewards, seconds)
@@ -119,9 +125,9 @@ def _loop(
     admission = Admission(recipe.schedule, recipe.run)
     shared = any(spec.shares for spec in reward_models.specs(stage))
     sampler = Sampler(ledger, admission, answers, scoring, sampling, group_size, recipe.seed, shared)
-    trainer = _trainer(recipe, algorithm, handles, sampler.first_ready)
+    trainer = trainer_of(recipe, algorithm, handles, sampler.first_ready)
     publisher = _publisher(stage, recipe, handles[roles.POLICY], pool, heldout, sampler.first_ready)
-    saving = _saving(stage, recipe, handles, {"kl": trainer.kl, "admission": admission}, ledger)
+    saving = saving_of(stage, recipe, handles, {"kl": trainer.kl, "admission": admission}, ledger)
     return Loop(
         schedule=recipe.schedule,
         resampling_rounds=resampling.max_rounds if resampling else 0,
@@ -141,7 +147,7 @@ def _loop(
     )
 
 
-def _trainer(
+def trainer_of(
     recipe: RlRecipe, algorithm: OnlineAlgorithm, handles: dict[str, list[Handle[Any]]], look: Look
 ) -> Trainer:
     return Trainer(
@@ -156,7 +162,7 @@ def _trainer(
     )
 
 
-def _saving(
+def saving_of(
     stage: Stage,
     recipe: RlRecipe,
     handles: dict[str, list[Handle[Any]]],
@@ -204,7 +210,7 @@ def _publisher(
     return Publisher(roles.POLICY, policy, pool, verifier, probes, recipe.deadlines.publish, look)
 
 
-def _that_fit(prompts: list[Prompt], recipe: RlRecipe, stage: Stage) -> list[Prompt]:
+def that_fit(prompts: list[Prompt], recipe: RlRecipe, stage: Stage) -> list[Prompt]:
     """Prompts that leave room for a whole response; says how many do not."""
     room = _longest(recipe, stage) - recipe.rollout.max_new_tokens
     fitting = [prompt for prompt in prompts if len(prompt.tokens) <= room]
