@@ -3,7 +3,7 @@
 from rlpipe.plan import activations
 from rlpipe.plan.lengths import PROMPT, positions_of_offline
 from rlpipe.plan.model_files import ModelFacts
-from rlpipe.plan.processes import Learner, learner
+from rlpipe.plan.processes import Learner, learner, spread_of
 from rlpipe.plan.roles import Role, Setting, engines, generator, model_rewards, reward_model, width
 from rlpipe.plan.states import Spread
 from rlpipe.plan.weights import Weights, weights
@@ -51,12 +51,8 @@ def trainers(recipe: OfflineRecipe, setting: Setting) -> Role:
 
 def _spread(recipe: OfflineRecipe, held: Weights, b: int, on_gpu: bool) -> Spread:
     train = recipe.train
-    return Spread(
-        trained=held.trained,
-        frozen=held.frozen,
-        packed=held.packed,
-        small=held.small,
-        largest=held.largest,
+    return spread_of(
+        held,
         width=b,
         ranks=train.ranks,
         stage=train.zero_stage,

@@ -1,6 +1,7 @@
 """Memory of one process of each kind of role. docs/memory.md has the formulas."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from rlpipe.plan import activations
 from rlpipe.plan.activations import Pass
@@ -38,6 +39,18 @@ class Learner:
     """Bytes of a frozen model in the same process, whole, such as DPO's reference."""
     rests: bool = False
     """Whether it takes turns with another role on its GPU, and puts away what only a step needs."""
+
+
+def spread_of(held: Weights, **settings: Any) -> Spread:
+    """These weights, spread as `settings` say, which are the other fields of `Spread`."""
+    return Spread(
+        trained=held.trained,
+        frozen=held.frozen,
+        packed=held.packed,
+        small=held.small,
+        largest=held.largest,
+        **settings,
+    )
 
 
 def learner(role: Learner) -> Usage:

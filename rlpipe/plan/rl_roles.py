@@ -3,7 +3,7 @@
 from rlpipe.plan import activations
 from rlpipe.plan.lengths import Lengths, micro_batches_of_rl, of_rl, positions_of_rl, sequences_of_step
 from rlpipe.plan.model_files import ModelFacts
-from rlpipe.plan.processes import TRAINER, Learner, learner
+from rlpipe.plan.processes import TRAINER, Learner, learner, spread_of
 from rlpipe.plan.roles import (
     Role,
     Setting,
@@ -16,7 +16,6 @@ from rlpipe.plan.roles import (
     reward_model,
     width,
 )
-from rlpipe.plan.states import Spread
 from rlpipe.plan.usage import Usage
 from rlpipe.plan.weights import Weights, weights
 from rlpipe.recipe.critic import Critic
@@ -67,12 +66,8 @@ class RlRoles:
         self, held: Weights, settings: PolicyTraining | Critic, model: ModelFacts, b: int, head: int, turns: bool
     ) -> Learner:
         where = self.recipe.train if is_shared(settings) else settings
-        spread = Spread(
-            trained=held.trained,
-            frozen=held.frozen,
-            packed=held.packed,
-            small=held.small,
-            largest=held.largest,
+        spread = spread_of(
+            held,
             width=b,
             ranks=where.ranks,
             stage=settings.zero_stage,

@@ -8,8 +8,9 @@ from online_algorithms import settings as algorithm_settings
 from test_policy import shards
 
 from rlpipe.plan.model_files import facts
+from rlpipe.plan.processes import spread_of
 from rlpipe.plan.rl_roles import BUCKET
-from rlpipe.plan.states import Spread, states
+from rlpipe.plan.states import states
 from rlpipe.plan.weights import weights
 from rlpipe.recipe.adapter import LoraAdapter
 from rlpipe.recipe.model import PretrainedModel
@@ -30,11 +31,8 @@ def folder(tmp_path_factory) -> str:
 
 def predicted(folder: str, stage: int, width: int, adapter) -> dict[str, int]:
     held = weights(facts(PretrainedModel(path=folder)).shapes, adapter, None)
-    spread = Spread(
-        trained=held.trained, frozen=held.frozen, small=held.small, largest=held.largest, width=width, ranks=2,
-        stage=stage, bucket=min(held.trained, BUCKET), on_gpu=False,
-    )  # fmt: skip
-    return states(spread).resident
+    bucket = min(held.trained, BUCKET)
+    return states(spread_of(held, width=width, ranks=2, stage=stage, bucket=bucket, on_gpu=False)).resident
 
 
 @pytest.mark.parametrize(
