@@ -331,7 +331,7 @@ def test_all_problems_at_once_in_the_order_of_the_file():
         "r.yaml:12: schedule.prompts: `prompts` is not a key of `schedule`; did you mean `evaluation.prompts`?",
         "r.yaml:14: foo: this key stands twice; the first is at r.yaml:13",
         "r.yaml:14: foo: `foo` is not a key of the recipe; its keys are task, name, seed, model, adapter, data, rewards, "
-        "environment, algorithm, schedule, run, train, reference, critic, rollout, evaluation, publishing, deadlines, tracking",
+        "environment, algorithm, schedule, placement, run, train, reference, critic, rollout, evaluation, publishing, deadlines, tracking",
     ]
 
 
