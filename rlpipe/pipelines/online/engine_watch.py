@@ -17,9 +17,12 @@ class EngineWatch:
         self._told: dict[str, str] = {}
 
     def begin(self) -> None:
-        """What engines did up to now, such as for an evaluation, is no part of the step. Says where they are, if that
-        has changed."""
+        """What engines did up to now, such as for an evaluation, is no part of the step."""
         self._pool.worked(self._model)
+        self._say_where()
+
+    def _say_where(self) -> None:
+        """If that has changed."""
         nodes = {name: node for name, node in self._pool.nodes(self._model).items() if node}
         if len(nodes) > 1 and nodes != self._told:
             self._told = nodes
@@ -27,6 +30,7 @@ class EngineWatch:
 
     def tell(self, step: int) -> dict[str, float]:
         """Of the step: an event with each engine, a warning of stragglers, and metrics."""
+        self._say_where()
         worked, nodes = self._pool.worked(self._model), self._pool.nodes(self._model)
         rows = [_row(name, nodes[name], each) for name, each in worked.items()]
         self._events.emit("engines", step=step, engines=rows)
