@@ -36,6 +36,7 @@ def trainers(recipe: OfflineRecipe, setting: Setting) -> Role:
             checkpointing=train.gradient_checkpointing,
             repeats_keys=True,
             beside=_reference(recipe, model, spread),
+            file_bytes=model.file_bytes,
         )
     )
     return Role(

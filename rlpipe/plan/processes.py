@@ -37,6 +37,8 @@ class Learner:
     repeats_keys: bool
     beside: int = 0
     """Bytes of a frozen model in the same process, whole, such as DPO's reference."""
+    file_bytes: int | None = None
+    """Of the model's files, if they are known."""
     rests: bool = False
     """Whether it takes turns with another role on its GPU, and puts away what only a step needs."""
 
@@ -65,7 +67,9 @@ def learner(role: Learner) -> Usage:
         checkpointing=role.checkpointing,
         repeats_keys=role.repeats_keys,
     )
-    fixed = added(held.resident, {"reference": role.beside}, _process(spread.on_gpu))
+    here = {} if spread.on_gpu else held.offloaded  # a CPU has no other memory to put it into
+    guests = {"reference": role.beside, "model file": _mapped(role)}
+    fixed = added(held.resident, here, guests, _process(spread.on_gpu))
     idle = _resting(held, role) if role.rests and spread.on_gpu else held.resident
     return Usage(
         moments=_moments(role, held, one, fixed),
@@ -86,6 +90,16 @@ def _moments(role: Learner, held: States, one: Pass, fixed: Parts) -> dict[str, 
         "backward": added(fixed, held.computing, held.backward, {"activations": last}),
         "optimizer step": added(fixed, held.step),
     }
+
+
+def _mapped(role: Learner) -> int:
+    """Of a model that was taken to 4 bits on a CPU, the pages of its file that were read and are still mapped, because
+    embeddings and norms are used where they lie there. The kernel can take the others back."""
+    if role.spread.on_gpu or not role.spread.packed or role.spread.stage == 3:
+        return 0
+    plain = role.spread.width * role.spread.frozen
+    whole = role.file_bytes or role.spread.width * role.shapes.size(scores=False)
+    return max(0, whole - plain)
 
 
 def _process(on_gpu: bool) -> Parts:

@@ -86,6 +86,7 @@ class RlRoles:
             head=head,
             checkpointing=settings.gradient_checkpointing,
             repeats_keys=False,
+            file_bytes=model.file_bytes,
             rests=turns,
         )
 
