@@ -3,6 +3,7 @@
 Every event has `time` (seconds since 1970), `kind` and, in a pipeline, `stage`. Kinds and their further fields:
 
     run_started     task, steps (planned, 0 if epochs are), recipe, versions, host, command        (see runinfo.py)
+    check           name, status (ok | warn | fail | skip), detail, fix, seconds              what preflight found
     planned         steps                                         what a recipe's epochs amount to
     phase_started   phase, says (for people), step or null
     phase           phase, seconds, step or null, parent (the phase around it, or null), error (if it raised)
@@ -31,9 +32,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import asdict
 from typing import Any
 
 from rlpipe.data.storage import Storage
+from rlpipe.runtime.check import Check
 
 NAME = "events.jsonl"
 
@@ -98,6 +101,10 @@ class EventLog:
     def run_started(self, task: str, steps: int, info: dict[str, Any]) -> None:
         """`info` is `runinfo.collect(...)`."""
         self.emit("run_started", task=task, steps=steps, **info)
+
+    def check(self, found: Check, seconds: float) -> None:
+        """What preflight has found of the cluster."""
+        self.emit("check", **asdict(found), seconds=seconds)
 
     def planned(self, steps: int) -> None:
         """What the epochs of a recipe amount to."""
