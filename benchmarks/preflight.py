@@ -46,12 +46,14 @@ def measured(nodes: int) -> list[dict[str, float]]:
 
 
 def once(folder: Path) -> dict[str, float]:
-    (folder / "config.json").write_text("{}")
+    model = folder / "model"
+    model.mkdir(exist_ok=True)
+    (model / "config.json").write_text("{}")
     train = Demand("training", 2, Resources(cpus=0.5, gpus=0.0), "train", trains=True)
     seconds: dict[str, float] = {}
     begin = time.monotonic()
     survey(
-        Wanted([[train]], folder, 120.0, models={"model.path": str(folder)}), lambda c, s: seconds.update({c.name: s})
+        Wanted([[train]], folder, 120.0, models={"model.path": str(model)}), lambda c, s: seconds.update({c.name: s})
     )
     return seconds | {"all": time.monotonic() - begin}
 

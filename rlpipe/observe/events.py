@@ -36,6 +36,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rlpipe.data.storage import Storage
+from rlpipe.recipe.secrets import hidden
 from rlpipe.runtime.check import Check
 
 NAME = "events.jsonl"
@@ -145,7 +146,9 @@ class EventLog:
             self._file.close()
 
     def _event(self, kind: str, fields: dict[str, Any]) -> Event:
-        return {"time": round(time.time(), 6), "kind": kind} | ({"stage": self._stage} if self._stage else {}) | fields
+        """Without any secret that this process knows: file and views are to have none."""
+        about = {"time": round(time.time(), 6), "kind": kind} | ({"stage": self._stage} if self._stage else {})
+        return about | hidden(fields)
 
     def _show(self, event: Event) -> None:
         for view in list(self._views):

@@ -81,7 +81,8 @@ def _online(task: RlRecipe, prefix: str) -> Iterator[Demand]:
 
 
 def _engines(rollout: Rollout, prefix: str, resources: Resources) -> Demand:
-    return Demand("engine", rollout.engines, resources, f"{prefix}rollout", auto_gpus=rollout.tensor_parallel)
+    least = rollout.min_engines or rollout.engines  # the others come when there is room
+    return Demand("engine", least, resources, f"{prefix}rollout", auto_gpus=rollout.tensor_parallel)
 
 
 def _scorers(mix: RewardMix, prefix: str) -> Iterator[Demand]:
@@ -101,12 +102,12 @@ def _room(task: StageRecipe, prefix: str) -> Room | None:
         return None
     result = model.size(isinstance(task, RewardModelRecipe)) * 2  # in bfloat16 at least
     if not task.train.save_steps:
-        return Room(result, result, "the result", f"{prefix}model")
+        return Room(result, result, "the result", f"take a smaller {prefix}model")
     one, kept = state_bytes(trained, task.train.optimizer), task.train.save_total_limit + 1
     if isinstance(task, RlRecipe):  # beside it lies the policy, for others to load
         one += trained * 2
     what = f"{kept} checkpoints, as a new one is there before the oldest goes, and the result"
-    return Room(kept * one + result, max(one, result), what, f"{prefix}train.save_total_limit")
+    return Room(kept * one + result, max(one, result), what, f"lower {prefix}train.save_total_limit")
 
 
 def _config(model: Model) -> dict:

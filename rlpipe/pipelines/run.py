@@ -25,8 +25,10 @@ from rlpipe.pipelines.offline.failures import TrainingFailed
 from rlpipe.pipelines.profiling import Profile, Steps
 from rlpipe.pipelines.sole import alone_in
 from rlpipe.pipelines.stage import FINAL_MODEL, RECIPE, Stage
+from rlpipe.recipe import secrets
 from rlpipe.recipe.references import resolve
 from rlpipe.recipe.resolved import to_yaml
+from rlpipe.recipe.secrets import SecretUnreadable
 from rlpipe.recipe.tasks import PipelineRecipe, Recipe, RlRecipe, StageRecipe
 from rlpipe.rewards.reward import RewardUnusable
 from rlpipe.rewards.stage import RewardFailed
@@ -48,6 +50,7 @@ Look = Callable[[EventLog], None]
 TOLD = (
     DataError, ModelError, RewardUnusable, RewardFailed, TrackerMissing, DeadlineExceeded, RoleDied, GivenUp,
     PlacementError, PreflightFailed, TrainingFailed, WeightsRejected, WeightSyncError, CheckpointMismatch, LedgerError,
+    SecretUnreadable,
 )  # fmt: skip
 """Errors whose message says all there is to say: no traceback."""
 
@@ -67,8 +70,9 @@ def _run(recipe: Recipe, run_dir: Path, debug: bool, profile: Steps | None) -> i
     quiet()
     code, cause = DONE, ""
     try:
+        secrets.settle(recipe.model_dump())
         resuming.refuse_changes(recipe, directory)
-        Storage(directory).write(RECIPE, to_yaml(recipe).encode())
+        Storage(directory).write(RECIPE, secrets.hide(to_yaml(recipe)).encode())
         with _cluster(debug):
             _run_stages(recipe, directory, console_view(debug, console), debug, profile)
     except (KeyboardInterrupt, bdb.BdbQuit):
@@ -230,7 +234,7 @@ def quiet() -> None:
 def _say_why(console: Console, cause: str) -> None:
     """What a failed run failed of: last on the screen, where one looks."""
     if cause:
-        console.print(f"\nrlpipe: {cause}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"\nrlpipe: {secrets.hide(cause)}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _say_where(console: Console, run_dir: Path, code: int) -> None:

@@ -11,7 +11,7 @@ from rlpipe.runtime.preflight.failed import PreflightFailed
 from rlpipe.runtime.preflight.survey import survey
 from rlpipe.runtime.preflight.wanted import Demand, Wanted
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.soak, pytest.mark.timeout(300)]
 
 
 def test_a_handshake_over_the_wrong_network_is_told_of(tmp_path):

@@ -7,10 +7,11 @@ import pytest
 from rlpipe.pipelines.preflight import moments, wanted
 from rlpipe.recipe.load import load
 from rlpipe.recipe.training import Resources
+from rlpipe.runtime.local import free_port
 from rlpipe.runtime.preflight import agreement, gpus, places
 from rlpipe.runtime.preflight.look import Seen, fingerprint
 from rlpipe.runtime.preflight.nodes import ClusterNode, Growth, hosts
-from rlpipe.runtime.preflight.probe import GpuSeen
+from rlpipe.runtime.preflight.probe import GpuSeen, Probe
 from rlpipe.runtime.preflight.resources import check_resources
 from rlpipe.runtime.preflight.wanted import Demand, Room
 from rlpipe.runtime.reservation import OWN_MACHINE
@@ -155,12 +156,14 @@ class TestPlaces:
         assert (check.status, check.detail) == ("fail", says)
 
     def test_the_disk_has_room_for_nothing_for_one_or_for_all(self):
-        rooms = [Room(7 * GIB, 2 * GIB, "3 checkpoints and the result", "train.save_total_limit")]
+        rooms = [Room(7 * GIB, 2 * GIB, "3 checkpoints and the result", "lower train.save_total_limit")]
         assert [places.check_disk(free * GIB, rooms).status for free in (1, 5, 8)] == ["fail", "warn", "ok"]
         assert places.check_disk(GIB, rooms).detail == (
             "1.0 GiB free where the run directory is; at least 7.0 GiB is going to be written "
             "(3 checkpoints and the result)"
         )
+        says = "make room, lower train.save_total_limit, or choose another place with --run-dir"
+        assert places.check_disk(GIB, rooms).fix == says
         assert places.check_disk(GIB, []).status == "ok"
 
     def test_files_of_the_driver_are_opened(self, tmp_path):
@@ -186,6 +189,17 @@ class TestGpus:
         assert gpus.check_gpus([], {}, {}).status == "skip"
 
 
+class TestHandshake:
+    """As a probe does it, with torch's own gloo; the nodes are in tests/chaos."""
+
+    def test_a_number_is_added_up(self):
+        assert Probe.shake(None, 0, 1, "127.0.0.1", free_port(), 10.0) == ""
+
+    def test_one_that_nobody_answers_ends_with_what_was_waited_for(self):
+        said = Probe.shake(None, 0, 2, "127.0.0.1", free_port(), 1.0)
+        assert said.startswith("DistStoreError: Timed out") and said.endswith("1/2 clients joined.")
+
+
 class TestWanted:
     def asked(self, name: str, *changes: str) -> list[list[tuple[str, int]]]:
         return [[(d.role, d.count) for d in moment] for moment in moments(load(name, changes), "")]
@@ -194,6 +208,8 @@ class TestWanted:
         assert self.asked("arithmetic/sft") == [[("training", 1)], [("engine", 1)]]
         assert self.asked("arithmetic/reward_model") == [[("training", 1)]]
         assert self.asked("arithmetic/grpo", "rollout.engines=3", "train.ranks=2") == [[("policy", 2), ("engine", 3)]]
+        later = self.asked("arithmetic/grpo", "rollout.engines=3", "rollout.min_engines=2")
+        assert later == [[("policy", 1), ("engine", 2)]]
         roles = self.asked("arithmetic/grpo", "algorithm.kl.coefficient=0.1")
         assert roles == [[("policy", 1), ("engine", 1), ("reference", 1)]]
 

@@ -87,7 +87,7 @@ def check_disk(free: int, rooms: Sequence[Room]) -> Check:
         return ok(DISK, f"{detail}; how much the run writes is not known")
     most = max(rooms, key=lambda room: room.bytes)
     needs = f"{detail}; at least {_gib(most.bytes)} is going to be written ({most.what})"
-    fix = f"make room, lower {most.key}, or choose another place with --run-dir"
+    fix = f"make room, {most.less}, or choose another place with --run-dir"
     if free < max(room.once for room in rooms):
         return fail(DISK, needs, fix)
     return warn(DISK, needs, fix) if free < most.bytes else ok(DISK, needs)

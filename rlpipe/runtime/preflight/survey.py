@@ -111,8 +111,10 @@ class _Survey:
             return skip(talking.HANDSHAKE, OWN if training else "no training role has several ranks")
         if not self._well:
             return skip(talking.HANDSHAKE, "not tried, as nodes do not answer or do not reach each other")
-        probes, nodes = self._on_gpus or self._probes, hosts(self._nodes, training)
-        return talking.check_handshake(probes.among(nodes), self._until - time.monotonic())
+        with_gpus = any(demand.bundle(has_gpus(self._nodes)).get("GPU") for demand in training)
+        probes = self._on_gpus if with_gpus and self._on_gpus else self._probes
+        among = probes.among(hosts(self._nodes, training))
+        return talking.check_handshake(among, self._until - time.monotonic())
 
     def close(self) -> None:
         """Remove what was written, and end the probes."""

@@ -56,7 +56,7 @@ def check_handshake(probes: Probes, seconds: float) -> Check:
     """One all-reduce over a process on each node."""
     nodes = probes.nodes
     if len(nodes) < 2:
-        return skip(HANDSHAKE, "training ranks have one node to be on")
+        return skip(HANDSHAKE, "fewer than two nodes could take part that training ranks may come to")
     [address, port] = probes.ask(lambda node, actor: actor.meeting_point.remote())[nodes[0]]
     within = max(1.0, min(_SHAKE_SECONDS, seconds))
     said = probes.ask(

@@ -39,8 +39,8 @@ class Room:
     """The smallest of it that is of use: one checkpoint, or the result."""
     what: str
     """For people: `3 checkpoints of 1.2 GiB and the model`."""
-    key: str
-    """The line of the recipe that says how much."""
+    less: str
+    """How the recipe would write less."""
 
 
 @dataclass(frozen=True, slots=True)
