@@ -94,7 +94,7 @@ def _run(recipe: "Recipe", directory: Path, debug: bool, steps: tuple[int, int] 
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler prints when it begins and ends
     from rlpipe.pipelines.profiling import Steps
     from rlpipe.pipelines.run import run as run_recipe
-    from rlpipe.pipelines.sole import Taken
+    from rlpipe.pipelines.sole import Taken, Unusable
     from rlpipe.runtime.tracebacks import shown_cleanly
 
     try:
@@ -102,6 +102,8 @@ def _run(recipe: "Recipe", directory: Path, debug: bool, steps: tuple[int, int] 
             code = run_recipe(recipe, directory, debug, steps and Steps(*steps))
     except Taken as error:
         stop(f"{directory} is at work: {error.who}; wait for it, or stop it first")
+    except Unusable as error:
+        stop(f"{error}: --run-dir")
     raise typer.Exit(code)
 
 

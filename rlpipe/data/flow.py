@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlpipe.recipe.secrets import hide
+
 Tokens = np.ndarray
 """One-dimensional int32 array of token ids."""
 
@@ -106,6 +108,10 @@ class Failure:
 
     kind: str
     message: str
+
+    def __post_init__(self) -> None:
+        # It is stored and shown, and whoever raised it may have named a key.
+        object.__setattr__(self, "message", hide(self.message))
 
 
 Outcome = Score | Failure

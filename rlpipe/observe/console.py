@@ -177,12 +177,19 @@ def lasting_lines(event: Event) -> list[str]:
             return [f"FAULT{where}: {event['message']}"]
         case "note":
             return [event["message"]]
+        case "check" if event["status"] == "warn":
+            return [f"warning: {check_line(event)}"]
         case "warning":
             return [f"warning: {event['message']}"]
         case "run_finished":
             message = f": {event['message']}" if event["message"] else ""
             return [f"{event['status']} after {duration(event['seconds'])}{message}"]
     return []
+
+
+def check_line(event: Event) -> str:
+    """What preflight warns of."""
+    return f"preflight, {event['name']}: {event['detail']}; to mend: {event['fix']}"
 
 
 def sparkline(values: list[float], width: int) -> str:

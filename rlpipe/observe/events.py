@@ -3,6 +3,7 @@
 Every event has `time` (seconds since 1970), `kind` and, in a pipeline, `stage`. Kinds and their further fields:
 
     run_started     task, steps (planned, 0 if epochs are), recipe, versions, host, command        (see runinfo.py)
+    check           name, status (ok | warn | fail | skip), detail, fix, seconds              what preflight found
     planned         steps                                         what a recipe's epochs amount to
     phase_started   phase, says (for people), step or null
     phase           phase, seconds, step or null, parent (the phase around it, or null), error (if it raised)
@@ -31,9 +32,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import asdict
 from typing import Any
 
 from rlpipe.data.storage import Storage
+from rlpipe.recipe.secrets import hidden
+from rlpipe.runtime.check import Check
 
 NAME = "events.jsonl"
 
@@ -99,6 +103,10 @@ class EventLog:
         """`info` is `runinfo.collect(...)`."""
         self.emit("run_started", task=task, steps=steps, **info)
 
+    def check(self, found: Check, seconds: float) -> None:
+        """What preflight has found of the cluster."""
+        self.emit("check", **asdict(found), seconds=seconds)
+
     def planned(self, steps: int) -> None:
         """What the epochs of a recipe amount to."""
         self.emit("planned", steps=steps)
@@ -138,7 +146,9 @@ class EventLog:
             self._file.close()
 
     def _event(self, kind: str, fields: dict[str, Any]) -> Event:
-        return {"time": round(time.time(), 6), "kind": kind} | ({"stage": self._stage} if self._stage else {}) | fields
+        """Without any secret that this process knows: file and views are to have none."""
+        about = {"time": round(time.time(), 6), "kind": kind} | ({"stage": self._stage} if self._stage else {})
+        return about | hidden(fields)
 
     def _show(self, event: Event) -> None:
         for view in list(self._views):

@@ -60,6 +60,7 @@ def _spec(stage: Stage, key: str, reward: ModelReward) -> RoleSpec:
         timeout_seconds=stage.recipe.deadlines.train,
     )
     role = roles.placed(stage, _role(reward), RewardModel, lambda seat: (spec, roles.rank_of(seat)), reward, key)
+    role = replace(role, secrets=roles.hub_keys(reward.path))
     return replace(role, again=(spec, Rank())) if _alone(reward) else role
 
 

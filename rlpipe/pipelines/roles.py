@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlpipe.models.load import ModelError, load_tokenizer, materialise
 from rlpipe.pipelines.stage import Stage
+from rlpipe.recipe import secrets
 from rlpipe.recipe.critic import Critic as CriticSettings
 from rlpipe.recipe.model import PretrainedModel, whole
 from rlpipe.recipe.roles import FrozenRole, TrainedRole
@@ -62,7 +63,13 @@ def engines(stage: Stage, model_path: str, adapter: Path | None = None) -> RoleS
         again=(again,),
         at_least=rollout.min_engines,
         nodes=rollout.nodes,
+        secrets=hub_keys(model_path),
     )
+
+
+def hub_keys(path: str) -> tuple[str, ...]:
+    """The keys that a process needs which loads the model from there: none for a folder."""
+    return () if Path(path).expanduser().is_dir() else secrets.HUB
 
 
 def _served_rank(stage: Stage) -> int | None:
@@ -95,7 +102,16 @@ def policy(stage: Stage) -> RoleSpec:
         timeout_seconds=recipe.deadlines.train,
     )
     count = 1 if stage.debug else train.ranks
-    return RoleSpec(POLICY, Policy, lambda seat: (spec, rank_of(seat)), count, train.resources, train.threads, "train")
+    return RoleSpec(
+        POLICY,
+        Policy,
+        lambda seat: (spec, rank_of(seat)),
+        count,
+        train.resources,
+        train.threads,
+        "train",
+        secrets=hub_keys(stage.model_path),
+    )
 
 
 def reference(stage: Stage) -> RoleSpec:
@@ -110,7 +126,8 @@ def reference(stage: Stage) -> RoleSpec:
         sharding=frozen_sharding(settings),
         timeout_seconds=recipe.deadlines.train,
     )
-    return placed(stage, "reference", Reference, lambda seat: (spec, rank_of(seat)), settings, "reference")
+    role = placed(stage, "reference", Reference, lambda seat: (spec, rank_of(seat)), settings, "reference")
+    return replace(role, secrets=hub_keys(stage.model_path))
 
 
 def critic(stage: Stage) -> RoleSpec:
@@ -135,7 +152,7 @@ def critic(stage: Stage) -> RoleSpec:
         timeout_seconds=recipe.deadlines.train,
     )
     where = placed(stage, "critic", Critic, lambda seat: (spec, rank_of(seat)), settings, "critic")
-    return replace(where, takes_host=settings.share == "base")
+    return replace(where, takes_host=settings.share == "base", secrets=hub_keys(path))
 
 
 def placed(

@@ -4,8 +4,9 @@ import bdb
 import logging
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -19,13 +20,15 @@ from rlpipe.observe import report, runinfo, summary
 from rlpipe.observe.console import console_view
 from rlpipe.observe.events import EventLog, View
 from rlpipe.observe.tracking import TrackerMissing, trackers
-from rlpipe.pipelines import full_disk, resuming
+from rlpipe.pipelines import full_disk, preflight, resuming
 from rlpipe.pipelines.offline.failures import TrainingFailed
 from rlpipe.pipelines.profiling import Profile, Steps
 from rlpipe.pipelines.sole import alone_in
 from rlpipe.pipelines.stage import FINAL_MODEL, RECIPE, Stage
+from rlpipe.recipe import secrets
 from rlpipe.recipe.references import resolve
 from rlpipe.recipe.resolved import to_yaml
+from rlpipe.recipe.secrets import SecretUnreadable
 from rlpipe.recipe.tasks import PipelineRecipe, Recipe, RlRecipe, StageRecipe
 from rlpipe.rewards.reward import RewardUnusable
 from rlpipe.rewards.stage import RewardFailed
@@ -33,6 +36,7 @@ from rlpipe.runtime import tracebacks
 from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, RoleDied
 from rlpipe.runtime.local import LocalRuntime
 from rlpipe.runtime.machine import command
+from rlpipe.runtime.preflight.failed import PreflightFailed
 from rlpipe.runtime.roles import PlacementError, Runtime
 from rlpipe.training.checkpoint import CheckpointMismatch
 from rlpipe.weights.payload import WeightsRejected
@@ -40,9 +44,13 @@ from rlpipe.weights.verify import WeightSyncError
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 
+Look = Callable[[EventLog], None]
+"""Looks at where a run is to be, and tells the events."""
+
 TOLD = (
     DataError, ModelError, RewardUnusable, RewardFailed, TrackerMissing, DeadlineExceeded, RoleDied, GivenUp,
-    PlacementError, TrainingFailed, WeightsRejected, WeightSyncError, CheckpointMismatch, LedgerError,
+    PlacementError, PreflightFailed, TrainingFailed, WeightsRejected, WeightSyncError, CheckpointMismatch, LedgerError,
+    SecretUnreadable,
 )  # fmt: skip
 """Errors whose message says all there is to say: no traceback."""
 
@@ -62,8 +70,9 @@ def _run(recipe: Recipe, run_dir: Path, debug: bool, profile: Steps | None) -> i
     quiet()
     code, cause = DONE, ""
     try:
+        secrets.settle(recipe.model_dump())
         resuming.refuse_changes(recipe, directory)
-        Storage(directory).write(RECIPE, to_yaml(recipe).encode())
+        Storage(directory).write(RECIPE, secrets.hide(to_yaml(recipe)).encode())
         with _cluster(debug):
             _run_stages(recipe, directory, console_view(debug, console), debug, profile)
     except (KeyboardInterrupt, bdb.BdbQuit):
@@ -98,13 +107,31 @@ def stages_of(recipe: Recipe, directory: Path) -> dict[str, tuple[StageRecipe, P
 
 def _run_stages(recipe: Recipe, directory: Path, view: View, debug: bool, profile: Steps | None) -> None:
     models: dict[str, str] = {}
-    for name, (task, place) in stages_of(recipe, directory).items():
-        if not resuming.finished(place):
-            _run_stage(name, resolve(task, models), place, view, debug, profile)
+    stages = stages_of(recipe, directory)
+    left = {name: task for name, (task, place) in stages.items() if not resuming.finished(place)}
+    for name, (task, place) in stages.items():
+        if name in left:
+            # Once for all stages: what the last one lacks is told before the first one is trained.
+            due = left if not debug and name == next(iter(left)) else {}
+            look = partial(preflight.check, _prefixed(due), directory) if due else None
+            _run_stage(name, resolve(task, models), place, view, debug, profile, look)
         models[name] = str(place / FINAL_MODEL)
 
 
-def _run_stage(name: str, recipe: StageRecipe, directory: Path, view: View, debug: bool, profile: Steps | None) -> None:
+def _prefixed(stages: Mapping[str, StageRecipe]) -> dict[str, StageRecipe]:
+    """By what stands before the keys of each in the recipe."""
+    return {f"stages.{name}." if name else "": task for name, task in stages.items()}
+
+
+def _run_stage(
+    name: str,
+    recipe: StageRecipe,
+    directory: Path,
+    view: View,
+    debug: bool,
+    profile: Steps | None,
+    look: Look | None,
+) -> None:
     storage = Storage(directory)
     run_name = f"{directory.parent.parent.name}/{name}" if name else directory.name
     events = EventLog(storage, stage=name or None, views=[view, *trackers(recipe.tracking, storage, run_name)])
@@ -113,20 +140,27 @@ def _run_stage(name: str, recipe: StageRecipe, directory: Path, view: View, debu
         events.add(Profile(stage.runtime, storage, profile, events.warning))
     try:
         with _recorded(events), _warnings_to(events):
+            _announce(stage)
+            if look is not None:
+                look(events)
             _start(stage)
     finally:
         events.close()
 
 
+def _announce(stage: Stage) -> None:
+    recipe = stage.recipe
+    steps = recipe.schedule.steps if isinstance(recipe, RlRecipe) else recipe.train.max_steps or 0
+    stage.events.run_started(recipe.task, steps, runinfo.collect(recipe.model_dump()))
+
+
 def _start(stage: Stage) -> None:
     match stage.recipe:
         case RlRecipe() as recipe:
-            stage.events.run_started(recipe.task, recipe.schedule.steps, runinfo.collect(recipe.model_dump()))
             from rlpipe.pipelines.online.rl import run_rl
 
             run_rl(stage, recipe)
         case recipe:
-            stage.events.run_started(recipe.task, recipe.train.max_steps or 0, runinfo.collect(recipe.model_dump()))
             from rlpipe.pipelines.offline.stage import run_offline_stage
 
             run_offline_stage(stage, recipe)
@@ -200,7 +234,7 @@ def quiet() -> None:
 def _say_why(console: Console, cause: str) -> None:
     """What a failed run failed of: last on the screen, where one looks."""
     if cause:
-        console.print(f"\nrlpipe: {cause}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"\nrlpipe: {secrets.hide(cause)}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _say_where(console: Console, run_dir: Path, code: int) -> None:

@@ -17,12 +17,20 @@ class Taken(RuntimeError):
         self.who = f"process {who}"
 
 
+class Unusable(OSError):
+    """The folder cannot be made or written; the message says what to do."""
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[int]:
     """Nobody else is in the block with this folder, on any machine that sees it. Gives the lock's file descriptor: a
-    child that inherits it holds the lock for as long as it lives. Raises Taken."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    child that inherits it holds the lock for as long as it lives. Raises Taken, or Unusable."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        where = error.filename or folder
+        raise Unusable(f"{where} cannot be written ({error.strerror}); choose another folder") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -25,6 +25,18 @@ PathOrHubId = Annotated[str, Field(json_schema_extra={"format": "path-or-hub-id"
 PythonFunction = Annotated[str, Field(json_schema_extra={"format": "python-function"})]
 
 
+def variable_name(name: str) -> str:
+    """Raises ValueError for what names no variable of the environment."""
+    # Not repeated in the message: it may be the token.
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+        raise ValueError("expected the name of an environment variable, in capitals; the token is its value")
+    return name
+
+
+SecretName = Annotated[str, AfterValidator(variable_name)]
+"""Names the variable of the environment that holds a key."""
+
+
 def _folder_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError(f"`{name}` names a folder; expected letters, digits, `-`, `_`, `.`, and no mark first")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from rlpipe.recipe.base import PythonFunction, Strict
+from rlpipe.recipe.base import PythonFunction, SecretName, Strict
 from rlpipe.recipe.rewards import EnvironmentReward, RewardMix
 
 
@@ -64,6 +64,8 @@ class PythonEnvironment(Strict):
     `step_batch(states, responses)` gets all of them at once."""
     options: dict[str, float | int | str | bool] = {}
     """Keyword arguments of the class."""
+    secrets: list[SecretName] = []
+    """Environment variables with keys that the class needs; no others reach it."""
 
     @field_validator("implementation")
     @classmethod

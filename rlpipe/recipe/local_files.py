@@ -1,9 +1,11 @@
 """Paths in a recipe: found beside the recipe or from the working directory; those that are nowhere are told."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from rlpipe.recipe import schema
+from rlpipe.recipe.base import Strict
 from rlpipe.recipe.errors import Place, Problem, dotted
 from rlpipe.recipe.references import is_reference
 from rlpipe.recipe.tree import Node
@@ -35,6 +37,24 @@ class Locator:
         if needed:
             self.missing.append(Problem(node.place, dotted(path), _advice(text, node.place, dotted(path))))
         return node
+
+
+def named(recipe: Strict) -> Iterator[tuple[str, str]]:
+    """The files and folders of this machine that a recipe names, each after its dotted key."""
+    data = recipe.model_dump()
+    for path, value in _scalars(data, ()):
+        text, _ = _path_in(value, schema.at(path, data) or {})
+        if text and Path(text).is_absolute():
+            yield dotted(path), text
+
+
+def _scalars(value: object, path: KeyPath) -> Iterator[tuple[KeyPath, object]]:
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if children is None:
+        yield path, value
+        return
+    for key, child in children:
+        yield from _scalars(child, (*path, key))
 
 
 def _path_in(value: object, leaf: dict) -> tuple[str, bool]:

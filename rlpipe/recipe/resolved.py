@@ -10,11 +10,16 @@ REDACTED = "[redacted]"
 _NAMES = r"(?:api_?key|access_?key|secret|password|passwd|token|credentials?|signature|sig)"
 _SECRET_KEY = re.compile(rf"(?:.*[_-])?{_NAMES}$", re.IGNORECASE)
 _SECRET_TEXTS = [
-    (re.compile(r"(\w+://)[^/@\s]+@"), rf"\1{REDACTED}@"),
-    (re.compile(rf"((?:^|[?&])[\w.-]*{_NAMES}=)[^&\s]+", re.IGNORECASE), rf"\1{REDACTED}"),
-    (re.compile(r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|xox[a-z]-|AKIA)[\w-]{12,}"), REDACTED),
+    re.compile(r"\w+://(?P<secret>[^/@\s]+)@"),
+    re.compile(rf"(?:^|[?&])[\w.-]*{_NAMES}=(?P<secret>[^&\s]+)", re.IGNORECASE),
+    re.compile(r"\b(?P<secret>(?:hf_|sk-|gh[pousr]_|github_pat_|xox[a-z]-|AKIA)[\w-]{12,})"),
 ]
 """Credentials in URLs and overrides, and tokens that are told by their shape."""
+
+
+def names_a_secret(key: str) -> bool:
+    """Whether what is called so is a credential."""
+    return _SECRET_KEY.match(key) is not None
 
 
 def to_yaml(recipe: Strict) -> str:
@@ -30,8 +35,26 @@ def redacted(value: object, key: str = "") -> object:
         return [redacted(child, key) for child in value]
     if not isinstance(value, str):
         return value
-    if _SECRET_KEY.match(key):
+    if names_a_secret(key):
         return REDACTED
-    for pattern, replacement in _SECRET_TEXTS:
-        value = pattern.sub(replacement, value)
+    for pattern in _SECRET_TEXTS:
+        value = pattern.sub(_redacted, value)
     return value
+
+
+def _redacted(found: re.Match) -> str:
+    start, end = (position - found.start() for position in found.span("secret"))
+    return found[0][:start] + REDACTED + found[0][end:]
+
+
+def credentials(value: object, key: str = "") -> list[str]:
+    """What `redacted` would replace; of `user:password` also the password alone."""
+    if isinstance(value, dict):
+        return [found for name, child in value.items() for found in credentials(child, name)]
+    if isinstance(value, list):
+        return [found for child in value for found in credentials(child, key)]
+    if not isinstance(value, str):
+        return []
+    found = [value] if names_a_secret(key) else []
+    found += [match["secret"] for pattern in _SECRET_TEXTS for match in pattern.finditer(value)]
+    return found + [text.partition(":")[2] for text in found if ":" in text]

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from rlpipe.recipe.base import PathOrHubId, PythonFunction, Strict
+from rlpipe.recipe.base import PathOrHubId, PythonFunction, SecretName, Strict
 from rlpipe.recipe.model import Dtype
 from rlpipe.recipe.roles import FrozenRole
 
@@ -65,6 +65,8 @@ class PythonReward(Strict):
     """Seconds one batch call may take."""
     options: dict[str, float | int | str | bool] = {}
     """Further keyword arguments of the function."""
+    secrets: list[SecretName] = []
+    """Environment variables with keys that the function needs, such as that of a judge's API; no others reach it."""
 
     @field_validator("function")
     @classmethod
@@ -173,7 +175,7 @@ class HttpReward(Strict):
     """Factor in the weighted sum."""
     url: str
     """Where to send the groups."""
-    token_env: str | None = None
+    token_env: SecretName | None = None
     """Name, in capitals, of the environment variable that holds a bearer token; the token has no place in a recipe."""
     timeout: PositiveFloat = 10.0
     """Seconds one attempt may take."""
@@ -183,14 +185,6 @@ class HttpReward(Strict):
     """Requests under way at once."""
     groups_per_request: PositiveInt = 1
     """Most groups in one request, of those that wait; a group is all responses to one prompt."""
-
-    @field_validator("token_env")
-    @classmethod
-    def _is_a_name(cls, name: str | None) -> str | None:
-        # Not repeated in the message: it may be the token.
-        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
-            raise ValueError("expected the name of an environment variable, in capitals; the token is its value")
-        return name
 
     @field_validator("url")
     @classmethod

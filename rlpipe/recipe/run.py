@@ -12,6 +12,8 @@ class Deadlines(Strict):
 
     start: PositiveFloat = 300.0
     """Starting a role: process, imports, model."""
+    preflight: PositiveFloat = 120.0
+    """All checks of the cluster before a run loads anything; a process is started on each node."""
     placement: PositiveFloat = 60.0
     """Getting the cluster's resources, at the start and again where nodes are lost."""
     rollout: PositiveFloat = 600.0

@@ -16,11 +16,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from rlpipe.data.flow import Failure
+from rlpipe.recipe import secrets
 from rlpipe.rewards import child
 from rlpipe.rewards.reward import Allowance, RewardUnusable
 from rlpipe.runtime import tracebacks
@@ -43,8 +44,18 @@ class Caller(Protocol):
 class Killable:
     """One child process. Used by one thread at a time."""
 
-    def __init__(self, name: str, factory: str, options: dict[str, Any], start_deadline: float, what: str = "reward"):
+    def __init__(
+        self,
+        name: str,
+        factory: str,
+        options: dict[str, Any],
+        start_deadline: float,
+        what: str = "reward",
+        secrets: Sequence[str] = (),
+    ):
+        """`secrets`: the variables with keys that it gets; others stay here."""
         self._name, self._what = name, f"{what} {name!r}"
+        self._secrets = tuple(secrets)
         self._target = (factory, options)
         self._start_deadline = start_deadline
         self._process: subprocess.Popen | None = None
@@ -58,7 +69,7 @@ class Killable:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "rlpipe.rewards.child", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
-            env=_environment(),
+            env=_environment(self._secrets),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -87,7 +98,7 @@ class Killable:
         except (EOFError, OSError):
             raise RewardUnusable(f"{self._what}: its process {self._death()} while starting") from None
         if kind == "unusable":
-            raise RewardUnusable(f"{self._what}: {why}")
+            raise RewardUnusable(secrets.hide(f"{self._what}: {self._explained(why)}"))
         self._loaded = True
 
     def call(self, request: Any, seconds: float) -> Any | Failure:
@@ -102,7 +113,12 @@ class Killable:
             death = self._death()
             self._renew()
             return Failure("crashed", f"its process {death}")
-        return Failure("exception", value) if kind == "raised" else value
+        return Failure("exception", self._explained(value)) if kind == "raised" else value
+
+    def _explained(self, why: str) -> str:
+        """With the way to a key that is missing there and is here."""
+        kept = [name for name in os.environ if secrets.is_secret(name) and name not in self._secrets and name in why]
+        return f"{why}. {kept[0]} is kept from its process: name it in `secrets` of this {self._what}" if kept else why
 
     def kill(self) -> None:
         """End the process and everything it started."""
@@ -134,21 +150,22 @@ class Killable:
         """Show what the function prints, through this process's own stderr: a live terminal view stays whole."""
         with stream:
             for line in stream:
-                text = line.decode(errors="replace").rstrip()
+                text = secrets.hide(line.decode(errors="replace").rstrip())
                 self._output.append(text)
                 print(f"[{self._name}] {text}", file=sys.stderr)
 
 
-def _environment() -> dict[str, str]:
-    """Ours without Ray's, with this process's import path, and one thread: verifiers must not take the cores of
-    the engines."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+def _environment(allowed: Sequence[str]) -> dict[str, str]:
+    """Ours without Ray's and without keys but the allowed ones, with this process's import path, and one thread:
+    verifiers must not take the cores of the engines."""
+    kept = {key: value for key, value in secrets.without(os.environ, allowed).items() if not key.startswith("RAY_")}
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 class Pool:
-    """`processes` killable processes of one function. `what` it is stands in errors before its name."""
+    """`processes` killable processes of one function. `what` it is stands in errors before its name. `secrets`: the
+    variables with keys that they get."""
 
     def __init__(
         self,
@@ -158,8 +175,10 @@ class Pool:
         processes: int,
         start_deadline: float,
         what: str = "reward",
+        secrets: Sequence[str] = (),
     ):
-        self._all = [Killable(name, factory, options, start_deadline, what) for _ in range(processes)]
+        target = (name, factory, options, start_deadline, what, secrets)
+        self._all = [Killable(*target) for _ in range(processes)]
         self._idle: queue.LifoQueue[Killable] = queue.LifoQueue()
         for worker in self._all:
             self._idle.put(worker)

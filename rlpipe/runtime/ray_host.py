@@ -2,14 +2,27 @@
 
 import contextlib
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from rlpipe.recipe import secrets
 from rlpipe.runtime import tracebacks
 from rlpipe.runtime.local import free_port
 from rlpipe.runtime.recorder import Recorder, Recording
 from rlpipe.runtime.threads import set_threads, stacks
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Keys:
+    """What a role may have of secrets. They travel as an argument of a call: what stands in an actor's runtime
+    environment is shown by Ray's state API and written to its logs."""
+
+    allowed: tuple[str, ...]
+    """Names of variables that stay, if the node has set them."""
+    given: dict[str, str]
+    """Those that the driver has."""
 
 
 class Host:
@@ -22,6 +35,7 @@ class Host:
     def __init__(self) -> None:
         self._roles: dict[str, Any] = {}
         self._recorder = Recorder()
+        self._allowed: set[str] = set()
 
     @ray.method(concurrency_group="alive")
     def meeting_point(self) -> tuple[str, str, int]:
@@ -31,17 +45,26 @@ class Host:
 
     @ray.method(concurrency_group="role")
     def build(
-        self, name: str, role: type, arguments: tuple[Any, ...], host: str | None, threads: int, sharing: int
+        self,
+        name: str,
+        role: type,
+        arguments: tuple[Any, ...],
+        host: str | None,
+        threads: int,
+        sharing: int,
+        keys: Keys,
     ) -> None:
         """`host` names the role of this process that the constructor gets as its last argument."""
+        self._allowed.update(keys.allowed)
+        secrets.take(keys.given, self._allowed)
         set_threads(threads, sharing)
-        with kept_with_place():
+        with kept_with_place(), secrets.hidden_in_errors():
             self._roles[name] = role(*arguments, *([self._roles[host]] if host else []))
 
     @ray.method(concurrency_group="role")
     def run(self, name: str, method: str, *args: Any, **kwargs: Any) -> Any:
         called = getattr(self._roles[name], method)
-        with kept_with_place(), self._recorder.call(name, called.__qualname__):
+        with kept_with_place(), secrets.hidden_in_errors(), self._recorder.call(name, called.__qualname__):
             return called(*args, **kwargs)
 
     @ray.method(concurrency_group="role")

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from rlpipe.recipe import secrets
 from rlpipe.recipe.run import Deadlines
 from rlpipe.runtime.handle import Handle, Within, results
 from rlpipe.runtime.placing import Place, reserve
@@ -29,12 +30,27 @@ def connected() -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS", "local")
     local = {"include_dashboard": False, "resources": {OWN_MACHINE: 1}} if address == "local" else {}
-    # Role processes say what matters through the driver; their raw output stays in Ray's session logs.
-    ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+    # What Ray starts here inherits no keys: who needs one is given it. Role processes say what matters through the
+    # driver; their raw output stays in Ray's session logs.
+    with secrets.withheld(), _command_hidden():
+        ray.init(address=address, log_to_driver=False, logging_level="error", **local)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _command_hidden() -> Iterator[None]:
+    """Ray keeps the driver's command line and shows it with the job; it is to do so without what is secret in it."""
+    from ray._private import utils
+
+    named = utils.get_entrypoint_name
+    utils.get_entrypoint_name = lambda: secrets.hide(named())
+    try:
+        yield
+    finally:
+        utils.get_entrypoint_name = named
 
 
 class RayStarted:

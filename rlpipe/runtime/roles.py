@@ -63,6 +63,8 @@ class RoleSpec:
     arguments of `again`. None: all."""
     nodes: Literal["pack", "spread"] = "pack"
     """Of processes that can be replaced alone: on as few nodes as possible, or on as many."""
+    secrets: tuple[str, ...] = ()
+    """Names of the variables with keys that its processes get; no others reach them."""
     takes_host: bool = False
     """Whether the constructor gets the object of the role that it shares with as its last argument."""
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
+from rlpipe.recipe.secrets import hide
+
 _LIBRARIES = ("ray", "typer", "click")
 _CARRIERS = (
     ("rlpipe", "runtime"), ("rlpipe", "cli"), ("rlpipe", "__main__"), ("rlpipe", "pipelines", "run.py"),
@@ -20,12 +22,12 @@ _STANDARD = ("contextlib.py", "runpy.py")
 
 def clean(error: BaseException) -> str:
     """The traceback of `error` and of what it came from, as Python prints it, without the frames of carriers. What
-    nothing would be left of stays whole."""
+    nothing would be left of stays whole. Known secrets are not in it."""
     found = traceback.TracebackException.from_exception(error)
     for one in _chain(found):
         kept = list(_kept(one.stack))
         one.stack = traceback.StackSummary.from_list(kept or one.stack)
-    return "".join(found.format()).rstrip()
+    return hide("".join(found.format()).rstrip())
 
 
 @contextmanager
@@ -66,7 +68,7 @@ def shown_cleanly() -> Iterator[None]:
 
 
 def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    print(told(error.with_traceback(trace)), file=sys.stderr)
+    print(hide(told(error.with_traceback(trace))), file=sys.stderr)
 
 
 def _chain(found: traceback.TracebackException) -> Iterator[traceback.TracebackException]:

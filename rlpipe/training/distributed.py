@@ -62,7 +62,7 @@ def join(rank: Rank, timeout_seconds: float) -> torch.device:
 
 def _meet_in_time(rank: Rank, device: torch.device, timeout_seconds: float) -> None:
     try:
-        _meet(rank, device, timedelta(seconds=timeout_seconds))
+        meet(rank, device, timedelta(seconds=timeout_seconds))
     except (dist.DistStoreError, dist.DistNetworkError) as error:
         raise TimeoutError(
             f"training rank {rank.index} waited {timeout_seconds:g} s for the other {rank.world - 1} ranks at "
@@ -70,7 +70,8 @@ def _meet_in_time(rank: Rank, device: torch.device, timeout_seconds: float) -> N
         ) from error
 
 
-def _meet(rank: Rank, device: torch.device, timeout: timedelta) -> None:
+def meet(rank: Rank, device: torch.device, timeout: timedelta) -> None:
+    """Make this process one rank of the default process group: gloo, and NCCL between GPUs."""
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     if rank.world == 1:
         store = dist.HashStore()  # needs no port

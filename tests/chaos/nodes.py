@@ -64,16 +64,21 @@ class Nodes:
         self._cluster.worker_nodes.remove(node)
         return raylet.process.pid
 
-    def join_from(self, namespace: str, address: str) -> str:
+    def join_from(self, namespace: str, address: str, **environment: str) -> str:
         """A node in a network namespace; returns its id."""
+        return self.join_by(["ip", "netns", "exec", namespace], f"--node-ip-address={address}", **environment)
+
+    def join_by(self, words: list[str], *options: str, **environment: str) -> str:
+        """A node whose `ray start` is started by other words, with options and environment of its own."""
         before = {node["NodeID"] for node in ray.nodes()}
-        command = ["ip", "netns", "exec", namespace, sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
-        command += [f"--address={self._cluster.address}", f"--node-ip-address={address}", "--num-cpus=1"]
-        command += [f"--object-store-memory={STORE_BYTES}"]
-        self._elsewhere.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        command = [*words, sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
+        command += [f"--address={self._cluster.address}", "--num-cpus=1", f"--object-store-memory={STORE_BYTES}"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        started = subprocess.Popen([*command, *options], env=os.environ | environment, **quiet)
+        self._elsewhere.append(started)
         ends = time.monotonic() + 120
         while not (new := {node["NodeID"] for node in ray.nodes() if node["Alive"]} - before):
-            assert time.monotonic() < ends and self._elsewhere[-1].poll() is None, "the node does not join"
+            assert time.monotonic() < ends and started.poll() is None, "the node does not join"
             time.sleep(0.2)
         return new.pop()
 
@@ -82,16 +87,21 @@ class Nodes:
         raylets = {node.all_processes["raylet"][0].process.pid: node.node_id for node in self._cluster.worker_nodes}
         return raylets[process]
 
+    def lose_those_elsewhere(self) -> None:
+        """What `join_by` and `join_from` have started, and all that Ray runs there."""
+        for node in self._elsewhere:
+            family = psutil.Process(node.pid).children(recursive=True) if node.poll() is None else []
+            for process in [node, *family]:
+                process.kill()
+        self._elsewhere = []
+
     def _node(self, node_id: str):
         return next(node for node in self._cluster.worker_nodes if node.node_id == node_id)
 
     def close(self) -> None:
         """The Ray that was there before is there again, as a session's other tests expect it."""
         ray.shutdown()
-        for node in self._elsewhere:
-            family = psutil.Process(node.pid).children(recursive=True) if node.poll() is None else []
-            for process in [node, *family]:
-                process.kill()
+        self.lose_those_elsewhere()
         self._cluster.shutdown()
         if self._others:
             local_ray.start()

@@ -1,10 +1,10 @@
 """A node whose network is cut: its engine is there and computes, and nobody can reach it."""
 
-import subprocess
 import time
 
 import pytest
 import ray
+from link import HERE, LINK, NAMESPACE, THERE, far_network, ip
 from nodes import SOON, Nodes, lives, node_of
 from online_runs import RECIPE, REWARD, assert_same, events, train, trained_on
 from ray.exceptions import RayError
@@ -13,35 +13,13 @@ from rlpipe.rollout.pool import EnginePool
 from rlpipe.runtime.handle import Within
 
 pytestmark = [pytest.mark.integration, pytest.mark.soak, pytest.mark.timeout(900)]
-HERE, THERE, NAMESPACE, LINK = "10.213.77.1", "10.213.77.2", "rlpipe-cut", "rlpipe-cut0"
-
-
-def ip(*words: str) -> None:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True)
-    if done.returncode:
-        raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
 
 
 @pytest.fixture
 def network():
     """A namespace behind a link that can be cut."""
-    try:
-        ip("netns", "add", NAMESPACE)
-    except OSError as error:
-        pytest.skip(f"needs root, or CAP_NET_ADMIN, and iproute2, for a network namespace: {error}")
-    try:
-        ip("link", "add", LINK, "type", "veth", "peer", "name", "eth0", "netns", NAMESPACE)
-        ip("addr", "add", f"{HERE}/24", "dev", LINK)
-        ip("link", "set", LINK, "up")
-        for words in (
-            ("addr", "add", f"{THERE}/24", "dev", "eth0"),
-            ("link", "set", "eth0", "up"),
-            ("link", "set", "lo", "up"),
-        ):
-            ip("-n", NAMESPACE, *words)
+    with far_network():
         yield
-    finally:
-        ip("netns", "del", NAMESPACE)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 
 from rlpipe.data.storage import Storage
 from rlpipe.observe import events, rollouts
+from rlpipe.observe.console import check_line
 from rlpipe.observe.events import Event
 
 Series = dict[int, float]
@@ -108,6 +109,8 @@ def _add(stage: Stage, event: Event) -> None:
         case "fault":
             where = "" if event["step"] is None else f"step {event['step']}: "
             stage.faults.append(where + event["message"])
+        case "check" if event["status"] == "warn":
+            stage.warnings.append(check_line(event))
         case "warning":
             stage.warnings.append(event["message"])
 

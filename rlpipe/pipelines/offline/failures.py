@@ -25,6 +25,8 @@ class Launch:
     threads: int
     """CPU threads of each rank; 0 shares all cores of a node among its ranks."""
     deadlines: Deadlines
+    secrets: tuple[str, ...] = ()
+    """Names of the variables with keys that they get."""
 
 
 def explained(error: BaseException, launch: Launch) -> BaseException:

@@ -13,6 +13,7 @@ from rlpipe.pipelines.offline.ray_train import run_local, run_remote
 from rlpipe.pipelines.offline.restarts import to_the_end
 from rlpipe.pipelines.offline.trl_worker import TrlJob, train
 from rlpipe.pipelines.profiling import Steps
+from rlpipe.pipelines.roles import hub_keys
 from rlpipe.pipelines.stage import FINAL_ADAPTER
 from rlpipe.recipe.adapter import virtual_tokens
 from rlpipe.recipe.tasks import OfflineRecipe
@@ -63,7 +64,8 @@ def launch(
     Raises `ModelError`, `PlacementError`, `GivenUp` after too many losses, or `TrainingFailed` for the unforeseen.
     """
     training, job = recipe.train, replace(job, profile=profile)
-    what = Launch(name, training.ranks, training.resources, training.threads, recipe.deadlines)
+    keys = hub_keys(job.model_path)
+    what = Launch(name, training.ranks, training.resources, training.threads, recipe.deadlines, keys)
     if debug:
         run_local(train, job, what, report)
     else:

@@ -31,14 +31,17 @@ class LocalProgress:
 class Channel:
     """An actor between the training processes and the driver; it holds what the driver has not fetched yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: dict[str, str] | None = None) -> None:
+        """`keys`: what the processes get of secrets. Here, since Ray Train shows what it is given for them."""
+        self._keys = keys or {}
         self._metrics: list[tuple[int, dict[str, float]]] = []
         self._doing: str | None = None
         self._processes: dict[int, Any] = {}
 
-    def join(self, rank: int, process: Any) -> None:
-        """A training process, by its actor handle, so that the driver can ask and end it."""
+    def join(self, rank: int, process: Any) -> dict[str, str]:
+        """A training process, by its actor handle, so that the driver can ask and end it; it is given its keys."""
         self._processes[rank] = process
+        return self._keys
 
     def put(self, doing: str, metrics: tuple[int, dict[str, float]] | None) -> None:
         self._doing = doing

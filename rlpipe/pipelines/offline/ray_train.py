@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlpipe.pipelines.offline.failures import Launch, explained
 from rlpipe.pipelines.offline.progress import Channel, LocalProgress, Progress, RemoteProgress, Report
+from rlpipe.recipe import secrets
 from rlpipe.recipe.run import Deadlines
 from rlpipe.runtime.handle import DeadlineExceeded, NotStarted, RoleDied
 from rlpipe.runtime.threads import set_threads
@@ -49,7 +50,7 @@ def run_remote(train: TrainFunction, job: Any, launch: Launch, report: Report) -
     from rlpipe.pipelines.offline.ranks import Ranks
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    channel = ray.remote(num_cpus=0, scheduling_strategy=here)(Channel).remote()
+    channel = ray.remote(num_cpus=0, scheduling_strategy=here)(Channel).remote(secrets.of(launch.secrets))
     with tempfile.TemporaryDirectory(prefix="rlpipe-train-") as scratch, _train_settings(launch.deadlines):
         fit, ranks = _Fit(_trainer(train, job, launch, channel, scratch)), Ranks(channel, launch)
         try:
@@ -98,9 +99,10 @@ def _trainer(train: TrainFunction, job: Any, launch: Launch, channel: Any, scrat
         context = ray.train.get_context()
         # Waited for: a rank that comes up after its attempt was given up finds no channel, and ends.
         me = context.get_world_rank(), ray.get_runtime_context().current_actor
-        ray.get(config["channel"].join.remote(*me), timeout=_CHANNEL_SECONDS)
+        joined = config["channel"].join.remote(*me)
+        secrets.take(ray.get(joined, timeout=_CHANNEL_SECONDS), launch.secrets)
         set_threads(launch.threads, context.get_local_world_size())
-        with kept_with_place():
+        with kept_with_place(), secrets.hidden_in_errors():
             train(config["job"], RemoteProgress(config["channel"], speaks=context.get_world_rank() == 0))
         # Calls of one process arrive in order: after this one, all that was told is there for the driver's last fetch.
         ray.get(config["channel"].put.remote("its end", None), timeout=_CHANNEL_SECONDS)

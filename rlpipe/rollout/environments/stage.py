@@ -180,7 +180,7 @@ def build(recipe: kinds.Environment, deadlines: Deadlines, debug: bool) -> Envir
     caller = (
         InProcess(*target, what="environment")
         if debug
-        else Pool(*target, recipe.processes, deadlines.start, what="environment")
+        else Pool(*target, recipe.processes, deadlines.start, what="environment", secrets=recipe.secrets)
     )
     threads = 0 if debug else recipe.processes
     return EnvironmentStage(user_class.UserClass(caller, deadlines.environment), threads, None, recipe.batch)
