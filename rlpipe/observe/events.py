@@ -14,7 +14,7 @@ Every event has `time` (seconds since 1970), `kind` and, in a pipeline, `stage`.
     sample          step, prompt, completion, reward or failure                   one response of the step, to look at
     commit          step, version                                                 the step is trained and published
     fault           message, step or null, fatal
-    warning         message                                       what rlpipe's own loggers warn of
+    warning         message, lost (a role, if a process of it is lost and replaced)  what rlpipe's own loggers warn of
     note            message                                       a decision of the run that people should know of
     run_finished    status (completed | interrupted | failed), seconds, message
 
@@ -126,8 +126,8 @@ class EventLog:
     def fault(self, message: str, step: int | None = None, fatal: bool = False) -> None:
         self.emit("fault", message=message, step=step, fatal=fatal)
 
-    def warning(self, message: str) -> None:
-        self.emit("warning", message=message)
+    def warning(self, message: str, lost: str | None = None) -> None:
+        self.emit("warning", message=message, **({"lost": lost} if lost else {}))
 
     def note(self, message: str) -> None:
         """Once, however often it is said."""

@@ -134,7 +134,8 @@ def _run_stage(
 ) -> None:
     storage = Storage(directory)
     run_name = f"{directory.parent.parent.name}/{name}" if name else directory.name
-    events = EventLog(storage, stage=name or None, views=[view, *trackers(recipe.tracking, storage, run_name)])
+    views = [view, *trackers(recipe.tracking, storage, run_name), *_exported(run_name, debug)]
+    events = EventLog(storage, stage=name or None, views=views)
     stage = Stage(recipe, directory, _runtime(recipe, debug), events, debug, profile)
     if profile is not None:
         events.add(Profile(stage.runtime, storage, profile, events.warning))
@@ -183,6 +184,15 @@ def _cluster(debug: bool) -> AbstractContextManager[None]:
     return connected()
 
 
+def _exported(run_name: str, debug: bool) -> list[View]:
+    """Metrics of Ray, where there is one."""
+    if debug:
+        return []
+    from rlpipe.runtime.ray_metrics import RayMetrics
+
+    return [RayMetrics(run_name)]
+
+
 @contextmanager
 def _recorded(events: EventLog) -> Iterator[None]:
     """How the stage ended, as events."""
@@ -219,7 +229,7 @@ class _ToEvents(logging.Handler):
         self._events = events
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._events.warning(record.getMessage())
+        self._events.warning(record.getMessage(), getattr(record, "lost", None))
 
 
 def quiet() -> None:

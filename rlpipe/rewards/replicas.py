@@ -94,7 +94,7 @@ class Replicas:
             ) from fault
         logger.warning(
             "%s is lost: %s\nA new process takes its place (%d of %d in a row).",
-            post.name, fault, post.losses, self._max_restarts,
+            post.name, fault, post.losses, self._max_restarts, extra={"lost": post.name},
         )  # fmt: skip
 
     def _see_after_the_lost(self) -> None:

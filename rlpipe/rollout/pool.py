@@ -229,7 +229,7 @@ class EnginePool:
         logger.warning(
             "%s is lost: %s\nA new process takes its place (%d of %d in a row); the %d groups it had go to %s.",
             name, fault, seat.losses, self._max_restarts, len(groups),
-            f"{others} other{'s' * (others > 1)}" if others else "it, as no other serves",
+            f"{others} other{'s' * (others > 1)}" if others else "it, as no other serves", extra={"lost": name},
         )  # fmt: skip
         seat.revival = Revival(seat.handle, lambda: self._serving(seat), seat.losses)
         self._spread(seat.model, groups)

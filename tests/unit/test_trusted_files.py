@@ -17,7 +17,9 @@ from rlpipe.cli import app
 from rlpipe.models import folders
 from rlpipe.models.load import ModelError, load_causal_lm, load_config, load_tokenizer, materialise
 from rlpipe.models.trained_adapters import put_on
+from rlpipe.pipelines import reward_models
 from rlpipe.recipe.model import PretrainedModel
+from rlpipe.recipe.rewards import ModelReward
 from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.transformers_engine import TransformersEngine
 
@@ -178,6 +180,19 @@ class TestCode:
         engine = TransformersEngine(engine_spec(folder, trust_remote_code=True))
         [logprobs] = engine.probe([tiny_models.request(0).prompt_tokens])
         assert len(logprobs) == 8
+
+    def test_of_a_reward_model_has_a_key_of_its_own(self, own):
+        folder, mark = own
+        unasked, asked = (
+            ModelReward(kind="model", path=str(folder), trust_remote_code=trusted) for trusted in (False, True)
+        )
+        with (
+            pytest.raises(ModelError, match=r"^rewards\.mix\.1\.path.*\n.*rewards\.mix\.1\.trust_remote_code=true"),
+            reward_models._naming("rewards.mix.1"),
+        ):
+            load_config(reward_models._model(unasked), str(folder))
+        assert not mark.exists()
+        assert load_config(reward_models._model(asked), str(folder)).model_type == "own"
 
     def test_commands_without_a_recipe_never_run_it(self, own, base, tmp_path):
         folder, mark = own

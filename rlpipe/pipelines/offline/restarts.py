@@ -31,7 +31,9 @@ def to_the_end(name: str, job: TrlJob, attempt: Attempt, report: Report) -> None
     while fault is not None:
         losses.add(fault, told.step)
         job = from_last_checkpoint(job)
-        logger.warning("%s\n%s training starts again (%s), %s.", fault, name, losses, _whence(job))
+        logger.warning(
+            "%s\n%s training starts again (%s), %s.", fault, name, losses, _whence(job), extra={"lost": "training"}
+        )
         time.sleep(rest_before(losses.in_a_row))
         # What was lost may have taken its node along, or have left it only just now.
         fault = _fault_of(attempt, job, told, first=False)

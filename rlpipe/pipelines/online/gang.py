@@ -40,7 +40,7 @@ class Gang:
         self._losses.add(lost, step)
         logger.warning(
             "%s\nThe training roles (%s) start again (%s), and train to step %d on what is stored.",
-            lost, ", ".join(self._roles), self._losses, step,
+            lost, ", ".join(self._roles), self._losses, step, extra={"lost": "training"},
         )  # fmt: skip
         began = time.monotonic()
         try:
