@@ -18,6 +18,7 @@ from rlpipe.runtime.recorder import Recorded
 from rlpipe.runtime.reservation import OWN_MACHINE
 from rlpipe.runtime.roles import RoleSpec, Seat, seats_at
 from rlpipe.runtime.settling import Settling
+from rlpipe.runtime.termination import termination_kept
 
 
 @contextlib.contextmanager
@@ -30,11 +31,17 @@ def connected() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "local")
     local = {"include_dashboard": False, "resources": {OWN_MACHINE: 1}} if address == "local" else {}
     # Role processes say what matters through the driver; their raw output stays in Ray's session logs.
-    ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+    with termination_kept():
+        ray.init(address=address, log_to_driver=False, logging_level="error", **local)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def nodes() -> int:
+    """How many nodes the cluster has."""
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 class RayStarted:
