@@ -7,7 +7,7 @@ import typer
 
 from rlpipe.terminal import stop
 
-RunDirectory = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory: runs/arithmetic.")]
+RunDirectory = Annotated[str, typer.Argument(metavar="RUN_DIR", help="A run directory: runs/arithmetic.")]
 
 
 def report(run_dir: RunDirectory) -> None:
@@ -57,7 +57,7 @@ def ledger(
     from rlpipe.data.storage import Storage
     from rlpipe.observe import ledger as pages
 
-    console, run = Console(soft_wrap=True, highlight=False, markup=False), Storage(run_dir.resolve())
+    console, run = Console(soft_wrap=True, highlight=False, markup=False), Storage(run_dir)
     try:
         there = pages.show_prompt(console, run, prompt) if prompt else pages.show(console, run, steps)
     except pages.UNREADABLE as error:
@@ -66,6 +66,6 @@ def ledger(
         stop(f"{run_dir} has no ledger: it is no run with RL, or it ended before its first step")
 
 
-def _require(run_dir: Path) -> None:
-    if not run_dir.is_dir():
+def _require(run_dir: str) -> None:
+    if "://" not in run_dir and not Path(run_dir).is_dir():
         stop(f"no run directory {run_dir}; `rlpipe run` makes one below runs/")

@@ -3,6 +3,8 @@
 import os
 import re
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -32,7 +34,12 @@ def run(
     changes: Changes = None,
     debug: Debug = False,
     run_dir: Annotated[
-        Path | None, typer.Option("--run-dir", help="Where results go.  [default: runs/NAME, by the recipe's `name`]")
+        str | None,
+        typer.Option(
+            "--run-dir",
+            metavar="DIR",
+            help="Folder, or s3://…, gs://….  [default: runs/NAME, by the recipe's `name`]",
+        ),
     ] = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Write traces for Perfetto into the run directory, below profile/.")
@@ -56,13 +63,13 @@ def run(
         from rlpipe.recipe.load import read, require_files
 
         checked = require_files(read(recipe, changes or ()))
-        directory = run_dir or Path("runs") / checked.name
+        directory = _place(run_dir or f"runs/{checked.name}")
         _refuse_used(directory, [recipe, *(changes or ()), *(["--debug"] if debug else [])])
         _run(checked, directory, debug, steps)
 
 
 def resume(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of a run that ended early.")],
+    run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="The directory of a run that ended early.")],
     changes: Changes = None,
     debug: Debug = False,
 ) -> None:
@@ -79,16 +86,49 @@ def resume(
       rlpipe resume runs/arithmetic-sft
       rlpipe resume runs/arithmetic deadlines.train=1200
     """
-    file = run_dir / "recipe.yaml"
-    if not file.is_file():
-        stop(f"{run_dir} is no run directory: it has no recipe.yaml; `rlpipe run` makes one below runs/")
+    directory = _place(run_dir)
+    file = _recipe_of(directory)
     with mistakes_told():
         from rlpipe.recipe.load import read, require_files
 
-        _run(require_files(read(file, changes or ())), run_dir, debug)
+        _run(require_files(read(file, changes or ())), directory, debug)
 
 
-def _run(recipe: "Recipe", directory: Path, debug: bool, steps: tuple[int, int] | None = None) -> NoReturn:
+def _place(run_dir: str) -> Path | str:
+    """A folder, or the URL of an object store."""
+    return run_dir if "://" in run_dir else Path(run_dir)
+
+
+def _recipe_of(directory: Path | str) -> Path:
+    """The file of a run's own recipe, which lies in an object store in one on this machine."""
+    file = Path(directory) / "recipe.yaml"
+    if isinstance(directory, str):
+        from rlpipe.data.remote import fetch, same, storage_of, work_folder
+        from rlpipe.pipelines.supervision import INPUTS
+
+        with unreachable_told():
+            file = work_folder(directory) / "recipe.yaml"
+            if (storage := storage_of(file.parent)).exists(file.name):
+                file.write_bytes(storage.read(file.name))
+            if storage.exists(INPUTS) and not same(file.parent, INPUTS):
+                fetch(file.parent, INPUTS)
+    if not file.is_file():
+        stop(f"{directory} is no run directory: it has no recipe.yaml; `rlpipe run` makes one below runs/")
+    return file
+
+
+@contextmanager
+def unreachable_told() -> Iterator[None]:
+    """Says what is wrong with the URL of a run directory, and ends with the exit code of a mistake."""
+    from rlpipe.data.remote import Unreachable
+
+    try:
+        yield
+    except Unreachable as error:
+        stop(str(error))
+
+
+def _run(recipe: "Recipe", directory: Path | str, debug: bool, steps: tuple[int, int] | None = None) -> NoReturn:
     # Before torch is loaded, for --debug: spinning threads slow a shared machine down several times over.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler prints when it begins and ends
@@ -98,7 +138,7 @@ def _run(recipe: "Recipe", directory: Path, debug: bool, steps: tuple[int, int] 
     from rlpipe.runtime.tracebacks import shown_cleanly
 
     try:
-        with shown_cleanly():
+        with unreachable_told(), shown_cleanly():
             code = run_recipe(recipe, directory, debug, steps and Steps(*steps))
     except Taken as error:
         stop(f"{directory} is at work: {error.who}; wait for it, or stop it first")
@@ -120,8 +160,10 @@ def _steps(profile: bool, steps: str | None) -> tuple[int, int] | None:
     return first, last
 
 
-def _refuse_used(directory: Path, arguments: list[str]) -> None:
+def _refuse_used(directory: Path | str, arguments: list[str]) -> None:
     """No run writes into the directory of another; the same `arguments` of `run` do for a directory beside it."""
+    if isinstance(directory, str):
+        return _refuse_used_url(directory)
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     from rlpipe.runtime.machine import command
@@ -136,3 +178,12 @@ def _refuse_used(directory: Path, arguments: list[str]) -> None:
         f"Or to remove the earlier run first:\n"
         f"  {shlex.join(['rm', '-r', str(directory)])}"
     )
+
+
+def _refuse_used_url(url: str) -> None:
+    from rlpipe.data.remote import storage_of, work_folder
+
+    with unreachable_told():
+        used = storage_of(work_folder(url)).exists("recipe.yaml")
+    if used:
+        stop(f"{url} holds an earlier run, which stays; `rlpipe resume {url}` goes on with it")

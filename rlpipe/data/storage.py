@@ -8,7 +8,7 @@ put. `create` does the same for whoever comes first. `append` adds to a file whe
 import os
 import posixpath
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -89,6 +89,21 @@ class Storage:
         """Files and folders that match a glob pattern, sorted."""
         found = self._fs.glob(self._path(pattern))
         return sorted(posixpath.relpath(path, self._root) for path in found)
+
+    def files(self, folder: str) -> list[str]:
+        """The names of all files in a folder and below it, sorted."""
+        return sorted(posixpath.relpath(path, self._root) for path in self._fs.find(self._path(folder)))
+
+    def put_files(self, files: Mapping[str, Path]) -> None:
+        """Copy files of this machine here, under these names. Not one by one: many small ones take no longer than a
+        few."""
+        if files:
+            self._fs.put([str(path) for path in files.values()], [self._path(name) for name in files])
+
+    def get_files(self, files: Mapping[str, Path]) -> None:
+        """Copy the files of these names to this machine."""
+        if files:
+            self._fs.get([self._path(name) for name in files], [str(path) for path in files.values()])
 
     def append(self, name: str) -> Appender:
         """Open for appending; what is there already stays."""

@@ -9,6 +9,9 @@ from rlpipe.data.storage import Storage
 from rlpipe.observe.events import Event, View
 from rlpipe.recipe.run import Tracking
 
+TENSORBOARD = "tensorboard"
+"""Folder of a stage's directory."""
+
 
 class TrackerMissing(RuntimeError):
     """The recipe asks for a tracker whose package is not installed."""
@@ -49,7 +52,7 @@ class TensorBoard:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        self._writer = EventFileWriter(str(storage.folder("tensorboard")), flush_secs=self.FLUSH_SECONDS)
+        self._writer = EventFileWriter(str(storage.folder(TENSORBOARD)), flush_secs=self.FLUSH_SECONDS)
 
     def __call__(self, event: Event) -> None:
         values = [self._summary.Value(tag=name, simple_value=value) for name, value in scalars(event).items()]

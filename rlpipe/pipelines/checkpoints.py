@@ -9,10 +9,12 @@ import hashlib
 import json
 import logging
 import os
+import posixpath
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from rlpipe.data import remote
 from rlpipe.data.storage import flush
 from rlpipe.training.checkpoint import CheckpointMismatch
 
@@ -40,9 +42,35 @@ def commit(partial: Path, directory: Path, step: int, keep: int, spared: int | N
     target.parent.mkdir(parents=True, exist_ok=True)
     os.rename(partial, target)
     flush(target.parent)
+    remote.keep(directory, _name(target), last=MANIFEST)
     for old in standing(directory)[:-keep]:
         if spared is None or old != place(directory, spared):
+            remote.drop(directory, _name(old), first=MANIFEST)
             shutil.rmtree(old)
+
+
+def agree(directory: Path) -> None:
+    """Make the checkpoints here those of the object store that a stage's `directory` stands for, if it stands for one.
+    Any that is here alone is of a life of the run that was not the last one, or did not get there whole."""
+    if remote.url_of(directory) is None:
+        return
+    storage = remote.storage_of(directory)
+    manifests = {posixpath.dirname(name): name for name in storage.names(f"{FOLDER}/step-*/{MANIFEST}")}
+    for folder in standing(directory):
+        manifest = manifests.get(_name(folder))
+        if manifest is None or not (folder / MANIFEST).is_file() or storage.read(manifest) != _bytes(folder):
+            shutil.rmtree(folder)
+    for name in manifests:
+        if not (directory / name).is_dir():
+            remote.fetch(directory, name)
+
+
+def _name(folder: Path) -> str:
+    return f"{FOLDER}/{folder.name}"
+
+
+def _bytes(folder: Path) -> bytes:
+    return (folder / MANIFEST).read_bytes()
 
 
 def standing(directory: Path) -> list[Path]:

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rlpipe.data.storage import Storage
+from rlpipe.data.remote import storage_of
 from rlpipe.ledger.book import LedgerError
 from rlpipe.ledger.standing import standing
 from rlpipe.pipelines import checkpoints
@@ -48,7 +48,7 @@ def _is_full(error: BaseException, hardly_any: bool) -> bool:
 def _safe(place: Path) -> str:
     found = [f"the checkpoint of step {checkpoints.last_step(place)}"] if checkpoints.newest(place) else []
     try:
-        ledger = standing(Storage(place))
+        ledger = standing(storage_of(place))
     except (OSError, LedgerError):  # said when the run goes on
         ledger = None
     if ledger is not None:

@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
-from rlpipe.data.storage import Storage
+from rlpipe.data import remote
+from rlpipe.data.remote import storage_of
 from rlpipe.ledger import manifests
 from rlpipe.observe import events
-from rlpipe.pipelines.stage import FINAL_ADAPTER, FINAL_MODEL, RECIPE
+from rlpipe.pipelines.stage import RECIPE, RESULTS
 from rlpipe.recipe.resolved import to_yaml
 from rlpipe.recipe.tasks import PipelineRecipe, Recipe
 from rlpipe.training.checkpoint import CheckpointMismatch
@@ -30,12 +31,13 @@ for later steps is as old as it was allowed to be."""
 def refuse_changes(recipe: Recipe, directory: Path) -> None:
     """Raises `CheckpointMismatch` if an RL stage that has begun in `directory` is to go on with another value of a
     lasting key than it has in the run's own recipe."""
-    if not (directory / RECIPE).is_file():
+    run = storage_of(directory)
+    if not run.exists(RECIPE):
         return
-    before = yaml.safe_load((directory / RECIPE).read_text(encoding="utf-8"))
+    before = yaml.safe_load(run.read(RECIPE))
     now = yaml.safe_load(to_yaml(recipe))
     for prefix, place in _stages(recipe, directory).items():
-        for key in LASTING if (place / manifests.FOLDER).is_dir() else ():
+        for key in LASTING if storage_of(place).exists(manifests.FOLDER) else ():
             was, wanted = _value(before, prefix + key), _value(now, prefix + key)
             if was != wanted:
                 raise CheckpointMismatch(
@@ -57,7 +59,18 @@ def _value(recipe: Mapping[str, Any], key: str) -> Any:
 
 def finished(directory: Path) -> bool:
     """Whether the stage completed, and its result is there."""
-    found, _ = events.read(Storage(directory))
+    storage = storage_of(directory)
+    found, _ = events.read(storage)
     ended = [event for event in found if event["kind"] in ("run_started", "run_finished")]
-    made = any((directory / part).is_dir() for part in (FINAL_MODEL, FINAL_ADAPTER))
+    made = any(storage.exists(part) for part in RESULTS)
     return bool(ended) and ended[-1].get("status") == "completed" and made
+
+
+def bring(directory: Path) -> None:
+    """The results of a finished stage, from the object store that its directory stands for, to where later stages look
+    for them."""
+    if remote.url_of(directory) is None:
+        return
+    for part in RESULTS:
+        if remote.storage_of(directory).exists(part) and not remote.same(directory, part):
+            remote.fetch(directory, part)

@@ -6,11 +6,13 @@ import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
+from rlpipe.data import remote
 from rlpipe.data.records import DataError
 from rlpipe.data.storage import Storage
 from rlpipe.ledger.book import LedgerError
@@ -19,12 +21,12 @@ from rlpipe.models.quiet import quiet_libraries
 from rlpipe.observe import report, runinfo, summary
 from rlpipe.observe.console import console_view
 from rlpipe.observe.events import EventLog, View
-from rlpipe.observe.tracking import TrackerMissing, trackers
-from rlpipe.pipelines import full_disk, preflight, resuming
+from rlpipe.observe.tracking import TENSORBOARD, TrackerMissing, trackers
+from rlpipe.pipelines import checkpoints, full_disk, preflight, resuming
 from rlpipe.pipelines.offline.failures import TrainingFailed
 from rlpipe.pipelines.profiling import Profile, Steps
 from rlpipe.pipelines.sole import alone_in
-from rlpipe.pipelines.stage import FINAL_MODEL, RECIPE, Stage
+from rlpipe.pipelines.stage import FINAL_MODEL, RECIPE, RESULTS, Stage
 from rlpipe.recipe import secrets
 from rlpipe.recipe.references import resolve
 from rlpipe.recipe.resolved import to_yaml
@@ -38,6 +40,7 @@ from rlpipe.runtime.local import LocalRuntime
 from rlpipe.runtime.machine import command
 from rlpipe.runtime.preflight.failed import PreflightFailed
 from rlpipe.runtime.roles import PlacementError, Runtime
+from rlpipe.runtime.termination import terminated_as_interrupted
 from rlpipe.training.checkpoint import CheckpointMismatch
 from rlpipe.weights.payload import WeightsRejected
 from rlpipe.weights.verify import WeightSyncError
@@ -47,43 +50,75 @@ DONE, FAILED, INTERRUPTED = 0, 1, 130
 Look = Callable[[EventLog], None]
 """Looks at where a run is to be, and tells the events."""
 
+BESIDE = (TENSORBOARD, "profile")
+"""Folders of a stage that are no part of its result."""
+
 TOLD = (
     DataError, ModelError, RewardUnusable, RewardFailed, TrackerMissing, DeadlineExceeded, RoleDied, GivenUp,
     PlacementError, PreflightFailed, TrainingFailed, WeightsRejected, WeightSyncError, CheckpointMismatch, LedgerError,
-    SecretUnreadable,
+    SecretUnreadable, remote.Unreachable,
 )  # fmt: skip
 """Errors whose message says all there is to say: no traceback."""
 
+LOST = (DeadlineExceeded, RoleDied, GivenUp, PlacementError, PreflightFailed)
+"""Those of them that speak of processes, nodes and room on the cluster."""
 
-def run(recipe: Recipe, run_dir: Path, debug: bool, profile: Steps | None = None) -> int:
+MISTAKES = (
+    TypeError, ValueError, LookupError, AttributeError, NameError, ImportError, SyntaxError, AssertionError,
+    ArithmeticError, NotImplementedError, FileNotFoundError, PermissionError,
+)  # fmt: skip
+"""Python's errors that tell of a mistake in code or in a recipe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: the process's exit code, and what it failed of."""
+
+    code: int
+    cause: str = ""
+    """For people; empty where it did not fail."""
+    mendable: bool = False
+    """Whether the same may succeed when it is tried again: a process, a node or a connection was lost."""
+
+
+def run(recipe: Recipe, run_dir: Path | str, debug: bool, profile: Steps | None = None) -> int:
     """Run all stages that `run_dir` does not hold finished, each from its last checkpoint; returns the process's exit
     code. Everything that happens is shown on the terminal and stands in `run_dir`. With `debug`, everything runs in
-    this process and an unexpected error is raised. `profile` says of which steps of each stage traces are written.
-    Raises `Taken` if another process works in `run_dir`."""
-    with alone_in(run_dir):
-        return _run(recipe, run_dir, debug, profile)
+    this process and an unexpected error is raised. SIGTERM ends it as Ctrl-C does. `profile` says of which steps of
+    each stage traces are written. `run_dir` may be a URL of an object store.
+
+    Raises `Taken` if another process works in `run_dir`, and `Unreachable` for a URL that cannot be used.
+    """
+    return attempt(recipe, run_dir, debug, profile).code
 
 
-def _run(recipe: Recipe, run_dir: Path, debug: bool, profile: Steps | None) -> int:
+def attempt(recipe: Recipe, run_dir: Path | str, debug: bool, profile: Steps | None = None) -> Outcome:
+    """As `run`, for who may try again."""
+    directory = remote.work_folder(run_dir)
+    with alone_in(directory), terminated_as_interrupted():
+        return _run(recipe, directory, run_dir, debug, profile)
+
+
+def _run(recipe: Recipe, directory: Path, run_dir: Path | str, debug: bool, profile: Steps | None) -> Outcome:
     console = Console()
-    directory = run_dir.resolve()
     quiet()
-    code, cause = DONE, ""
+    code, cause, mendable = DONE, "", False
     try:
         secrets.settle(recipe.model_dump())
+        remote.mark_below(directory, _places(recipe, directory))
         resuming.refuse_changes(recipe, directory)
-        Storage(directory).write(RECIPE, secrets.hide(to_yaml(recipe)).encode())
+        remote.storage_of(directory).write(RECIPE, secrets.hide(to_yaml(recipe)).encode())
         with _cluster(debug):
+            _require_shared(directory, debug)
             _run_stages(recipe, directory, console_view(debug, console), debug, profile)
     except (KeyboardInterrupt, bdb.BdbQuit):
         code = INTERRUPTED
-    except TOLD as error:
-        code, cause = FAILED, full_disk.told(error, _places(recipe, directory)) or str(error)
     except Exception as error:
-        full = full_disk.told(error, _places(recipe, directory))
-        if debug and not full:
+        full, told = full_disk.told(error, _places(recipe, directory)), isinstance(error, TOLD)
+        if debug and not full and not told:
             raise
-        code, cause = FAILED, full or tracebacks.told(error)
+        code, cause = FAILED, full or (str(error) if told else tracebacks.told(error))
+        mendable = not full and is_mendable(error)
     try:
         _say_where(console, run_dir, code)
     except OSError as error:  # the report is one of the things that a full disk has no room for
@@ -91,7 +126,13 @@ def _run(recipe: Recipe, run_dir: Path, debug: bool, profile: Steps | None) -> i
             raise
     finally:
         _say_why(console, cause)
-    return code
+    return Outcome(code, cause, mendable)
+
+
+def is_mendable(error: Exception) -> bool:
+    """Whether the same may succeed when it is tried again. What we raise for a mistake in the recipe, the data or the
+    user's code, and Python's own errors for one in any code, comes again; what else there is comes from outside."""
+    return isinstance(error, LOST) or not isinstance(error, (*TOLD, *MISTAKES))
 
 
 def _places(recipe: Recipe, directory: Path) -> list[Path]:
@@ -114,7 +155,10 @@ def _run_stages(recipe: Recipe, directory: Path, view: View, debug: bool, profil
             # Once for all stages: what the last one lacks is told before the first one is trained.
             due = left if not debug and name == next(iter(left)) else {}
             look = partial(preflight.check, _prefixed(due), directory) if due else None
+            checkpoints.agree(place)
             _run_stage(name, resolve(task, models), place, view, debug, profile, look)
+        else:
+            resuming.bring(place)
         models[name] = str(place / FINAL_MODEL)
 
 
@@ -132,10 +176,10 @@ def _run_stage(
     profile: Steps | None,
     look: Look | None,
 ) -> None:
-    storage = Storage(directory)
+    storage = Storage(directory)  # for what writes files of its own; they are copied at the end
     run_name = f"{directory.parent.parent.name}/{name}" if name else directory.name
     views = [view, *trackers(recipe.tracking, storage, run_name), *_exported(run_name, debug)]
-    events = EventLog(storage, stage=name or None, views=views)
+    events = EventLog(remote.storage_of(directory), stage=name or None, views=views)
     stage = Stage(recipe, directory, _runtime(recipe, debug), events, debug, profile)
     if profile is not None:
         events.add(Profile(stage.runtime, storage, profile, events.warning))
@@ -145,8 +189,21 @@ def _run_stage(
             if look is not None:
                 look(events)
             _start(stage)
+            _keep_results(stage)
     finally:
         events.close()
+        for part in BESIDE:
+            if (directory / part).is_dir():
+                remote.keep(directory, part)
+
+
+def _keep_results(stage: Stage) -> None:
+    """Where the run directory is in an object store, what was made is copied there before the stage counts as done."""
+    if (url := remote.url_of(stage.directory)) is not None:
+        with stage.events.phase("upload", says=f"copying the result to {url}"):
+            for part in RESULTS:
+                if (stage.directory / part).is_dir():
+                    remote.keep(stage.directory, part)
 
 
 def _announce(stage: Stage) -> None:
@@ -191,6 +248,19 @@ def _exported(run_name: str, debug: bool) -> list[View]:
     from rlpipe.runtime.ray_metrics import RayMetrics
 
     return [RayMetrics(run_name)]
+
+
+def _require_shared(directory: Path, debug: bool) -> None:
+    """Raises `Unreachable` where roles on other nodes would write checkpoints that this node does not see."""
+    if debug or remote.url_of(directory) is None or os.environ.get(remote.WORK):
+        return
+    from rlpipe.runtime.ray_runtime import nodes
+
+    if (count := nodes()) > 1:
+        raise remote.Unreachable(
+            f"the cluster has {count} nodes, and checkpoints are written to {directory.parent} before they are "
+            f"copied to {remote.url_of(directory)}. Set {remote.WORK} on all nodes to a folder that all of them see"
+        )
 
 
 @contextmanager
@@ -247,7 +317,7 @@ def _say_why(console: Console, cause: str) -> None:
         console.print(f"\nrlpipe: {secrets.hide(cause)}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
-def _say_where(console: Console, run_dir: Path, code: int) -> None:
+def _say_where(console: Console, run_dir: Path | str, code: int) -> None:
     """What there is to look at, also after a run that stopped half-way."""
     page = report.write(run_dir)
     summary.show(console, run_dir)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rlpipe.data.chat import render_prompts
 from rlpipe.data.flow import Prompt
+from rlpipe.data.remote import storage_of
 from rlpipe.data.source import Records, Source, load_judged, load_preferences, load_records, load_sources
 from rlpipe.data.storage import Storage
 from rlpipe.models.load import context_length, load_causal_lm, load_tokenizer, materialise, resolve_dtype
@@ -30,6 +31,8 @@ FINAL_MODEL = "model"
 FINAL_ADAPTER = "adapter"
 """Folder of the adapter that was trained, for PEFT; what it was merged into, if it can be, is the result beside it."""
 
+RESULTS = (FINAL_MODEL, FINAL_ADAPTER)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -45,7 +48,9 @@ class Stage:
 
     @cached_property
     def storage(self) -> Storage:
-        return Storage(self.directory)
+        """Where what has to be durable at once is written; `directory` itself, unless that stands for a place in an
+        object store."""
+        return storage_of(self.directory)
 
     @cached_property
     def model_path(self) -> str:

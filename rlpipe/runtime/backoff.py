@@ -14,10 +14,11 @@ def rest_before(attempt: int) -> float:
 class Losses:
     """How often in a row, without a step in between, what trains was lost."""
 
-    def __init__(self, what: str, most: int) -> None:
-        """`what`, for people: `SFT training was`. `most`: the recipe's train.max_restarts."""
+    def __init__(self, what: str, most: int, key: str = "train.max_restarts") -> None:
+        """`what`, for people: `SFT training was`. `most`, and where a person sets it: a key of the recipe, an
+        option."""
         self.in_a_row, self.most = 0, most
-        self._what, self._step = what, 0
+        self._what, self._key, self._step = what, key, 0
 
     def add(self, fault: Exception, step: int) -> None:
         """Another loss, `step` being the last step there was. Raises `GivenUp` that names `fault` if it is one too
@@ -26,7 +27,7 @@ class Losses:
         self._step = step
         if self.in_a_row > self.most:
             raise GivenUp(
-                f"{self._what} lost {self.in_a_row} times without a step in between; train.max_restarts is "
+                f"{self._what} lost {self.in_a_row} times without a step in between; {self._key} is "
                 f"{self.most}. The last fault: {fault}"
             ) from fault
 

@@ -19,6 +19,7 @@ from rlpipe.runtime.recorder import Recorded
 from rlpipe.runtime.reservation import OWN_MACHINE
 from rlpipe.runtime.roles import RoleSpec, Seat, seats_at
 from rlpipe.runtime.settling import Settling
+from rlpipe.runtime.termination import termination_kept
 
 
 @contextlib.contextmanager
@@ -32,7 +33,7 @@ def connected() -> Iterator[None]:
     local = {"include_dashboard": False, "resources": {OWN_MACHINE: 1}} if address == "local" else {}
     # What Ray starts here inherits no keys: who needs one is given it. Role processes say what matters through the
     # driver; their raw output stays in Ray's session logs.
-    with secrets.withheld(), _command_hidden():
+    with secrets.withheld(), _command_hidden(), termination_kept():
         ray.init(address=address, log_to_driver=False, logging_level="error", **local)
     try:
         yield
@@ -51,6 +52,11 @@ def _command_hidden() -> Iterator[None]:
         yield
     finally:
         utils.get_entrypoint_name = named
+
+
+def nodes() -> int:
+    """How many nodes the cluster has."""
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 class RayStarted:

@@ -15,7 +15,18 @@ TIERS = (
     {"models", "data", "algorithms"},
     {"runtime", "observe", "ledger", "weights", "training", "rollout", "rewards"},
     {"pipelines"},
-    {"cli", "cli_debug", "cli_inspect", "cli_models", "cli_plan", "cli_runs", "terminal", "__main__"},
+    {
+        "cli",
+        "cli_debug",
+        "cli_inspect",
+        "cli_jobs",
+        "cli_models",
+        "cli_plan",
+        "cli_runs",
+        "cli_supervise",
+        "terminal",
+        "__main__",
+    },
 )
 FLOOR = {room: floor for floor, rooms in enumerate(TIERS) for room in rooms}
 HEAVY = {"torch", "ray", "transformers", "vllm", "deepspeed", "trl", "peft", "datasets", "accelerate"}

@@ -1,10 +1,8 @@
 """Runs what a study has not finished, and writes its tables."""
 
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from rlpipe.observe.study.results import Results
 from rlpipe.pipelines.study import folder as folders
 from rlpipe.pipelines.study.runner import Runner
 from rlpipe.recipe.study_plan import Plan, PlannedCell
+from rlpipe.runtime.termination import terminated_as_interrupted
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -65,7 +64,7 @@ def run(plan: Plan, folder: Path, parallel: int, say: Say) -> int:
         for one in todo:
             _make_room(one, folder, say)
         try:
-            with _terminated_as_interrupted():
+            with terminated_as_interrupted():
                 runner.run(lambda cell: command(plan, cell, folder))
             code = FAILED if runner.failed else DONE
         except KeyboardInterrupt:
@@ -117,17 +116,3 @@ def _conclude(plan: Plan, folder: Path, runner: Runner, code: int, say: Say) -> 
     if code == INTERRUPTED:
         say(f"stopped; {left} of {len(plan.cells)} cells are left, and the same command goes on with them")
     say("\n".join(["", *(f"  {file}" for file in files)]))
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM ends a study as Ctrl-C does: no cell is left behind."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
