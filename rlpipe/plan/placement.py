@@ -81,10 +81,18 @@ def seats(roles: Sequence[Role]) -> list[Seat]:
 
 
 def place(roles: Sequence[Role], cluster: Cluster) -> Placed:
-    """Each process on the first node that has room: Ray's PACK tries the same, whatever order it sees nodes in."""
+    """Each process on the first node that has room, as Ray's PACK does, whatever order it sees nodes in; of a role that
+    is spread, on the node with the fewest of them."""
     spots = tuple(_spot(node) for node in cluster.nodes)
-    homeless = [seat for seat in seats(roles) if not any(spot.take(seat) for spot in spots)]
+    homeless = [seat for seat in seats(roles) if not any(spot.take(seat) for spot in _tried(seat, spots))]
     return Placed(spots, tuple(homeless))
+
+
+def _tried(seat: Seat, spots: Sequence[Spot]) -> list[Spot]:
+    """Nodes in the order in which a process is tried on them."""
+    if not seat.host.spread:
+        return list(spots)
+    return sorted(spots, key=lambda spot: sum(other.host is seat.host for other in spot.seats))
 
 
 def _spot(node: Node) -> Spot:

@@ -34,6 +34,10 @@ class Role:
     """Of each process, or of each GPU where a process has several."""
     model: str = ""
     """For people."""
+    spread: bool = False
+    """Over as many nodes as possible, and not on as few."""
+    least: int | None = None
+    """Processes without which the run does not start; all if absent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,8 @@ def engines(rollout: Rollout, made: Generator, model: str, gpus: float, shares: 
         shares=shares,
         usage=engine(made),
         model=model,
+        spread=rollout.nodes == "spread",
+        least=rollout.min_engines,
     )
 
 

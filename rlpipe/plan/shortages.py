@@ -34,6 +34,8 @@ def _homeless(placed: Placed) -> Iterator[Shortage]:
     for name in names:
         seats = [seat for seat in placed.homeless if seat.host.name == name]
         host = seats[0].host
+        if host.least is not None and host.count - len(seats) >= host.least:
+            continue  # they come when there is room
         asked = f"{host.gpus:g} GPU{'s' * (host.gpus > 1)}" if host.gpus else f"{host.cpus:g} CPUs"
         free = f"{sum(sum(spot.free) for spot in placed.spots):g}" if host.gpus else "too few CPUs"
         yield Shortage(

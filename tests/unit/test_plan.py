@@ -89,6 +89,18 @@ class TestPlacement:
         stage = planned("gsm8k/grpo", *changes, gpus="4x24GB", nodes=2)
         assert on_each_gpu(stage)[3:] == [[], ["engine 0"], ["engine 0"], [], []]
 
+    def test_engines_that_are_spread(self):
+        changes = ("train.ranks=1", "rollout.engines=4", "rollout.nodes=spread")
+        stage = planned("gsm8k/grpo", *changes, gpus="4x24GB", nodes=2)
+        first, second = on_each_gpu(stage)[:4], on_each_gpu(stage)[4:]
+        assert first == [["policy 0"], ["engine 0"], ["engine 2"], []]
+        assert second == [["engine 1"], ["engine 3"], [], []]
+
+    def test_engines_that_may_come_later(self):
+        few = ("rollout.engines=4", "rollout.min_engines=1")
+        assert planned("gsm8k/grpo", *few, gpus="2x24GB").fits
+        assert not planned("gsm8k/grpo", *few, gpus="1x24GB").fits
+
     def test_colocated(self):
         changes = ("train.ranks=2", "rollout.engines=2", "placement=colocated")
         stage = planned("gsm8k/grpo", *changes, gpus="2x24GB")
