@@ -71,7 +71,7 @@ class Slurm:
         return own | {
             "PATH": os.pathsep.join(paths), "STAND_INS": str(self.folder), "HOME": str(self.folder / "home"),
             "SLURM_JOB_ID": "417", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_ON_NODE": "2",
-            "RUN_DIR": str(self.run_dir), "HEAD_ADDRESS": "127.0.0.1", "JOIN_SECONDS": "120", **self.ports,
+            "RUN_DIR": str(self.run_dir), "HEAD_ADDRESS": "127.0.0.1", "JOIN_SECONDS": "240", **self.ports,
             "RAY_START_OPTIONS": "--num-cpus=1 --object-store-memory=80000000 --dashboard-agent-listen-port=0",
             "RAY_metrics_report_interval_ms": "1000", "RAY_TMPDIR": self.temporary, "OMP_NUM_THREADS": "1",
             "DS_ACCELERATOR": "cpu",
@@ -132,10 +132,10 @@ def test_a_job_runs_is_put_back_and_goes_on(tmp_path):
         assert_private(slurm)
         assert_trouble_is_exported(slurm)
         job.send_signal(signal.SIGUSR1)  # as Slurm does before time is up
-        assert job.wait(60) != 0
+        assert job.wait(120) != 0
+        is_gone(slurm)
     assert "requeue 417" in slurm.said("scontrol.log")
     assert not token.exists()
-    is_gone(slurm)
     done = [event["step"] for event in slurm.events() if event["kind"] == "commit"]
     assert_equal_to_the_events(seen, slurm)
 
