@@ -202,7 +202,7 @@ def test_a_job_is_stopped_and_found(head, tmp_path):
     ("environment", "says"),
     [
         ({"RAY_AUTH_TOKEN": "of-another-cluster-entirely-0000"}, "does not take the token that was sent"),
-        ({"RAY_AUTH_MODE": "disabled"}, "asks for a token, and there is none here. Ray takes it"),
+        ({"RAY_AUTH_MODE": "disabled"}, "asks for a token, and there is none here. Ray takes the token from"),
     ],
 )  # fmt: skip
 def test_a_token_that_does_not_fit(head, environment, says):
