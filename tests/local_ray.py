@@ -7,11 +7,13 @@ import ray
 import warm
 
 
-def start() -> None:
-    """With more logical CPUs than the machine has, so that small roles always fit, and workers that are forked."""
+def start(**resources: int) -> None:
+    """With more logical CPUs than the machine has, so that small roles always fit, and workers that are forked; and
+    with other `resources` that it may not have."""
     prepare()
     with warm.shared().forks_workers():
-        ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="error")
+        options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+        ray.init(address="local", num_cpus=8, **options, **resources)
 
 
 def prepare() -> None:

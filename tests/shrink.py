@@ -138,7 +138,14 @@ def _rollout(recipe: StageRecipe, own_engine: bool) -> dict[str, object]:
         "rollout.kv_cache_gib": 0.05,
         "rollout.threads": 1,
     }
-    return changes | ({} if own_engine else {"rollout.engine": "transformers"})
+    return changes | ({} if own_engine else {"rollout.engine": "transformers"}) | _one_process(recipe)
+
+
+def _one_process(recipe: StageRecipe) -> dict[str, object]:
+    """Of each role, where engines are spread over GPUs or over those of the policy."""
+    if recipe.rollout.tensor_parallel == 1 and getattr(recipe, "placement", "split") == "split":
+        return {}
+    return {"rollout.engines": 1, "rollout.tensor_parallel": 1, "train.ranks": 1, "train.zero_stage": 0}
 
 
 def _offline(recipe: OfflineRecipe) -> dict[str, object]:

@@ -29,6 +29,7 @@ from rlpipe.pipelines.online.engine_watch import EngineWatch
 from rlpipe.pipelines.online.metrics import sample_metrics
 from rlpipe.pipelines.online.publisher import Publisher
 from rlpipe.pipelines.online.sampler import Sampler
+from rlpipe.pipelines.online.sending import OverHost
 from rlpipe.pipelines.online.trainer import Trainer
 from rlpipe.recipe.algorithm import Schedule
 from rlpipe.recipe.algorithm.presets import Grpo
@@ -38,6 +39,7 @@ from rlpipe.recipe.run import Deadlines, Run
 from rlpipe.rewards.stage import build
 from rlpipe.rollout import pool as pool_module
 from rlpipe.rollout.pool import EnginePool
+from rlpipe.runtime.handle import Within
 from rlpipe.training.metrics import Mean
 from rlpipe.weights.payload import Exported
 from rlpipe.weights.verify import Verifier
@@ -110,7 +112,8 @@ class Controller:
         self._policy = [SimulatedPolicy(clock, f"policy[{i}]") for i in range(ranks)]
         algorithm = OnlineAlgorithm(settings, lengths.longest)
         self._trainer = Trainer({"policy": self._policy}, algorithm, PolicyTraining(), GROUP, LONG)
-        self._publisher = Publisher("policy", self._policy, self.pool, Verifier(1e-3), PROBES, LONG)
+        send = OverHost(self._policy, Within("publish", LONG))
+        self._publisher = Publisher("policy", self._policy, send, self.pool, Verifier(1e-3), PROBES, LONG)
         events = SimpleNamespace(emit=lambda kind, **_: None, warning=lambda text: None, note=lambda text: None)
         self._watch = EngineWatch("policy", self.pool, events)
         self._cost = Cost()

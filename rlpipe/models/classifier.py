@@ -25,7 +25,7 @@ def load_classifier(
     head_seed: int | None = None,
     head_scale: float = 1.0,
 ) -> "PreTrainedModel":
-    """The reward model at `path`, on the CPU, with torch's own fused attention.
+    """The reward model at `path`, on the CPU.
 
     With `head_seed`, a causal language model will do, too: its output head gives way to a score head whose weights
     that seed decides alone, whatever the ZeRO stage: N(0, initializer_range), as transformers draws it, times

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rlpipe.models.attention import resolve_attention
 from rlpipe.models.folders import pickled_weights
 from rlpipe.models.quiet import quiet_libraries
 from rlpipe.recipe.model import Dtype, Model, PretrainedModel, RopeScaling, ScratchModel, quantization_of
@@ -60,7 +61,7 @@ def load_tokenizer(spec: Model, path: str) -> "PreTrainedTokenizerBase":
 
 
 def load_causal_lm(spec: Model, path: str, dtype: "torch.dtype") -> "PreTrainedModel":
-    """The materialised model at `path` on the CPU, with torch's own fused attention."""
+    """The materialised model at `path` on the CPU."""
     quiet_libraries()
     from transformers import AutoModelForCausalLM
 
@@ -78,7 +79,8 @@ def load_transformer(kind: Any, spec: Model, path: str, dtype: "torch.dtype", **
     """A model of an auto class of transformers, and what was missing in the files."""
     from rlpipe.models import quantized
 
-    options |= {"dtype": dtype, "attn_implementation": "sdpa", "output_loading_info": True} | _hub_options(spec)
+    attention = resolve_attention(spec.attn_implementation, dtype)
+    options |= {"dtype": dtype, "attn_implementation": attention, "output_loading_info": True} | _hub_options(spec)
     options |= quantized.options(quantization_of(spec), dtype) | safetensors_only(path)
     model, info = naming_the_line(path, "model", lambda: kind.from_pretrained(path, **options))
     _restore_frequencies(model)

@@ -12,6 +12,7 @@ from rlpipe.recipe.critic import Critic as CriticSettings
 from rlpipe.recipe.model import PretrainedModel, whole
 from rlpipe.recipe.roles import FrozenRole, TrainedRole
 from rlpipe.recipe.tasks import RlRecipe
+from rlpipe.recipe.transport import Direct, direct_transport
 from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.worker import RolloutWorker
 from rlpipe.runtime.roles import RoleSpec, Seat
@@ -43,6 +44,9 @@ def engines(stage: Stage, model_path: str, adapter: Path | None = None) -> RoleS
         max_num_seqs=rollout.max_num_seqs,
         kv_cache_gib=rollout.kv_cache_gib,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
+        tensor_parallel=rollout.tensor_parallel,
+        transport=_direct_transport(stage),
+        sleeps=_colocated(stage),
         seed=stage.recipe.seed,
         lora_rank=_served_rank(stage),
         adapter=str(adapter) if adapter else None,
@@ -63,6 +67,8 @@ def engines(stage: Stage, model_path: str, adapter: Path | None = None) -> RoleS
         again=(again,),
         at_least=rollout.min_engines,
         nodes=rollout.nodes,
+        gpus=rollout.tensor_parallel,
+        beside=POLICY if _colocated(stage) else None,
         secrets=hub_keys(model_path),
     )
 
@@ -70,6 +76,14 @@ def engines(stage: Stage, model_path: str, adapter: Path | None = None) -> RoleS
 def hub_keys(path: str) -> tuple[str, ...]:
     """The keys that a process needs which loads the model from there: none for a folder."""
     return () if Path(path).expanduser().is_dir() else secrets.HUB
+
+
+def _direct_transport(stage: Stage) -> Direct | None:
+    return direct_transport(stage.recipe) if isinstance(stage.recipe, RlRecipe) and not stage.debug else None
+
+
+def _colocated(stage: Stage) -> bool:
+    return isinstance(stage.recipe, RlRecipe) and stage.recipe.placement == "colocated"
 
 
 def _served_rank(stage: Stage) -> int | None:
@@ -94,6 +108,7 @@ def policy(stage: Stage) -> RoleSpec:
         adapter=recipe.adapter,
         merge_adapter=recipe.publishing.adapter == "merged",
         lends_base=recipe.critic.share == "base",
+        gives_way=_colocated(stage),
         optimizer=train.optimizer,
         dtype=recipe.model.dtype,
         sharding=_sharding(train),
@@ -148,6 +163,7 @@ def critic(stage: Stage) -> RoleSpec:
         sharding=_sharding(settings),
         gradient_checkpointing=settings.gradient_checkpointing,
         value_clip=settings.value_clip,
+        gives_way=_colocated(stage) and settings.share is not None,
         seed=recipe.seed,
         timeout_seconds=recipe.deadlines.train,
     )

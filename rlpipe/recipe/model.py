@@ -8,6 +8,23 @@ from rlpipe.recipe.base import FilePath, PathOrHubId, Strict
 from rlpipe.recipe.quantization import Quantization
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+Attention = Annotated[
+    Literal["auto", "sdpa", "flash_attention_2", "eager"],
+    Field(
+        description="Attention of training roles and offline tasks, in transformers' names; vLLM chooses its own. auto "
+        "is flash_attention_2 in half precision on a GPU where the package flash-attn is installed, and torch's own "
+        "fused one (sdpa) elsewhere."
+    ),
+]
+
+
+def check_attention(attention: Attention, dtype: Dtype) -> None:
+    """Raises ValueError for an attention that does not compute in `dtype`."""
+    if attention == "flash_attention_2" and dtype == "float32":
+        raise ValueError(
+            "attn_implementation=flash_attention_2 computes in half precision, and dtype=float32 is not; set dtype to "
+            "bfloat16, or attn_implementation to sdpa"
+        )
 
 
 class RopeScaling(Strict):
@@ -38,6 +55,12 @@ class PretrainedModel(Strict):
     """Keep its weights in 4 bits, under an adapter (QLoRA)."""
     dtype: Dtype = "auto"
     """Computation type of training and rollout alike; auto is float32 on CPU and bfloat16 on GPU."""
+    attn_implementation: Attention = "auto"
+
+    @model_validator(mode="after")
+    def _attention_fits(self) -> "PretrainedModel":
+        check_attention(self.attn_implementation, self.dtype)
+        return self
 
 
 class ScratchModel(Strict):
@@ -63,6 +86,12 @@ class ScratchModel(Strict):
     """Share the input embedding with the output head, as the small Qwen2.5 models do."""
     dtype: Dtype = "auto"
     """Computation type of training and rollout alike; auto is float32 on CPU and bfloat16 on GPU."""
+    attn_implementation: Attention = "auto"
+
+    @model_validator(mode="after")
+    def _attention_fits(self) -> "ScratchModel":
+        check_attention(self.attn_implementation, self.dtype)
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> "ScratchModel":

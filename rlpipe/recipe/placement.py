@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from rlpipe.recipe.critic import Critic
 from rlpipe.recipe.roles import PolicyTraining
 from rlpipe.recipe.rollout import Rollout
 from rlpipe.recipe.run import Run
@@ -18,12 +19,22 @@ Placement = Annotated[
 ]
 
 
-def check_colocated(run: Run, train: PolicyTraining, rollout: Rollout) -> None:
+def check_colocated(run: Run, train: PolicyTraining, critic: Critic, rollout: Rollout) -> None:
     """Raises ValueError where engines cannot take turns with the policy on its GPUs."""
     if run.max_staleness:
         raise ValueError(
             f"run.max_staleness={run.max_staleness} samples while the policy trains, and with placement=colocated "
             "engines sleep then; set max_staleness to 0, or placement to split"
+        )
+    if critic.share == "base":
+        raise ValueError(
+            "critic.share=base: with placement=colocated policy and critic leave the GPU to an engine, each by itself, "
+            "and the base model that both stand on would go with the first; set critic.share to policy"
+        )
+    if rollout.min_engines is not None or rollout.nodes != "pack":
+        raise ValueError(
+            "rollout.min_engines and rollout.nodes are for engines with places of their own, and with "
+            "placement=colocated they are where the policy is; leave both out"
         )
     served = rollout.engines * rollout.tensor_parallel
     if served != train.ranks:

@@ -54,6 +54,10 @@ class Run(Strict):
 class Publishing(Strict):
     """How weights reach the engines, and how that is proven."""
 
+    transport: Literal["auto", "object_store", "nccl", "ipc"] = "auto"
+    """How full weights reach vLLM engines: `object_store` over host memory, `nccl` from GPU to GPU, `ipc` on the same
+    GPU; auto is ipc with placement colocated and nccl with split, if policy and engines are on GPUs. Adapters always go
+    over host memory."""
     adapter: Literal["served", "merged"] = "served"
     """How an adapter reaches them: `served` on the base model, which they have, or `merged` into full weights: more to
     send, and faster for vLLM to sample from."""

@@ -20,6 +20,7 @@ from rlpipe.recipe.roles import PolicyTraining, Reference
 from rlpipe.recipe.rollout import Evaluation, Rollout
 from rlpipe.recipe.run import Deadlines, Publishing, Run, Tracking
 from rlpipe.recipe.training import RewardModelTraining, SftTraining
+from rlpipe.recipe.transport import check_transport
 
 
 class SftRecipe(Strict):
@@ -256,7 +257,8 @@ class RlRecipe(Strict):
     @model_validator(mode="after")
     def _can_take_turns(self) -> "RlRecipe":
         if self.placement == "colocated":
-            check_colocated(self.run, self.train, self.rollout)
+            check_colocated(self.run, self.train, self.critic, self.rollout)
+        check_transport(self)
         return self
 
     @model_validator(mode="after")

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from rlpipe.data.flow import Tokens
+from rlpipe.rollout.carriers import Carrier
 from rlpipe.rollout.worker import RolloutWorker
 from rlpipe.runtime.handle import Handle, Pending, Within
-from rlpipe.weights.payload import Exported, Payload
+from rlpipe.weights.payload import Exported
 from rlpipe.weights.verify import Verification, Verifier
 
 
@@ -24,12 +25,19 @@ class Delivered:
     """`time.monotonic()` when the weights were in the engine."""
 
 
+def put_to_sleep(engine: Handle[RolloutWorker], within: Within) -> Generator[Pending[Any], None, None]:
+    """As `Publication.deliver`, for an engine that is to give back its GPU."""
+    sleeping = engine.call(within, RolloutWorker.sleep)
+    yield sleeping
+    sleeping.result()
+
+
 @dataclass(frozen=True)
 class Publication:
     """What is sent, and what the trainer answered to the same probes."""
 
     version: int
-    payload: Pending[Payload]
+    carrier: Carrier
     sent: Pending[Exported]
     expected: Pending[list[np.ndarray]]
     probes: list[Tokens]
@@ -39,7 +47,7 @@ class Publication:
     def deliver(self, engine: Handle[RolloutWorker]) -> Generator[Pending[Any], None, Delivered]:
         """Yields what it waits for, and goes on once that is there. Raises `WeightSyncError` if the engine does not
         answer as the trainer does, and whatever its calls raise."""
-        receiving = engine.call(self.within, RolloutWorker.publish, self.version, self.payload)
+        receiving = yield from self.carrier.hand_over(engine, self.version)
         # Asked at once, so that no slice of an engine that goes on generating comes between.
         answering = engine.call(self.within, RolloutWorker.probe, self.probes)
         yield receiving

@@ -7,6 +7,7 @@ import numpy as np
 
 from rlpipe.data.flow import GroupRequest, Tokens, Trajectory
 from rlpipe.recipe.model import Dtype
+from rlpipe.weights.direct import Arrived, Part, Transport, Wire
 from rlpipe.weights.payload import Payload
 
 
@@ -29,6 +30,12 @@ class EngineSpec:
     """KV cache of a vLLM engine on CPU."""
     gpu_memory_utilization: float = 0.5
     """Share of its GPU that a vLLM engine takes."""
+    tensor_parallel: int = 1
+    """GPUs that a vLLM engine is split over."""
+    transport: Transport | None = None
+    """How weights come that do not come as a payload, to a vLLM engine on GPUs."""
+    sleeps: bool = False
+    """Whether it is put to sleep while others use its GPU."""
     seed: int = 0
     lora_rank: int | None = None
     """Serve adapters up to this rank on `model`'s weights; the engine then starts without a version."""
@@ -54,8 +61,8 @@ class Receipt:
     """What an engine answers to a publish."""
 
     version: int
-    digest: str
-    """`packing.digest_of` the received bytes."""
+    digest: str | None
+    """`packing.digest_of` the received bytes; None for weights that went from GPU to GPU, which nobody reads for it."""
     seconds: float
 
 
@@ -68,9 +75,14 @@ class Engine(Protocol):
     def step(self) -> list[Trajectory]:
         """One decode step; the responses it finished. Empty at once when nothing runs."""
 
-    def publish(self, version: int, payload: Payload) -> Receipt:
+    def publish(self, version: int, payload: Payload | Arrived) -> Receipt:
         """Take new weights between two decode steps. Running requests go on and note the version boundary; nothing
-        cached under the old weights is used again. Raises `WeightsRejected` if the engine cannot take the payload."""
+        cached under the old weights is used again. One that sleeps wakes up. Raises `WeightsRejected` if the engine
+        cannot take the payload."""
+
+    def sleep(self) -> None:
+        """Give back what it holds on its GPU. Until the next `publish` it is current with nothing, and `step` does
+        nothing; running requests go on after that as after any publish."""
 
     def probe(self, sequences: list[Tokens]) -> list[np.ndarray]:
         """Log-probabilities (temperature 1) of tokens 1.. of each sequence, through the forward pass that serves
@@ -83,3 +95,17 @@ class Engine(Protocol):
         """Give back what the process could not start another engine without."""
 
     def health(self) -> Health: ...
+
+
+class TakesFromGpus(Protocol):
+    """What an engine can besides whose weights come from GPU to GPU (`EngineSpec.transport`)."""
+
+    def join(self, wire: Wire) -> None:
+        """Meet the policy for NCCL; waits for it."""
+
+    def wire_token(self) -> str | None:
+        """Of the wire it has joined."""
+
+    def take(self, part: Part) -> None:
+        """Take in some of the weights. What is generated before the `publish` that says that all have come is of no
+        version."""

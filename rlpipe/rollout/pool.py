@@ -4,13 +4,14 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 from rlpipe.data.flow import GroupRequest
 from rlpipe.recipe.run import Deadlines
-from rlpipe.rollout.delivery import Delivered, Publication
+from rlpipe.rollout.delivery import Delivered, Publication, put_to_sleep
 from rlpipe.rollout.dispatch import Dispatch
-from rlpipe.rollout.revival import serving
+from rlpipe.rollout.revival import Wanted, serving
 from rlpipe.rollout.seat import AskedGroup, FinishedGroup, Seat
 from rlpipe.rollout.speed import Worked
 from rlpipe.rollout.worker import RolloutWorker, Slice
@@ -52,6 +53,8 @@ class EnginePool:
         self._published: dict[str, Publication] = {}
         self._withdrawn: set[str] = set()
         """Models whose weights are to be published anew before another engine of theirs may serve."""
+        self._asleep: set[str] = set()
+        """Models whose engines are to leave their GPUs alone until the next `publish`."""
         self._homeless: dict[str, list[AskedGroup]] = {model: [] for model in models}
         """Groups of engines that are lost, while none serves that could take them."""
         self._asked: set[str] = set()
@@ -94,6 +97,7 @@ class EnginePool:
         that is lost on the way is replaced, and waited for only if no other serves. Raises `WeightSyncError`."""
         self._published[model] = publication
         self._withdrawn.discard(model)
+        self._asleep.discard(model)
         seats = self._seats[model]
         try:
             for seat in seats:  # every engine has its call before one is waited for
@@ -103,11 +107,26 @@ class EnginePool:
         finally:  # of weights that a trainer which is lost was to send, nothing more is expected
             for seat in seats:
                 seat.delivery = seat.delivering = None
+        for seat in seats:  # those that slept go on with what they were asked
+            self._keep_busy(seat)
         return {seat.handle.name: seat.delivered for seat in seats if seat.delivered}
 
     def withdraw(self, model: str) -> None:
         """Whoever published last is gone: an engine that starts waits for the next `publish`. Others go on."""
         self._withdrawn.add(model)
+
+    def sleep(self, model: str) -> None:
+        """The engines of `model` give back what they hold on their GPUs, and generate nothing until the next `publish`,
+        after which they go on with what they were asked. One that is lost is not started before."""
+        self._asleep.add(model)
+        for seat in self._seats[model]:
+            seat.begin(partial(put_to_sleep, within=Within("publish", self._deadlines.publish)))
+        while any(seat.delivery for seat in self._seats[model]):
+            self._look(SLICE_SECONDS)
+
+    def sleeps(self, model: str) -> bool:
+        """Whether its engines do."""
+        return model in self._asleep
 
     def abort(self, group_ids: Sequence[str]) -> None:
         """Forget these groups; nothing of them is handed over later. Ids that are not outstanding are ignored."""
@@ -155,7 +174,7 @@ class EnginePool:
         return self._asked
 
     def _keep_busy(self, seat: Seat) -> None:
-        if seat.groups and seat.advancing is None:
+        if seat.groups and seat.advancing is None and seat.serves and seat.model not in self._asleep:
             seat.advancing = seat.handle.call(self._rollout, RolloutWorker.advance, SLICE_SECONDS)
 
     def _look(self, seconds: float, also: Sequence[Pending[Any]] = ()) -> bool:
@@ -244,7 +263,9 @@ class EnginePool:
     def _serving(self, seat: Seat) -> Steps[Delivered | None]:
         return serving(seat.handle, lambda: self._wanted(seat.model))
 
-    def _wanted(self, model: str) -> Publication | Literal["later"] | None:
+    def _wanted(self, model: str) -> Wanted:
+        if model in self._asleep:
+            return "asleep"
         return "later" if model in self._withdrawn else self._published.get(model)
 
     def _revive(self, seat: Seat, heard: bool) -> None:

@@ -8,17 +8,20 @@ from rlpipe.rollout.worker import RolloutWorker
 from rlpipe.runtime.handle import Handle
 from rlpipe.runtime.revival import Steps, restarted
 
+Wanted = Publication | Literal["later", "asleep"] | None
+"""What engines serve: "later" while that is still to come, "asleep" while that is so and their GPUs are others'."""
 
-def serving(
-    engine: Handle[RolloutWorker], published: Callable[[], Publication | Literal["later"] | None]
-) -> Steps[Delivered | None]:
-    """Restart, weights, proof. `published` is what the other engines serve at the time of asking, or "later" while that
-    is still to come. Returns the proof; None for engines to which nothing is published."""
+
+def serving(engine: Handle[RolloutWorker], published: Callable[[], Wanted]) -> Steps[Delivered | None]:
+    """Restart, weights, proof. `published` is what the engine is to serve at the time of asking; while that is "asleep"
+    it is not started. Returns the proof; None for engines to which nothing is published."""
+    while published() == "asleep":
+        yield None
     yield from restarted(engine)
     served, proof = None, None
     # Others may have been published to while this one took its weights.
     while (publication := published()) is not served:
-        if publication == "later":
+        if isinstance(publication, str):
             yield None
             continue
         try:

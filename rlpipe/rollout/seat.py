@@ -1,6 +1,6 @@
 """One engine of the pool: what it has to do, the calls to it that are under way, and whether it serves."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,10 @@ from rlpipe.runtime.revival import Revival
 
 FinishedGroup = tuple[Trajectory, ...]
 """All responses to one request, by sample index."""
+
+
+Delivery = Generator[Pending[Any], None, Delivered | None]
+"""Calls of an engine one after the other, and what comes of them."""
 
 
 @dataclass(slots=True)
@@ -53,8 +57,8 @@ class Seat:
     barren_seconds: float = 0.0
     delivered: Delivered | None = None
     """Proof that it serves what was published last."""
-    delivery: Generator[Pending[Any], None, Delivered] | None = None
-    """Under way while it is published to."""
+    delivery: Delivery | None = None
+    """Under way while it is published to, or put to sleep."""
     delivering: Pending[Any] | None = None
     """What the delivery waits for."""
     revival: Revival[Delivered | None] | None = None
@@ -74,9 +78,13 @@ class Seat:
 
     def deliver(self, publication: Publication) -> None:
         """Have the engine take these weights and prove it; one that is lost gets them when it is revived."""
+        self.begin(publication.deliver)
+
+    def begin(self, delivery: Callable[[Handle[RolloutWorker]], Delivery]) -> None:
+        """Have something done to the engine in several calls; nothing to one that is lost."""
         self.delivered = None
         if self.serves:
-            self.delivery = publication.deliver(self.handle)
+            self.delivery = delivery(self.handle)
             self.go_on()
 
     def go_on(self) -> None:

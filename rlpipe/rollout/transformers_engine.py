@@ -15,6 +15,7 @@ from rlpipe.rollout.kv_cache import ATTENTION
 from rlpipe.rollout.merged_adapter import MergedAdapter
 from rlpipe.rollout.records import Limits, Pulse
 from rlpipe.rollout.wave import Wave, Work, causal_mask, pad_left
+from rlpipe.training.resting import Resting, give_to_other_processes
 from rlpipe.weights.packing import digest_of, unpack
 from rlpipe.weights.payload import Payload, WeightsRejected, check_fits
 
@@ -51,6 +52,7 @@ class TransformersEngine:
         self._waiting: deque[Work] = deque()
         self._waves: list[Wave] = []
         self._pulse = Pulse(None if spec.lora_rank else spec.version)
+        self._asleep: Resting | None = None
 
     def submit(self, requests: list[GroupRequest]) -> None:
         for request in requests:
@@ -64,6 +66,8 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def step(self) -> list[Trajectory]:
+        if self._asleep is not None:
+            return []
         self._admit()
         finished = [trajectory for wave in self._waves for trajectory in wave.step()]
         self._waves = [wave for wave in self._waves if wave.running]
@@ -73,11 +77,23 @@ class TransformersEngine:
     @torch.inference_mode()
     def publish(self, version: int, payload: Payload) -> Receipt:
         started = time.monotonic()
+        self._wake()
         self._load(payload)
         for wave in self._waves:
             wave.renew(version)
         self._pulse.version = version
         return Receipt(version, digest_of(payload.buckets), time.monotonic() - started)
+
+    def sleep(self) -> None:
+        if self._asleep is None:
+            self._asleep = Resting(self._model.parameters())
+            give_to_other_processes()
+        self._pulse.version = None
+
+    def _wake(self) -> None:
+        if self._asleep is not None:
+            self._asleep.end()
+            self._asleep = None
 
     @torch.inference_mode()
     def probe(self, sequences: list[Tokens]) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ import logging
 import os
 import random
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,11 @@ import numpy as np
 import torch
 
 from rlpipe.models.load import resolve_dtype
+from rlpipe.rollout import vllm_transfer, vllm_workers
 from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.records import Limits
+from rlpipe.weights.direct import Part, Wire
+from rlpipe.weights.payload import Payload
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -29,6 +32,7 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core lives in the hosting process, which steps it
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads are the host's to set
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # the one both builds have
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # of tensor parallelism: the hosting process has threads, maybe a GPU
     "VLLM_NO_USAGE_STATS": "1",
 }
 CPU_BLOCK_SIZE = 32
@@ -57,6 +61,7 @@ class VllmCore:
         self.hf_config = config.model_config.hf_config
         self.limits = Limits(config.model_config.max_model_len, config.model_config.get_vocab_size())
         self._arrivals = count()
+        self._transport, self._workers, self._updating = spec.transport, spec.tensor_parallel, False
         self._is_cpu = config.device_config.device_type == "cpu"
         if self._is_cpu:
             _rank_without_compiling()
@@ -93,15 +98,63 @@ class VllmCore:
     def abort(self, request_ids: list[str]) -> None:
         self._client.abort_requests(request_ids)
 
-    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Replace all weights. Hugging Face names; repacks what vLLM keeps packed."""
-        self._client.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
-        if self._is_cpu:
-            self._client.collective_rpc(repack_embeddings)
+    def load_weights(self, payload: Payload) -> None:
+        """Replace all weights, in every worker. A bucket at a time: to another process it is sent."""
+        rpc = self._client.collective_rpc
+        rpc(vllm_workers.begin_reload)
+        for number, bucket in enumerate(payload.buckets):
+            rpc(vllm_workers.load_bucket, args=([e for e in payload.index if e.bucket == number], bucket))
+        rpc(vllm_workers.end_reload)
+
+    def join(self, wire: Wire) -> None:
+        """Meet the policy for NCCL; waits for it."""
+        self._initialise(vllm_transfer.joining(wire, self._workers))
+
+    def take(self, part: Part) -> None:
+        """Some of the weights, straight from GPUs."""
+        rpc = self._client.collective_rpc
+        if not self._updating:
+            if self._transport == "ipc":
+                self._initialise(vllm_transfer.opening())
+            rpc("start_weight_update")
+            self._updating = True
+        rpc("update_weights", kwargs={"update_info": vllm_transfer.arriving(self._transport, part)})
+
+    def end_update(self) -> None:
+        """All of them are there."""
+        self._client.collective_rpc("finish_weight_update")
+        self._updating = False
+
+    def _initialise(self, info: dict[str, Any]) -> None:
+        self._client.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": info})
 
     def load_adapter(self, request: "LoRARequest") -> None:
         """Load the adapter from the request's folder, in place of the one with the same id."""
         self._client.add_lora(request)
+
+    def sleep(self, keep_weights: bool) -> None:
+        """Give back the GPU's memory: the KV cache's, and that of the weights, which are either kept in host memory
+        (vLLM's level 1) or gone (level 2). On a CPU vLLM has nothing of the kind; only what was computed is forgotten.
+
+        Straight to the executor: the engine core would abort requests, and it steps only when it is told to.
+        """
+        self.forget_cache()
+        if not self._is_cpu:
+            self._executor.sleep(1 if keep_weights else 2)
+
+    def wake_weights(self) -> None:
+        """Room for weights is there again; they are what was kept, or wait for new ones."""
+        if not self._is_cpu:
+            self._executor.wake_up(["weights"])
+
+    def wake_cache(self) -> None:
+        """And room for the KV cache. What is in it means nothing."""
+        if not self._is_cpu:
+            self._executor.wake_up(["kv_cache"])
+
+    @property
+    def _executor(self) -> Any:
+        return self._client.engine_core.model_executor
 
     def close(self) -> None:
         """End the engine: a process can start another one only then."""
@@ -158,20 +211,6 @@ def host_kept() -> Iterator[None]:
         os.environ.update(environment)
 
 
-def repack_embeddings(worker: Any) -> None:
-    """Pack embeddings and output head again from their present weights; runs in vLLM's worker.
-
-    Reloading packs a layer when its own weights come. An output head tied to the embedding gets none of its own and
-    keeps multiplying by what was packed before.
-    """
-    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
-
-    for module in worker.model_runner.get_model().modules():
-        if isinstance(module, VocabParallelEmbedding):  # also the class of output heads
-            dispatch_cpu_unquantized_gemm(module, remove_weight=False)
-
-
 def _engine_args(spec: EngineSpec) -> Any:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
@@ -202,11 +241,15 @@ def _engine_args(spec: EngineSpec) -> Any:
         logprobs_mode="processed_logprobs",  # of the tempered distribution, the one sampled from
         scheduling_policy="priority",
         async_scheduling=False,  # a token returned by a step was sampled in it, so version boundaries are exact
-        distributed_executor_backend="uni",
+        tensor_parallel_size=spec.tensor_parallel,
+        # Workers are this process, or children of it: an actor of Ray reserves all their GPUs, on one node.
+        distributed_executor_backend="uni" if spec.tensor_parallel == 1 else "mp",
         disable_log_stats=True,
         use_tqdm_on_load=False,
+        enable_sleep_mode=spec.sleeps and not on_cpu,  # which vLLM refuses on a CPU
         **memory,
         **lora,
+        **vllm_transfer.configured(None if on_cpu else spec.transport),
     )
 
 

@@ -17,6 +17,7 @@ from rlpipe.models import adapters
 from rlpipe.rollout.engine import EngineSpec, Health, Receipt
 from rlpipe.rollout.records import Pulse, spans_of, trajectory
 from rlpipe.rollout.vllm_compat import VllmCore
+from rlpipe.weights.direct import Arrived, Part, Wire
 from rlpipe.weights.packing import digest_of, unpack
 from rlpipe.weights.payload import Payload, WeightsRejected, check_fits
 
@@ -41,6 +42,8 @@ class VllmEngine:
         """With `lora_rank` it serves adapters on the folder's weights, and takes no other payloads."""
         self._core = VllmCore(spec)
         self._own_code = spec.trust_remote_code
+        self._asleep = self._has_weights_room = False
+        self._wire_token: str | None = None
         self._max_num_seqs = spec.max_num_seqs
         self._eos_token_ids = spec.eos_token_ids
         self._lora = _AdapterFolder() if spec.lora_rank else None
@@ -60,27 +63,62 @@ class VllmEngine:
             self._pulse.outstanding += len(request.seeds)
 
     def step(self) -> list[Trajectory]:
-        self._admit()
-        if self._running:
+        if not self._asleep:
+            self._admit()
+        if self._running and not self._asleep:
             self._record(self._core.step())
         finished, self._finished = self._finished, []
         self._pulse.beat(finished=len(finished))
         return finished
 
-    def publish(self, version: int, payload: Payload) -> Receipt:
+    def publish(self, version: int, payload: Payload | Arrived) -> Receipt:
         started = time.monotonic()
+        if isinstance(payload, Arrived):
+            self._core.end_update()
+            digest = None
+        else:
+            self._wake_weights()
+            self._load(payload)
+            digest = digest_of(payload.buckets)
+        self._core.forget_cache()
+        if self._asleep:
+            self._core.wake_cache()
+        self._asleep = self._has_weights_room = False
+        self._pulse.version = version
+        for sample in self._running.values():
+            sample.mark(version)
+        return Receipt(version, digest, time.monotonic() - started)
+
+    def join(self, wire: Wire) -> None:
+        self._core.join(wire)
+        self._wire_token = wire.token
+
+    def wire_token(self) -> str | None:
+        return self._wire_token
+
+    def take(self, part: Part) -> None:
+        self._wake_weights()
+        self._core.take(part)
+
+    def _wake_weights(self) -> None:
+        if self._asleep and not self._has_weights_room:
+            self._core.wake_weights()
+            self._has_weights_room = True
+
+    def _load(self, payload: Payload) -> None:
         if self._lora is not None:
             self._core.load_adapter(self._lora.write(payload))
         elif payload.kind == "adapter":
             raise WeightsRejected("this engine serves full weights; start it with lora_rank to serve an adapter")
         else:
             check_fits(payload, self._shapes)
-            self._core.load_weights(unpack(payload))
-        self._core.forget_cache()
-        self._pulse.version = version
-        for sample in self._running.values():
-            sample.mark(version)
-        return Receipt(version, digest_of(payload.buckets), time.monotonic() - started)
+            self._core.load_weights(payload)
+
+    def sleep(self) -> None:
+        if not self._asleep:
+            # Of adapters only these are sent again, so what they stand on is kept, in host memory.
+            self._core.sleep(keep_weights=self._lora is not None)
+        self._asleep, self._pulse.version = True, None
 
     def probe(self, sequences: list[Tokens]) -> list[np.ndarray]:
         from vllm.sampling_params import SamplingParams

@@ -7,6 +7,7 @@ import numpy as np
 
 from rlpipe.data.flow import GroupRequest, Tokens, Trajectory
 from rlpipe.rollout.engine import Engine, EngineSpec, Health, Receipt
+from rlpipe.weights.direct import Arrived, Part, Wire
 from rlpipe.weights.payload import Payload
 
 
@@ -43,9 +44,25 @@ class RolloutWorker:
                 break
         return Slice(finished, steps, time.monotonic() - began)
 
-    def publish(self, version: int, payload: Payload) -> Receipt:
+    def publish(self, version: int, payload: Payload | Arrived) -> Receipt:
         """Serve these weights from the next step on. Raises `WeightsRejected`."""
         return self._engine.publish(version, payload)
+
+    def join(self, wire: Wire) -> None:
+        """See `TakesFromGpus.join`."""
+        self._engine.join(wire)
+
+    def wire_token(self) -> str | None:
+        """See `TakesFromGpus.wire_token`."""
+        return self._engine.wire_token()
+
+    def take(self, part: Part) -> None:
+        """See `TakesFromGpus.take`."""
+        self._engine.take(part)
+
+    def sleep(self) -> None:
+        """See `Engine.sleep`."""
+        self._engine.sleep()
 
     def probe(self, sequences: list[Tokens]) -> list[np.ndarray]:
         """See `Engine.probe`."""

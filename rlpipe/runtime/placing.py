@@ -2,7 +2,8 @@
 
 Ray places the lost bundles of a group anew all together or not at all. So a process that can be replaced alone has a
 group of its own: with room for one of two, one of them goes on. Those that hang together have one group for all. A
-bundle is never divided: what one process reserves is on one node.
+bundle is never divided: what one process reserves is on one node. Processes that share GPUs have one bundle together,
+with the same GPUs for all of them.
 
 A group that has no place yet is what Ray's autoscaler calls demand: it starts nodes for it, where there is one.
 """
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
-from rlpipe.runtime.reservation import Bundle, bundle, fitted, shown
+from rlpipe.runtime.reservation import Bundle, added, bundle, fitted, shown
 from rlpipe.runtime.roles import PlacementError, RoleSpec
 
 _PARTING_SECONDS = 10.0
@@ -29,11 +30,11 @@ _AT_ONCE_SECONDS = 5.0
 
 
 class Place:
-    """A process's bundle."""
+    """A process's bundle, and what it takes of it."""
 
-    def __init__(self, group: PlacementGroup, index: int, given: bool = True) -> None:
+    def __init__(self, group: PlacementGroup, index: int, takes: Bundle, given: bool = True) -> None:
         """`given`: whether there was room for it when the run began."""
-        self.group, self.index, self.given = group, index, given
+        self.group, self.index, self.takes, self.given = group, index, takes, given
         self.reserved: Bundle = group.bundle_specs[index]
         self._stepped_back = False
 
@@ -70,60 +71,132 @@ class Place:
             return ""
         alive = _alive()
         lost = [table["bundles"][i] for i, node in table["bundles_to_node_id"].items() if node not in alive]
-        asked = " and ".join(map(shown, lost)) or shown(self.reserved)
+        asked = " and ".join(map(shown, lost)) or shown(self.takes)
         return f"room for {asked}. {cluster_has()}"
 
 
 @dataclass(frozen=True, slots=True)
+class _Process:
+    """One that needs a place: the `index`-th of a role's."""
+
+    spec: RoleSpec
+    index: int
+
+    @property
+    def wants(self) -> Bundle:
+        wanted = bundle(self.spec.resources, self.spec.gpus)
+        return wanted if self.spec.beside is None else {"CPU": wanted["CPU"]}
+
+
+Crew = tuple[_Process, ...]
+"""Processes that have one bundle together."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Set:
-    """Processes that are placed together, by their numbers among all of the run."""
+    """Crews that are placed together, by their numbers among all of the run."""
 
     members: list[int]
     spread: bool
     may_wait: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """Of a crew."""
+
+    group: PlacementGroup
+    index: int
+    given: bool = True
+
+    def give_back(self) -> None:
+        remove_placement_group(self.group)
+
+
 def reserve(roles: Sequence[RoleSpec], seconds: float) -> dict[str, list[Place]]:
     """A place for each process of the roles that have their own, by role. Those beyond a role's `at_least` may be
     without room: they have places that are not `given` yet. Raises `PlacementError`."""
-    owners = [spec for spec in roles if spec.shares is None]
-    bundles = fitted([bundle(spec.resources) for spec in owners for _ in range(spec.count)])
-    sets, until = _sets(owners), time.monotonic() + seconds
-    places = _placed(sets, bundles, min(seconds, _AT_ONCE_SECONDS) if any(s.may_wait for s in sets) else seconds)
-    if places is None:
-        places = _placed([s for s in sets if not s.may_wait], bundles, until - time.monotonic())
-        if places is None:
-            raise PlacementError(not_given(roles, seconds))
-        with ExitStack() as given_back:
-            for place in places.values():
-                given_back.callback(place.give_back)
-            places |= _waiting([s for s in sets if s.may_wait], bundles, given_back)
-            given_back.pop_all()
-    rest = iter(places[i] for i in range(len(bundles)))
-    return {spec.name: [next(rest) for _ in range(spec.count)] for spec in owners}
+    crews = _crews(roles)
+    fitting = iter(fitted([process.wants for crew in crews for process in crew]))
+    takes = [[next(fitting) for _ in crew] for crew in crews]
+    rooms = _rooms(_sets(crews), [added(each) for each in takes], seconds)
+    if rooms is None:
+        raise PlacementError(not_given(roles, seconds))
+    places = {
+        (process.spec.name, process.index): Place(rooms[i].group, rooms[i].index, taken, rooms[i].given)
+        for i, crew in enumerate(crews)
+        for process, taken in zip(crew, takes[i], strict=True)
+    }
+    return {spec.name: [places[spec.name, i] for i in range(spec.count)] for spec in roles if spec.shares is None}
 
 
-def _sets(owners: Sequence[RoleSpec]) -> list[_Set]:
-    seats = [(spec, n) for spec in owners for n in range(spec.count)]
+def _crews(roles: Sequence[RoleSpec]) -> list[Crew]:
+    """Whoever lives beside others comes after them in their crew."""
+    guests = {spec.beside: spec for spec in roles if spec.beside is not None}
+    crews: list[Crew] = []
+    for spec in roles:
+        if spec.shares is None and spec.beside is None:
+            crews += _crewed(spec, guests[spec.name]) if spec.name in guests else _alone(spec)
+    return crews
+
+
+def _alone(spec: RoleSpec) -> list[Crew]:
+    return [(_Process(spec, i),) for i in range(spec.count)]
+
+
+def _crewed(hosts: RoleSpec, guest: RoleSpec) -> list[Crew]:
+    return [
+        (*(_Process(hosts, seat) for seat in beside(i, hosts.count, guest.count)), _Process(guest, i))
+        for i in range(guest.count)
+    ]
+
+
+def beside(index: int, hosts: int, guests: int) -> range:
+    """Which of `hosts` processes the `index`-th of `guests` lives beside."""
+    if hosts % guests:
+        raise ValueError(f"{guests} processes cannot live beside {hosts}, each with as many as the others")
+    each = hosts // guests
+    return range(index * each, (index + 1) * each)
+
+
+def _rooms(sets: Sequence[_Set], bundles: Sequence[Bundle], seconds: float) -> dict[int, _Room] | None:
+    """By crew. None if there is too little within so long."""
+    until = time.monotonic() + seconds
+    rooms = _placed(sets, bundles, min(seconds, _AT_ONCE_SECONDS) if any(s.may_wait for s in sets) else seconds)
+    if rooms is not None:
+        return rooms
+    rooms = _placed([s for s in sets if not s.may_wait], bundles, until - time.monotonic())
+    if rooms is None:
+        return None
+    with ExitStack() as given_back:
+        for room in rooms.values():
+            given_back.callback(room.give_back)
+        rooms |= _waiting([s for s in sets if s.may_wait], bundles, given_back)
+        given_back.pop_all()
+    return rooms
+
+
+def _sets(crews: Sequence[Crew]) -> list[_Set]:
+    first = [(crew[0].spec, crew[0].index) for crew in crews]
     alone = [
         _Set([i], spec.nodes == "spread", spec.at_least is not None and n >= spec.at_least)
-        for i, (spec, n) in enumerate(seats)
+        for i, (spec, n) in enumerate(first)
         if spec.again is not None
     ]
-    together = [i for i, (spec, _) in enumerate(seats) if spec.again is None]
+    together = [i for i, (spec, _) in enumerate(first) if spec.again is None]
     return alone + ([_Set(together, spread=False, may_wait=False)] if together else [])
 
 
-def _waiting(sets: Sequence[_Set], bundles: Sequence[Bundle], given_back: ExitStack) -> dict[int, Place]:
+def _waiting(sets: Sequence[_Set], bundles: Sequence[Bundle], given_back: ExitStack) -> dict[int, _Room]:
     """Asked for one by one; there may be room for some of them now."""
     groups = {i: _held(given_back, _group([bundles[i]])) for s in sets for i in s.members}
     until = time.monotonic() + _AT_ONCE_SECONDS / 2
     while not all(map(_is_there, groups.values())) and time.monotonic() < until:
         time.sleep(0.1)
-    return {i: Place(group, 0, _is_there(group)) for i, group in groups.items()}
+    return {i: _Room(group, 0, _is_there(group)) for i, group in groups.items()}
 
 
-def _placed(sets: Sequence[_Set], bundles: Sequence[Bundle], seconds: float) -> dict[int, Place] | None:
+def _placed(sets: Sequence[_Set], bundles: Sequence[Bundle], seconds: float) -> dict[int, _Room] | None:
     """All or nothing: they are waited for as one group, so that of two runs neither holds what the other one lacks."""
     until, wanted = time.monotonic() + seconds, [bundles[i] for s in sets for i in s.members]
     while (left := until - time.monotonic()) > 0:
@@ -135,7 +208,7 @@ def _placed(sets: Sequence[_Set], bundles: Sequence[Bundle], seconds: float) -> 
             if groups is not None:
                 given_back.pop_all()
                 found = zip(sets, groups, strict=True)
-                return {i: Place(group, n) for s, group in found for n, i in enumerate(s.members)}
+                return {i: _Room(group, n) for s, group in found for n, i in enumerate(s.members)}
     return None
 
 
@@ -239,4 +312,5 @@ def _asked(spec: RoleSpec) -> str:
     if spec.shares is not None:
         return f"nothing of its own, in the processes of {spec.shares}"
     where = f"{spec.recipe_key}.resources and the count in {spec.recipe_key}"
-    return f"{spec.count} x {bundle(spec.resources)}   (recipe: {where})"
+    on = f", on the GPUs of {spec.beside}" if spec.beside is not None else ""
+    return f"{spec.count} x {_Process(spec, 0).wants}{on}   (recipe: {where})"

@@ -19,10 +19,17 @@ class RayHandle:
     """One role in one process. `name` is the process's, as messages show it."""
 
     def __init__(
-        self, name: str, processes: Mapping[str, RayProcess], spec: RoleSpec, sharing: int, deadlines: Deadlines
+        self,
+        name: str,
+        processes: Mapping[str, RayProcess],
+        spec: RoleSpec,
+        sharing: int,
+        deadlines: Deadlines,
+        beside: Sequence[RayProcess] = (),
     ) -> None:
         """`processes`: the role's, by the names of their handles. `sharing` is among how many processes of the role its
-        node's cores are shared."""
+        node's cores are shared; `beside`, on whose GPUs its process lives."""
+        self._beside = beside
         self.name = name
         self._process, self._spec, self._sharing, self._deadlines = processes[name], spec, sharing, deadlines
         self._processes = processes
@@ -41,7 +48,10 @@ class RayHandle:
         """Construct the role; later calls wait for it."""
         host, spec = self._process.host, self._spec
         keys = Keys(spec.secrets, secrets.of(spec.secrets))
-        built = host.build.remote(spec.name, spec.role, arguments, spec.host, spec.threads, self._sharing, keys)
+        devices = [process.host.devices.remote() for process in self._beside]
+        built = host.build.remote(
+            spec.name, spec.role, arguments, spec.host, spec.threads, self._sharing, keys, *devices
+        )
         self._process.building = built
         start = Within(STARTING, self._deadlines.start)
         return RayPending(host, self.name, f"building {spec.role.__name__}", built, start, self._unwatched)

@@ -13,6 +13,8 @@ from rlpipe.runtime.local import free_port
 from rlpipe.runtime.recorder import Recorder, Recording
 from rlpipe.runtime.threads import set_threads, stacks
 
+DEVICES = "CUDA_VISIBLE_DEVICES"
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Keys:
@@ -53,13 +55,23 @@ class Host:
         threads: int,
         sharing: int,
         keys: Keys,
+        *devices: str,
     ) -> None:
-        """`host` names the role of this process that the constructor gets as its last argument."""
+        """`host` names the role of this process that the constructor gets as its last argument. `devices` are those of
+        the processes that this one lives beside, which reserved them; Ray gave this one none."""
+        if devices:
+            os.environ[DEVICES] = ",".join(filter(None, devices))
         self._allowed.update(keys.allowed)
         secrets.take(keys.given, self._allowed)
         set_threads(threads, sharing)
         with kept_with_place(), secrets.hidden_in_errors():
             self._roles[name] = role(*arguments, *([self._roles[host]] if host else []))
+
+    @ray.method(concurrency_group="role")
+    def devices(self) -> str:
+        """The GPUs that this process sees, as CUDA counts them on its node; answered when what it was asked before,
+        such as to build its roles, is done."""
+        return os.environ.get(DEVICES, "")
 
     @ray.method(concurrency_group="role")
     def run(self, name: str, method: str, *args: Any, **kwargs: Any) -> Any:

@@ -59,10 +59,10 @@ class RayProcess:
         self.heartbeat, self.calls = Heartbeat(self.host.pulse.remote), Calls()
 
     def _start(self) -> Any:
-        reserved = self.place.reserved
+        takes = self.place.takes
         return RemoteHost.options(
-            num_cpus=reserved["CPU"],
-            num_gpus=reserved.get("GPU", 0),
+            num_cpus=takes["CPU"],
+            num_gpus=takes.get("GPU", 0),
             scheduling_strategy=PlacementGroupSchedulingStrategy(self.place.group, self.place.index),
             runtime_env={"env_vars": _environment(self._spec)},
         ).remote()

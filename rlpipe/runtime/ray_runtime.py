@@ -11,7 +11,7 @@ import ray
 from rlpipe.recipe import secrets
 from rlpipe.recipe.run import Deadlines
 from rlpipe.runtime.handle import Handle, Within, results
-from rlpipe.runtime.placing import Place, reserve
+from rlpipe.runtime.placing import Place, beside, reserve
 from rlpipe.runtime.ray_handle import RayHandle
 from rlpipe.runtime.ray_pending import STARTING, RayPending
 from rlpipe.runtime.ray_process import RayProcess
@@ -80,7 +80,9 @@ class RayStarted:
         """See `Started.restart`."""
         gang = [self._processes[name] for name in names]
         owned = {name: each for spec, processes in gang if spec.shares is None for name, each in processes.items()}
-        alone = [each for spec, of in self._processes.values() if spec.again is not None for each in of.values()]
+        # Of those that could be somewhere else; one beside others has its place in their group.
+        elsewhere = [of for spec, of in self._processes.values() if spec.again is not None and spec.beside is None]
+        alone = [each for of in elsewhere for each in of.values()]
         for process in owned.values():
             process.restart()
         Settling(owned, [spec for spec, _ in gang], alone, self._deadlines).wait()
@@ -93,12 +95,19 @@ class RayStarted:
         handles: list[Handle[Any]] = []
         begun = {name: process for name, process in processes.items() if process.begun}
         seats = dict(zip(begun, _seats(begun, self._within), strict=True))
-        for name in processes:
+        for index, name in enumerate(processes):
             sharing = seats[name].local_count if name in seats else 1
-            handle = RayHandle(name, processes, spec, sharing, self._deadlines)
+            hosts = self._beside(spec, index)
+            handle = RayHandle(name, processes, spec, sharing, self._deadlines, hosts)
             self._builds += [handle.build(spec.arguments(seats[name]))] if name in seats else []
             handles.append(handle)
         return handles
+
+    def _beside(self, spec: RoleSpec, index: int) -> list[RayProcess]:
+        if spec.beside is None:
+            return []
+        _, hosts = self._processes[spec.beside]
+        return [list(hosts.values())[i] for i in beside(index, len(hosts), spec.count)]
 
     def ready(self) -> None:
         builds, self._builds = self._builds, []
@@ -122,11 +131,10 @@ class RayRuntime:
         self._places += [place for each in places.values() for place in each]
         processes = {spec.name: [self._process(spec, place) for place in places[spec.name]] for spec in owners}
         started = RayStarted(self._deadlines)
-        for spec in owners:
-            self._by_name |= started.add(spec, processes[spec.name])
-        for spec in roles:
-            if spec.shares is not None:
-                started.add(spec, processes[spec.shares])
+        # Whoever shares a process comes after its owner, and whoever lives beside others after all that these host.
+        for spec in sorted(roles, key=lambda spec: (spec.beside is not None, spec.shares is not None)):
+            by_name = started.add(spec, processes[spec.shares or spec.name])
+            self._by_name |= by_name if spec.shares is None else {}
         return started
 
     def _process(self, spec: RoleSpec, place: Place) -> RayProcess:

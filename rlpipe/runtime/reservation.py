@@ -13,11 +13,11 @@ OWN_MACHINE = "rlpipe_own_machine"
 """Resource that marks a Ray which rlpipe started for the length of one run."""
 
 
-def bundle(resources: Resources) -> Bundle:
-    """What one process asks for."""
+def bundle(resources: Resources, gpus_wanted: int = 1) -> Bundle:
+    """What one process asks for; `gpus_wanted` is what auto stands for on a cluster with GPUs."""
     gpus = resources.gpus
     if gpus == "auto":
-        gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
+        gpus = float(gpus_wanted) if ray.cluster_resources().get("GPU") else 0.0
     return {"CPU": resources.cpus} | ({"GPU": float(gpus)} if gpus else {})
 
 
@@ -31,6 +31,17 @@ def fitted(bundles: Sequence[Bundle]) -> list[Bundle]:
     if OWN_MACHINE not in total or asked <= total["CPU"]:
         return list(bundles)
     return [bundle | {"CPU": _allowed(bundle["CPU"] * total["CPU"] / asked)} for bundle in bundles]
+
+
+def added(bundles: Sequence[Bundle]) -> Bundle:
+    """What several processes take of one bundle."""
+    keys = dict.fromkeys(key for bundle in bundles for key in bundle)
+    return {key: _exact(sum(bundle.get(key, 0.0) for bundle in bundles)) for key in keys}
+
+
+def _exact(amount: float) -> float:
+    """Without what adding floats leaves beyond the four digits that Ray knows."""
+    return round(amount, 4)
 
 
 def _allowed(cpus: float) -> float:

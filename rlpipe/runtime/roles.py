@@ -65,6 +65,11 @@ class RoleSpec:
     """Of processes that can be replaced alone: on as few nodes as possible, or on as many."""
     secrets: tuple[str, ...] = ()
     """Names of the variables with keys that its processes get; no others reach them."""
+    gpus: int = 1
+    """GPUs of each process where `resources` says auto and the cluster has some; all of them on one node."""
+    beside: str | None = None
+    """Name of the role on whose GPUs this one lives in processes of its own, each on those of as many of that role's
+    processes as there are for each. It reserves no GPUs, and is built when they are."""
     takes_host: bool = False
     """Whether the constructor gets the object of the role that it shares with as its last argument."""
 

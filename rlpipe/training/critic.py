@@ -57,6 +57,8 @@ class CriticSpec:
     """What is trained in place of the model's own weights, beside the value head."""
     value_clip: float | None = None
     """How far an update may carry a value from `values_N`, in reward units; None leaves it free."""
+    gives_way: bool = False
+    """As the policy's."""
     seed: int = 0
     timeout_seconds: float = 600.0
     """How long a rank waits for the others, at the start and in each collective."""
@@ -78,6 +80,8 @@ class Critic:
         prepare(backbone, spec.gradient_checkpointing)
         model = ValueModel(backbone, score)
         self._engine = TrainingEngine(model, dtype, spec.sharding, spec.optimizer, spec.total_steps)
+        if spec.gives_way:
+            self.give_way()
 
     def sizes(self) -> tuple[int, int]:
         """How many parameters are trained, and how many there are; those that a policy lends count, too."""
@@ -131,6 +135,10 @@ class Critic:
     def rest(self) -> None:
         """Make room on the GPU for another role's update, until the next of one's own. It still answers."""
         self._engine.rest()
+
+    def give_way(self) -> None:
+        """Leave the GPU to an engine on it, in another process, until the next call."""
+        self._engine.give_way()
 
     def save_state(self, directory: str) -> None:
         """Everything needed to go on exactly from here: weights, optimizer, step count, random state."""

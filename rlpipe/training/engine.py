@@ -7,7 +7,7 @@ import torch
 
 from rlpipe.recipe.training import Optimizer
 from rlpipe.training.optimizer import adamw
-from rlpipe.training.resting import Resting
+from rlpipe.training.resting import Resting, give_to_other_processes, tensors_in
 from rlpipe.training.schedule import learning_rate
 from rlpipe.training.sharding import Sharding, deepspeed_config, size
 
@@ -37,14 +37,25 @@ class TrainingEngine:
         self._settings = optimizer
         self._total_steps = total_steps
         self._adamw = adamw(model, optimizer)
-        self.module: DeepSpeedEngine = deepspeed.initialize(
+        self._module: DeepSpeedEngine = deepspeed.initialize(
             model=model, optimizer=self._adamw, config=config, dist_init_required=False
         )[0]
         self._resting: Resting | None = None
+        """What only steps need."""
+        self._all_resting: Resting | None = None
+        """And the rest, while that is away, too."""
         self._clip_here = config["gradient_clipping"] == 0.0
         # Alone, a rank has nobody to reduce with; stages 1 to 3 need the call, stage 0 would only copy.
         if self.world == 1 and config["zero_optimization"]["stage"] == 0:
-            self.module.enable_backward_allreduce = False
+            self._module.enable_backward_allreduce = False
+
+    @property
+    def module(self) -> "DeepSpeedEngine":
+        """The model under DeepSpeed, its weights where they compute: whoever asks for it wants to use them."""
+        if self._all_resting is not None:
+            self._all_resting.end()
+            self._all_resting = None
+        return self._module
 
     @property
     def model(self) -> torch.nn.Module:
@@ -53,27 +64,50 @@ class TrainingEngine:
 
     @property
     def world(self) -> int:
-        return self.module.world_size
+        return self._module.world_size
 
     @property
     def steps_done(self) -> int:
         """Optimizer steps taken since the beginning of the run."""
-        return self.module.global_steps
+        return self._module.global_steps
 
     def rest(self) -> None:
         """Until the next step, keep in host memory what only a step needs, for a role on the same GPU to have the room:
         AdamW's running means, and with ZeRO the float32 weights. On a CPU there is nothing to be gained."""
-        if self._on_gpu and self._resting is None:
-            self._resting = Resting(self._needed_by_steps())
+        if self._on_gpu:
+            self._put_steps_away()
+
+    def give_way(self) -> None:
+        """Keep everything in host memory, also the weights and what DeepSpeed keeps of gradients, for another process
+        to have the GPU, until `module` is used."""
+        self._put_steps_away()
+        if self._all_resting is None:
+            self._all_resting = Resting(self._everything())
+            give_to_other_processes()
 
     def wake(self) -> None:
-        """Bring back what `rest` put away. `backward` does it by itself."""
+        """Bring back what was put away. `backward` does it by itself."""
+        _ = self.module
         if self._resting is not None:
             self._resting.end()
             self._resting = None
 
+    def _put_steps_away(self) -> None:
+        if self._resting is None:
+            self._resting = Resting(self._needed_by_steps())
+
+    def _everything(self) -> list[torch.Tensor]:
+        """All that lies where the model computes, as far as it is known by somebody: DeepSpeed keeps flat copies,
+        shares and sums of gradients in its optimizer."""
+        parameters = list(self._module.module.parameters())
+        shares = [p.ds_tensor for p in parameters if hasattr(p, "ds_tensor")]  # of ZeRO-3
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        held = [*parameters, *shares, *gradients, *self._module.module.buffers(), *tensors_in(self._module.optimizer)]
+        device = self._module.device.type
+        return [tensor for tensor in held if tensor.device.type == device]
+
     def _needed_by_steps(self) -> list[torch.Tensor]:
-        sharded = self.module.zero_optimization()
+        sharded = self._module.zero_optimization()
         masters = list(self._adamw.state) if sharded else []  # else the model's own weights
         kept = [value for state in self._adamw.state.values() for value in state.values()]
         # bitsandbytes counts steps in a number, and what it pages goes to the host by itself.

@@ -19,6 +19,7 @@ from rlpipe.recipe.model import Dtype, Model
 from rlpipe.recipe.training import Optimizer
 from rlpipe.runtime.handle import silent
 from rlpipe.training import adapter_export, checkpoint
+from rlpipe.training.direct import Sender
 from rlpipe.training.distributed import Rank, join
 from rlpipe.training.engine import TrainingEngine
 from rlpipe.training.export import full_parameters, save_weights
@@ -27,6 +28,7 @@ from rlpipe.training.metrics import Mean, TokenSums
 from rlpipe.training.padding import pad
 from rlpipe.training.prepare import prepare
 from rlpipe.training.sharding import Sharding, loaded, sizes
+from rlpipe.weights.direct import Described, Part, Wire
 from rlpipe.weights.packing import pack
 from rlpipe.weights.payload import Exported, Payload
 
@@ -62,6 +64,8 @@ class PolicySpec:
     seed: int = 0
     timeout_seconds: float = 600.0
     """How long a rank waits for the others, at the start and in each collective."""
+    gives_way: bool = False
+    """Whether an engine in another process uses the same GPU, in turns; it begins."""
     bucket_bytes: int = 256 << 20
     """Size of the buffers in which `export` hands weights over."""
 
@@ -82,7 +86,10 @@ class Policy:
         prepare(model, spec.gradient_checkpointing)
         self._engine = TrainingEngine(model, dtype, spec.sharding, spec.optimizer, spec.total_steps)
         self._exported = Exported("", 0)
+        self._sender = Sender(rank)
         self._algorithm = OnlineAlgorithm(spec.algorithm, spec.max_new_tokens)
+        if spec.gives_way:
+            self.give_way()
 
     def sizes(self) -> tuple[int, int]:
         """How many parameters are trained, and how many there are."""
@@ -167,9 +174,43 @@ class Policy:
         take = full_parameters if self._spec.adapter is None else adapter_export.merged_parameters
         return take(self._engine.model)
 
+    def describe(self) -> Described:
+        """What goes to engines from GPU to GPU; for a policy without an adapter. Every rank takes part."""
+        described = self._sender.describe(self._engine.model)
+        self._exported = Exported(described.digest, described.nbytes)
+        return described
+
+    def part(self, index: int, keep: bool) -> Part | None:
+        """See `Sender.part`."""
+        return self._sender.part(self._engine.model, index, keep)
+
+    def open_wire(self, token: str) -> Wire:
+        """See `Sender.open_wire`."""
+        return self._sender.open_wire(token)
+
+    def wire_token(self, engine: str) -> str | None:
+        """See `Sender.token`."""
+        return self._sender.token(engine)
+
+    def join(self, engine: str, wire: Wire, workers: int) -> None:
+        """See `Sender.join`."""
+        self._sender.join(engine, wire, workers)
+
+    def broadcast(self, engine: str) -> None:
+        """See `Sender.broadcast`."""
+        self._sender.broadcast(self._engine.model, engine)
+
+    def on_gpu(self) -> bool:
+        """Whether it trains on one."""
+        return self._device.type == "cuda"
+
     def rest(self) -> None:
         """Make room on the GPU for another role's update, until the next of one's own. It still answers."""
         self._engine.rest()
+
+    def give_way(self) -> None:
+        """Leave the GPU to an engine on it, in another process, until the next call."""
+        self._engine.give_way()
 
     def exported(self) -> Exported:
         """Of the last `export` of rank 0: what an engine's receipt must say, told on another way than the payload

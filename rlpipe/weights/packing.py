@@ -35,8 +35,14 @@ def pack(
 
 def unpack(payload: Payload) -> Iterator[tuple[str, torch.Tensor]]:
     """The payload's tensors in order, as views of its buckets: to be read, never written."""
-    for entry in payload.index:
-        raw = payload.buckets[entry.bucket][entry.offset : entry.offset + entry.nbytes]
+    for number, bucket in enumerate(payload.buckets):
+        yield from tensors_of([entry for entry in payload.index if entry.bucket == number], bucket)
+
+
+def tensors_of(entries: Iterable[TensorEntry], bucket: np.ndarray) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors that lie in one bucket, as `unpack`."""
+    for entry in entries:
+        raw = bucket[entry.offset : entry.offset + entry.nbytes]
         yield entry.name, _readable(raw).view(getattr(torch, entry.dtype)).view(entry.shape)
 
 

@@ -68,12 +68,18 @@ class Verifier:
         self._last: dict[str, _Answer] = {}
 
     def check(
-        self, engine: str, version: int, sent_digest: str, received_digest: str, trainer: Logprobs, answers: Logprobs
+        self,
+        engine: str,
+        version: int,
+        sent_digest: str,
+        received_digest: str | None,
+        trainer: Logprobs,
+        answers: Logprobs,
     ) -> Verification:
         """Raises `WeightSyncError` unless `engine` received the bytes that were sent, answers the probes as the
         trainer does, and has changed its answers since the last publish if the trainer has."""
         who = f"{engine}, weight version {version}"
-        if received_digest != sent_digest:
+        if received_digest not in (None, sent_digest):
             raise WeightSyncError(
                 f"{who}: received bytes with digest {received_digest}, the trainer sent {sent_digest}. "
                 "They were damaged or mixed up on the way; nothing this engine generates can be trusted."

@@ -249,6 +249,12 @@ def _doctor() -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "rlpipe", "doctor"], capture_output=True, text=True, timeout=300)
 
 
+def gpu_tests_say_why_they_skip(reader: Reader) -> Done:
+    files = sorted((ROOT / "tests/gpu").glob("test_*.py"))
+    assert files and all("pytest.mark.gpu,\n    pytest.mark.skipif(" in file.read_text() for file in files)
+    return Done(0, "", 0.0)
+
+
 SERVE = (
     "vllm serve runs/arithmetic-sft/model --enable-lora --max-loras 2 --max-lora-rank 32 "
     "--lora-modules first=first second=second"
@@ -279,6 +285,7 @@ LISTED = {
         "runs a cell for each, whose kinds of adapter have tests; here their recipes are checked",
         adapters_can_be_compared,
     ),
+    "python -m pytest tests/gpu -n 0 -rs": Listed("needs a GPU", gpu_tests_say_why_they_skip),
     "rlpipe doctor": Listed("answers for a machine that others load; run once for all pages", doctor_knows),
 }
 

@@ -11,6 +11,7 @@ from tiny_models import END, request
 
 from rlpipe.recipe.run import Deadlines
 from rlpipe.recipe.training import Resources
+from rlpipe.rollout.carriers import ObjectStore
 from rlpipe.rollout.delivery import Publication
 from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.pool import EnginePool
@@ -57,9 +58,10 @@ def answers(runtime, folder: Path, engines: int) -> tuple[dict[str, list], list[
     )
     started.ready()
     pool = EnginePool({"policy": started.handles["engine"]}, Deadlines(), max_restarts=0)
-    said = [started.handles["policy"][0].call(SOON, method) for method in (Trainer.export, Trainer.exported)]
-    expected = started.handles["policy"][0].call(SOON, Trainer.probe)
-    delivered = pool.publish("policy", Publication(1, *said, expected, [PROBE], Verifier(1e-4), SOON))
+    methods = (Trainer.export, Trainer.exported, Trainer.probe)
+    packed, exported, expected = (started.handles["policy"][0].call(SOON, method) for method in methods)
+    carrier = ObjectStore(packed, SOON)
+    delivered = pool.publish("policy", Publication(1, carrier, exported, expected, [PROBE], Verifier(1e-4), SOON))
     assert len(delivered) == engines
     pool.submit("policy", [request(i, prompt_length=4 + i) for i in range(6)])
     groups = []

@@ -10,7 +10,7 @@ import torch
 from tiny_models import END, request, teacher_forced
 
 from rlpipe.data.flow import FinishReason, Trajectory, VersionSpan
-from rlpipe.rollout import vllm_compat
+from rlpipe.rollout import vllm_workers
 from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.vllm_engine import VllmEngine
 from rlpipe.weights.packing import pack
@@ -148,7 +148,7 @@ def test_a_publish_of_the_same_weights_changes_no_token(engine, model):
 
 def test_an_engine_that_keeps_its_old_output_head_is_caught(engine, folder, model, monkeypatch):
     """vLLM's own fault with tied embeddings on CPU: the bytes arrive, the head goes on with what it packed before."""
-    monkeypatch.setattr(vllm_compat, "repack_embeddings", lambda worker: None)
+    monkeypatch.setattr(vllm_workers, "repack_embeddings", lambda worker: None)
     weights = tiny_models.scramble(tiny_models.load(folder), seed=8)
     if model.config.tie_word_embeddings:
         with pytest.raises(WeightSyncError, match=r"differ from the trainer's by .* nats"):

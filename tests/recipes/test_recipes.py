@@ -60,6 +60,7 @@ CHAINS = {
     "guess": {"arithmetic/guess": [], "arithmetic/guess_rl": []},
     "calculator": {"arithmetic/calculator": []},
     "gsm8k": {"gsm8k/sft": [], "gsm8k/grpo": ["model.path=runs/gsm8k-sft/model"], "gsm8k/reward_model": []},
+    "gsm8k in turns": {"gsm8k/grpo_1gpu": [], "gsm8k/grpo_8gpus": [], "gsm8k/grpo_32gpus": []},
     "gsm8k preferences": {"gsm8k/dpo": [], "gsm8k/kto": [], "gsm8k/mixture": []},
     "hh": {"hh/reward_model": [], "hh/dpo": []},
     "rlhf": {"arithmetic/rlhf": []},

@@ -4,7 +4,7 @@ import pytest
 import ray
 
 from rlpipe.recipe.training import Resources
-from rlpipe.runtime.reservation import OWN_MACHINE, bundle, fitted
+from rlpipe.runtime.reservation import OWN_MACHINE, added, bundle, fitted
 
 
 @pytest.fixture
@@ -20,6 +20,19 @@ def test_auto_is_a_gpu_where_there_are_gpus(cluster):
     assert bundle(Resources()) == {"CPU": 0.5}
     cluster(CPU=2.0, GPU=1.0)
     assert bundle(Resources()) == {"CPU": 0.5, "GPU": 1.0}
+
+
+def test_an_engine_that_is_split_takes_all_its_gpus_in_one_bundle(cluster):
+    cluster(CPU=2.0, GPU=8.0)
+    assert bundle(Resources(), 4) == {"CPU": 0.5, "GPU": 4.0}
+    assert bundle(Resources(gpus=0), 4) == {"CPU": 0.5}
+    cluster(CPU=2.0)
+    assert bundle(Resources(), 4) == {"CPU": 0.5}
+
+
+def test_two_ranks_and_their_engine_have_one_bundle_together():
+    rank, engine = {"CPU": 0.1, "GPU": 1.0}, {"CPU": 0.2}
+    assert added([rank, rank, engine]) == {"CPU": 0.4, "GPU": 2.0}
 
 
 def test_five_roles_share_the_two_cores_of_a_laptop(cluster):

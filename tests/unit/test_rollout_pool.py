@@ -10,6 +10,7 @@ import tiny_models
 from tiny_models import END, request
 
 from rlpipe.recipe.run import Deadlines
+from rlpipe.rollout.carriers import ObjectStore
 from rlpipe.rollout.delivery import Publication
 from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.pool import Barren, EnginePool
@@ -45,13 +46,9 @@ def published(model, version: int) -> Publication:
     payload, probe = pack(model.named_parameters()), np.arange(5, dtype=np.int32)
     answer = tiny_models.teacher_forced(model, probe[:1], probe[1:])
     said = (payload, Exported(payload.digest, payload.nbytes), [answer])
-    return Publication(
-        version,
-        *(LocalPending(lambda it=it: it, (), {}) for it in said),
-        [probe],
-        Verifier(1e-4),
-        Within("publish", 9.0),
-    )
+    packed, exported, expected = (LocalPending(lambda it=it: it, (), {}) for it in said)
+    within = Within("publish", 9.0)
+    return Publication(version, ObjectStore(packed, within), exported, expected, [probe], Verifier(1e-4), within)
 
 
 def drain(engines: EnginePool) -> dict[str, tuple]:

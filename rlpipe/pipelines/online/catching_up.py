@@ -16,6 +16,7 @@ from rlpipe.pipelines.online.publisher import Publisher
 from rlpipe.pipelines.online.sampler import Sampler
 from rlpipe.pipelines.online.saving import Saving
 from rlpipe.pipelines.online.trainer import Trainer
+from rlpipe.pipelines.online.turns import Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +29,21 @@ class CatchingUp:
     publisher: Publisher
     saving: Saving
     sampler: Sampler
+    turns: Turns
     events: EventLog
 
     def run(self) -> int:
         """Returns the last committed step, whose weights the roles and the engines have now; 0 in a stage that
         begins."""
         began = self.publisher.version is None
+        self.turns.train()
         if began:
             with self.events.phase("publish", says="publishing the first weights, and checking that they arrived"):
                 self.publisher.publish(version=0)
-        saved, last = self.saving.load(), self.ledger.step
+        last = self.ledger.step
+        if last or not began:
+            self.turns.train()
+        saved = self.saving.load()
         if last:
             says = f"resuming from step {saved}, replaying {last - saved} steps from their stored trajectories"
             self.events.note(says)

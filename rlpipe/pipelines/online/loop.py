@@ -28,6 +28,7 @@ from rlpipe.pipelines.online.publisher import Publisher
 from rlpipe.pipelines.online.sampler import Sampler
 from rlpipe.pipelines.online.saving import Saving
 from rlpipe.pipelines.online.trainer import Trainer
+from rlpipe.pipelines.online.turns import Turns
 from rlpipe.recipe.algorithm import Schedule
 
 
@@ -46,6 +47,7 @@ class Loop:
     evaluate: Callable[[], Evaluated]
     saving: Saving
     gang: Gang
+    turns: Turns
     admission: Admission
     engine_watch: EngineWatch
     catching_up: CatchingUp
@@ -64,10 +66,12 @@ class Loop:
                 elif done < self.schedule.steps:
                     done = self._advance(done + 1)
                 else:
+                    self.turns.train()
                     return self.finish()
             except Exception as fault:  # one of a lost process is mended, any other raised
                 self.sampler.interrupt()
                 self.publisher.withdraw()
+                self.turns.train()
                 self.gang.replace(fault, self.ledger.step, self.sampler.attend)
                 self.sampler.go_on()
                 done = None
@@ -87,6 +91,7 @@ class Loop:
         started, phase = time.perf_counter(), self.events.phase
         self.engine_watch.begin()
         groups, dropped = self._groups(step)
+        self.turns.train()
         with phase("prepare", step):
             batch, metrics = self.trainer.batch(groups)
         self.events.sample(step, groups[0].prompt.text, said_in(groups[0], 0), **shown(groups[0].outcomes[0]))
@@ -120,6 +125,7 @@ class Loop:
         return groups, dropped
 
     def _sampled(self, step: int, count: int) -> list[Group]:
+        self.turns.sample()
         with self.events.phase("generate", step):
             self.sampler.generate(count)
         with self.events.phase("score", step):
@@ -130,9 +136,13 @@ class Loop:
         if self.saving.stands(step):
             return
         due = step % self.evaluate_every == 0 or step == self.schedule.steps
-        self.saving.save(step, self._evaluated(step) if due else None)
+        evaluation = self._evaluated(step) if due else None
+        if self.saving.due(step):
+            self.turns.train()
+            self.saving.save(step, evaluation)
 
     def _evaluated(self, step: int) -> dict[str, float]:
+        self.turns.sample()
         with self.events.phase("evaluate", step, says="answering held-out prompts"):
             found = self.evaluate()
         self.events.evaluation(step, found.metrics, found.samples)

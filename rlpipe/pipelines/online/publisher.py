@@ -1,9 +1,10 @@
 """Policy weights to every engine, and the proof that they arrived."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rlpipe.data.flow import Tokens
+from rlpipe.pipelines.online.sending import Send
 from rlpipe.rollout.delivery import Publication
 from rlpipe.rollout.pool import EnginePool
 from rlpipe.runtime.handle import Handle, Look, Within, first_ready, results
@@ -18,19 +19,23 @@ class Publisher:
         self,
         model: str,
         policy: Sequence[Handle[Policy]],
+        send: Send,
         pool: EnginePool,
         verifier: Verifier,
         probes: list[Tokens],
         seconds: float,
         look: Look = first_ready,
+        give_way: Callable[[], None] = lambda: None,
     ) -> None:
-        """`look` waits for the policy's ranks; engines generate until these have their weights ready."""
+        """`send` makes the weights ready. `look` waits for the policy's ranks; engines generate until these have done
+        so. `give_way` is called when they have, before an engine takes them."""
+        self._give_way = give_way
         self.version: int | None = None
         """What was published last."""
         self.digest = ""
         """Of its bytes."""
         self._look = look
-        self._model, self._policy, self._pool = model, policy, pool
+        self._model, self._policy, self._send, self._pool = model, policy, send, pool
         self._verifier, self._probes, self._within = verifier, probes, Within("publish", seconds)
 
     def withdraw(self) -> None:
@@ -44,13 +49,15 @@ class Publisher:
         Raises `WeightSyncError` if an engine does not answer as the trainer does.
         """
         started = time.monotonic()
-        # Every rank takes part in gathering; rank 0 holds the payload. Nothing is waited for until all is under way.
-        exports = [rank.call(self._within, Policy.export) for rank in self._policy]
+        sent = self._send()  # nothing is waited for until all is under way
         expected = [rank.call(self._within, Policy.probe, self._probes) for rank in self._policy]
-        sent = self._policy[0].call(self._within, Policy.exported)
-        what = Publication(version, exports[0], sent, expected[0], self._probes, self._verifier, self._within)
-        results([*exports[1:], sent, *expected], self._look)  # not the payload: that goes to the engines only
+        what = Publication(
+            version, sent.carrier, sent.exported, expected[0], self._probes, self._verifier, self._within
+        )
+        results([*sent.awaited, *expected], self._look)
+        self._give_way()
         delivered = self._pool.publish(self._model, what).values()
+        self._give_way()  # ranks that a carrier has woken
         self.version, self.digest = version, what.truth[0].digest
         return {
             "publish/bytes": float(what.truth[0].nbytes),

@@ -24,10 +24,14 @@ from rlpipe.pipelines.online.loop import Loop
 from rlpipe.pipelines.online.publisher import Publisher
 from rlpipe.pipelines.online.sampler import Sampler
 from rlpipe.pipelines.online.saving import Saving, Stateful
+from rlpipe.pipelines.online.sending import FromGpu, OverHost, Send
 from rlpipe.pipelines.online.trainer import Trainer
+from rlpipe.pipelines.online.turns import GivingWay, InTurns, Together
 from rlpipe.pipelines.stage import FINAL_ADAPTER, FINAL_MODEL, Stage
 from rlpipe.recipe.tasks import RlRecipe
+from rlpipe.recipe.transport import direct_transport
 from rlpipe.rewards.stage import RewardStage
+from rlpipe.rollout.carriers import Ipc, Nccl
 from rlpipe.rollout.environments.stage import EnvironmentStage
 from rlpipe.rollout.pool import EnginePool
 from rlpipe.runtime.handle import Handle, Look, Within, results
@@ -64,7 +68,8 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
 def _roles(stage: Stage, recipe: RlRecipe, algorithm: OnlineAlgorithm) -> list[RoleSpec]:
     """Those that the algorithm and the rewards need."""
     policy, *others = learning(stage, recipe, algorithm)
-    return [*reward_models.specs(stage), policy, roles.engines(stage, stage.served_path), *others]
+    specs = [*reward_models.specs(stage), policy, roles.engines(stage, stage.served_path), *others]
+    return sorted(specs, key=lambda spec: spec.beside is not None)  # built when those have what they need
 
 
 def learning(stage: Stage, recipe: RlRecipe, algorithm: OnlineAlgorithm) -> list[RoleSpec]:
@@ -126,7 +131,8 @@ def _loop(
     shared = any(spec.shares for spec in reward_models.specs(stage))
     sampler = Sampler(ledger, admission, answers, scoring, sampling, group_size, recipe.seed, shared)
     trainer = trainer_of(recipe, algorithm, handles, sampler.first_ready)
-    publisher = _publisher(stage, recipe, handles[roles.POLICY], pool, heldout, sampler.first_ready)
+    publisher = _publisher(stage, recipe, handles, pool, heldout, sampler.first_ready)
+    turns = Together() if recipe.placement == "split" else InTurns(roles.POLICY, pool, publisher)
     saving = saving_of(stage, recipe, handles, {"kl": trainer.kl, "admission": admission}, ledger)
     return Loop(
         schedule=recipe.schedule,
@@ -139,10 +145,11 @@ def _loop(
         evaluate=lambda: evaluator.run(answers, sampler.keep),
         saving=saving,
         gang=gang,
+        turns=turns,
         finish=partial(_save_result, stage, saving, handles[roles.POLICY]),
         admission=admission,
         engine_watch=EngineWatch(roles.POLICY, pool, stage.events),
-        catching_up=CatchingUp(ledger, admission, trainer, publisher, saving, sampler, stage.events),
+        catching_up=CatchingUp(ledger, admission, trainer, publisher, saving, sampler, turns, stage.events),
         events=stage.events,
     )
 
@@ -199,7 +206,7 @@ def _layout(recipe: RlRecipe, handles: dict[str, list[Handle[Any]]]) -> dict[str
 def _publisher(
     stage: Stage,
     recipe: RlRecipe,
-    policy: list[Handle[Policy]],
+    handles: dict[str, list[Handle[Any]]],
     pool: EnginePool,
     heldout: list[Prompt],
     look: Look,
@@ -207,7 +214,42 @@ def _publisher(
     probes = choose_probes([p.tokens for p in heldout], len(stage.tokenizer), _longest(recipe, stage))
     by_change = recipe.publishing.base == "original"
     verifier = Verifier(tolerance_for(recipe.publishing.tolerance, stage.dtype), by_change)
-    return Publisher(roles.POLICY, policy, pool, verifier, probes, recipe.deadlines.publish, look)
+    return Publisher(
+        roles.POLICY,
+        handles[roles.POLICY],
+        _send(stage, recipe, handles),
+        pool,
+        verifier,
+        probes,
+        recipe.deadlines.publish,
+        look,
+        GivingWay(_on_shared_gpus(recipe, handles), Within("train", recipe.deadlines.train)),
+    )
+
+
+def _send(stage: Stage, recipe: RlRecipe, handles: dict[str, list[Handle[Any]]]) -> Send:
+    """On the way that the recipe says. In one process all is in its memory."""
+    policy, engines, within = handles[roles.POLICY], handles["engine"], Within("publish", recipe.deadlines.publish)
+    over_host, transport = OverHost(policy, within), None if stage.debug else direct_transport(recipe)
+    if transport is None:
+        return over_host
+    each = len(policy) // len(engines)
+    ranks = {engine.name: range(i * each, (i + 1) * each) for i, engine in enumerate(engines)}
+    carriers = {
+        "nccl": lambda described: Nccl(policy, described, recipe.rollout.tensor_parallel, within),
+        "ipc": lambda described: Ipc(policy, ranks, recipe.train.zero_stage == 3, within),
+    }
+    setting = f"publishing.transport={transport}"
+    otherwise = over_host if recipe.publishing.transport == "auto" else None
+    return FromGpu(policy, carriers[transport], otherwise, setting, within)
+
+
+def _on_shared_gpus(recipe: RlRecipe, handles: dict[str, list[Handle[Any]]]) -> dict[str, list[Handle[Any]]]:
+    """The roles that learn where engines generate."""
+    if recipe.placement == "split":
+        return {}
+    names = [roles.POLICY, *(["critic"] if recipe.critic.share else [])]
+    return {name: handles[name] for name in names if name in handles}
 
 
 def that_fit(prompts: list[Prompt], recipe: RlRecipe, stage: Stage) -> list[Prompt]:

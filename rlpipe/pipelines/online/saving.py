@@ -69,13 +69,15 @@ class Saving:
         """Whether there is a checkpoint of this step."""
         return checkpoints.place(self._directory, step).is_dir()
 
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is to be written after this step."""
+        every = self._settings.save_steps
+        return bool(every and step and (step % every == 0 or step == self._last))
+
     def save(self, step: int, evaluation: Mapping[str, float] | None) -> None:
-        """Write a checkpoint, if one is due after this step; it stands before the next one is begun, or after `finish`,
+        """Write a checkpoint, which is `due`; it stands before the next one is begun, or after `finish`,
         and then older ones go. `evaluation` is what was found of the weights after this step, if they were evaluated.
         Raises what the one before failed of."""
-        every = self._settings.save_steps
-        if not every or not step or (step % every and step != self._last):
-            return
         with self._events.phase("checkpoint", step, says="writing a checkpoint"):
             self._beside.finish()
             partial = self._directory / checkpoints.FOLDER / ".partial"
