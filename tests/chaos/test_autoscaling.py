@@ -21,7 +21,7 @@ from rlpipe.runtime.local import free_port
 from rlpipe.runtime.ray_runtime import RayRuntime
 from rlpipe.runtime.roles import RoleSpec
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.soak]
 
 
 def configuration(port: int) -> dict:
