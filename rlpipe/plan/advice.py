@@ -92,11 +92,22 @@ def _singles(recipe: StageRecipe) -> Iterator[Change]:
         yield {"reference.offload_param": True}
         yield {"critic.gradient_checkpointing": True}
         yield from ({"critic.zero_stage": stage} for stage in (1, 2))
-        yield {"placement": "colocated"}
+        yield _colocated(recipe)
         yield {"rollout.tensor_parallel": recipe.rollout.tensor_parallel * 2}
     yield from ({"train.ranks": ranks} for ranks in _fewer(recipe.train.ranks))
     if isinstance(recipe, RlRecipe):
         yield from ({"rollout.engines": engines} for engines in _fewer(recipe.rollout.engines))
+
+
+def _colocated(recipe: RlRecipe) -> Change:
+    """With what it asks for: as many GPUs of engines as ranks, and neither samples ahead of the other."""
+    engines, rest = divmod(recipe.train.ranks, recipe.rollout.tensor_parallel)
+    change: Change = {"placement": "colocated"}
+    if engines and not rest and engines != recipe.rollout.engines:
+        change["rollout.engines"] = engines
+    if recipe.run.max_staleness:
+        change |= {"run.max_staleness": 0, "run.min_effective_sample_size": 0.0}
+    return change
 
 
 def _fewer(count: int) -> Iterator[int]:
@@ -136,7 +147,9 @@ def _together(recipe: StageRecipe) -> Iterator[Change]:
         yield from ({f"{key}.share": "policy"} for key, _ in model_rewards(recipe.rewards))
         yield {"reference.share": "policy"}
         yield {"critic.share": "policy"}
-        yield {"placement": "colocated"}
+        yield _colocated(recipe)
+        yield {"reference.offload_param": True}
+        yield from ({f"{key}.offload_param": True} for key, _ in model_rewards(recipe.rewards))
     yield {"train.gradient_checkpointing": True}
     yield from _smaller(recipe)
     yield from ({"train.zero_stage": stage} for stage in range(recipe.train.zero_stage + 1, 4))

@@ -39,6 +39,8 @@ class Generator:
     """KV cache of vLLM on a CPU."""
     sleeps: bool
     """Whether it makes room while others train."""
+    keeps_base: bool
+    """Whether its weights wait in host memory then, as beneath a served adapter; else they are published again."""
 
     @property
     def token_bytes(self) -> int:
@@ -80,5 +82,5 @@ def engine(role: Generator) -> Usage:
         return Usage(moments={"generation": parts}, idle=parts)
     parts |= {"CUDA context": CONTEXT} | ({"CUDA graphs": GRAPHS} if role.vllm else {})
     asleep: Parts = {"CUDA context": CONTEXT + GRAPHS}
-    host: Parts = {"process": ON_HOST} | ({"weights": role.weights} if role.sleeps else {})
+    host: Parts = {"process": ON_HOST} | ({"weights": role.weights} if role.sleeps and role.keeps_base else {})
     return Usage(moments={"generation": parts}, idle=asleep if role.sleeps else parts, host=host, loading=role.weights)

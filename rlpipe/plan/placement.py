@@ -96,7 +96,9 @@ def _tried(seat: Seat, spots: Sequence[Spot]) -> list[Spot]:
 
 
 def _spot(node: Node) -> Spot:
-    return Spot(node, [1.0] * node.gpus, node.cpus or float("inf"), [[] for _ in range(node.gpus)])
+    return Spot(
+        node, [1.0] * node.gpus, float("inf") if node.cpus is None else node.cpus, [[] for _ in range(node.gpus)]
+    )
 
 
 def on_gpu(seated: Sequence[Seat]) -> Parts:
@@ -112,7 +114,7 @@ def _moments(seat: Seat) -> Iterator[Parts]:
         yield added(working.usage.peak, *others, *resting)
     for generating in seat.beside:
         context = {part: seat.host.usage.peak[part] for part in ("CUDA context",) if part in seat.host.usage.peak}
-        yield added(generating.usage.peak, context)
+        yield added(generating.usage.peak, context, *(role.usage.away for role in seat.roles))
 
 
 def on_host(spot: Spot) -> Parts:

@@ -147,6 +147,6 @@ def answerer(role: Answerer) -> Usage:
         moments={"forward": computing},
         idle=idle,
         host=added(offloaded, {"process": ON_HOST}) if role.on_gpu else {},
-        away_host=idle if role.on_gpu else {},
+        away=idle if role.on_gpu else {},
         loading=0 if role.split or not role.on_gpu else whole,
     )

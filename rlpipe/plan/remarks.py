@@ -8,7 +8,7 @@ from rlpipe.plan.model_files import ModelFacts
 from rlpipe.plan.rl_roles import RlRoles
 from rlpipe.plan.roles import Setting
 from rlpipe.plan.seconds import recomputes
-from rlpipe.recipe.model import PretrainedModel
+from rlpipe.recipe.model import Model, PretrainedModel
 from rlpipe.recipe.tasks import OfflineRecipe, RlRecipe
 
 
@@ -36,7 +36,12 @@ def of_offline(recipe: OfflineRecipe, model: ModelFacts, setting: Setting) -> li
     return found
 
 
-def _of_model(spec: object, model: ModelFacts) -> Iterator[str]:
+def _of_model(spec: Model, model: ModelFacts) -> Iterator[str]:
+    if spec.attn_implementation == "eager":
+        yield (
+            "model.attn_implementation=eager keeps the scores of every pair of tokens, heads x tokens x tokens in each "
+            "layer, which is not planned here: with long sequences it is most of all memory; sdpa keeps none"
+        )
     size, count = model.file_bytes, model.shapes.size(scores=False)
     if size and isinstance(spec, PretrainedModel):
         whole = {b * count for b in (1, 2, 4)} | {

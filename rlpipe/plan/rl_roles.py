@@ -23,6 +23,7 @@ from rlpipe.recipe.model import quantization_of, whole
 from rlpipe.recipe.rewards import ModelReward
 from rlpipe.recipe.roles import PolicyTraining
 from rlpipe.recipe.tasks import RlRecipe
+from rlpipe.recipe.transport import direct_transport
 
 BUCKET = 200_000_000
 """Elements that ZeRO sends at once (`rlpipe.training.sharding`)."""
@@ -39,7 +40,10 @@ class RlRoles:
         self._train_gpus = setting.gpus(recipe.train.resources)
         longest = min(recipe.rollout.max_model_len or self.lengths.whole, self.lengths.whole)
         colocated = recipe.placement == "colocated" and self._train_gpus > 0
-        self.generator = generator(recipe.rollout, self.model, recipe.model.dtype, setting, longest, colocated)
+        self._served = recipe.adapter is not None and recipe.publishing.adapter == "served"
+        self.generator = generator(
+            recipe.rollout, self.model, recipe.model.dtype, setting, longest, colocated, self._served
+        )
 
     def all(self) -> list[Role]:
         """In the order in which they are started."""
@@ -118,13 +122,13 @@ class RlRoles:
         return reward_model(key, reward, self.setting, self.lengths.whole, self.recipe.train)
 
     def _driver(self) -> Role:
-        """The process that runs the loop. What is published passes through host memory: once as it is packed, once in
-        Ray's object store."""
+        """The process that runs the loop. What does not go from GPU to GPU passes through host memory when it is
+        published: once as it is packed, once in Ray's object store."""
         recipe, held = self.recipe, weights(self.model.shapes, self.recipe.adapter, None)
-        served = recipe.adapter is not None and recipe.publishing.adapter == "served"
-        count = held.trained if served else self.model.shapes.size(scores=False)
+        count = held.trained if self._served else self.model.shapes.size(scores=False)
         payload = count * width(recipe.model.dtype, self._train_gpus > 0)
-        parts = {"process": TRAINER, "published weights": 2 * payload}
+        direct = self._train_gpus > 0 and self.generator.gpu_bytes > 0 and direct_transport(recipe) is not None
+        parts = {"process": TRAINER} | ({} if direct else {"published weights": 2 * payload})
         return Role(
             name="driver", key="", count=1, gpus=0.0, cpus=0.0, usage=Usage(moments={"publishing": parts}, idle={})
         )

@@ -63,8 +63,9 @@ def width(dtype: Dtype, on_gpu: bool) -> int:
 
 
 def generator(
-    rollout: Rollout, model: ModelFacts, dtype: Dtype, setting: Setting, longest: int, colocated: bool
-) -> Generator:
+    rollout: Rollout, model: ModelFacts, dtype: Dtype, setting: Setting, longest: int, colocated: bool,
+    keeps_base: bool = False,
+) -> Generator:  # fmt: skip
     """An engine for sequences of up to `longest` tokens."""
     on_gpu = colocated or setting.gpus(rollout.resources) > 0
     return Generator(
@@ -79,6 +80,7 @@ def generator(
         gpu_bytes=setting.gpu_bytes if on_gpu else 0,
         cache_gib=rollout.kv_cache_gib,
         sleeps=colocated,
+        keeps_base=keeps_base,
     )
 
 

@@ -156,9 +156,18 @@ def _said(stage: StagePlan, advice: list[Advice]) -> Iterator[RenderableType]:
     for one in advice:
         yield _item(f"{one.change}  ({gib(one.fullest)} where there is most)")
     if not advice:
-        yield _item(
-            "no change of memory settings alone; take more or larger GPUs, a smaller model, or adapter.kind=lora"
+        yield from map(_item, _without_advice(stage))
+
+
+def _without_advice(stage: StagePlan) -> Iterator[str]:
+    wanted = max(sum(role.gpus * role.count for role in scene.roles if not role.shares) for scene in stage.scenes)
+    have = sum(spot.node.gpus for spot in stage.scenes[0].placed.spots)
+    if wanted > have:
+        yield (
+            f"this recipe reserves {wanted:g} GPUs, and there are {have}: take more, or let roles share one "
+            "(KEY.share=policy, placement=colocated, KEY.resources.gpus=0.5)"
         )
+    yield "no change of memory settings alone; take more or larger GPUs, a smaller model, or adapter.kind=lora"
 
 
 def _item(text: str) -> Table:

@@ -3,9 +3,10 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from rlpipe.plan.hardware import Cluster, HardwareError, Node
@@ -21,8 +22,13 @@ def machines(address: str) -> Cluster:
         address,
         f"/api/v0/nodes?detail=1&limit={_MOST_NODES}&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE",
     )
-    states = alive["data"]["result"]["result"]
-    summary = {one["raylet"]["nodeId"]: one for one in _asked(address, "/nodes?view=summary")["data"]["summary"]}
+    try:
+        states = alive["data"]["result"]["result"]
+        summary = {one["raylet"]["nodeId"]: one for one in _asked(address, "/nodes?view=summary")["data"]["summary"]}
+    except (KeyError, TypeError):
+        raise HardwareError(
+            f"--cluster {address}: what answers there is no Ray dashboard; give its address, http://HEAD:8265"
+        ) from None
     nodes = tuple(_nodes(states, summary))
     if not nodes:
         raise HardwareError(f"--cluster {address}: no node is alive there")
@@ -58,7 +64,7 @@ def _asked(address: str, path: str) -> dict[str, Any]:
         raise HardwareError(
             f"--cluster {address} answers {error.code} to {path.split('?')[0]}; is that its dashboard?"
         ) from None
-    except (URLError, TimeoutError, ValueError) as error:
+    except (OSError, HTTPException, ValueError) as error:  # URLError and timeouts are OSErrors
         reason = getattr(error, "reason", error)
         raise HardwareError(
             f"--cluster {address} does not answer ({reason}): give the dashboard's address, http://HEAD:8265, or "

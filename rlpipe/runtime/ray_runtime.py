@@ -10,7 +10,7 @@ import ray
 
 from rlpipe.recipe import secrets
 from rlpipe.recipe.run import Deadlines
-from rlpipe.runtime.handle import Handle, Within, results
+from rlpipe.runtime.handle import DeadlineExceeded, Handle, RoleDied, Within, results
 from rlpipe.runtime.placing import Place, beside, reserve
 from rlpipe.runtime.ray_handle import RayHandle
 from rlpipe.runtime.ray_pending import STARTING, RayPending
@@ -150,16 +150,21 @@ class RayRuntime:
         self._places, self._processes, self._by_name = [], [], {}
 
     def record(self) -> None:
-        results(self._asked("beginning to record", lambda host: host.record.remote()))
+        for pending in self._asked("beginning to record", lambda host: host.record.remote()).values():
+            with contextlib.suppress(RoleDied, DeadlineExceeded):  # one that is lost has no trace, and others do
+                pending.result()
 
     def recorded(self) -> Recorded:
-        found = results(self._asked("handing over what it recorded", lambda host: host.recorded.remote()))
-        return Recorded(dict(zip(self._by_name, found, strict=True)), _ray_timeline())
+        found = dict.fromkeys(self._by_name)
+        for name, pending in self._asked("handing over what it recorded", lambda host: host.recorded.remote()).items():
+            with contextlib.suppress(RoleDied, DeadlineExceeded):
+                found[name] = pending.result()
+        return Recorded(found, _ray_timeline())
 
-    def _asked(self, what: str, ask: Callable[[Any], Any]) -> list[RayPending[Any]]:
-        """Each process, behind what it is at."""
-        within = Within("train", self._deadlines.train)
-        return [RayPending(p.host, name, what, ask(p.host), within) for name, p in self._by_name.items()]
+    def _asked(self, what: str, ask: Callable[[Any], Any]) -> dict[str, RayPending[Any]]:
+        """Each process that has begun, behind what it is at; an engine may still wait for room."""
+        within, begun = Within("train", self._deadlines.train), {n: p for n, p in self._by_name.items() if p.begun}
+        return {name: RayPending(p.host, name, what, ask(p.host), within) for name, p in begun.items()}
 
 
 def _ray_timeline() -> list[dict[str, Any]]:

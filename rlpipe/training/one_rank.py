@@ -60,7 +60,8 @@ def _joined(pieces: list[dict[str, Any]], source: Path) -> dict[str, Any]:
         }
         for group, values in base["state"].items()
     }
-    weights = [torch.cat(parts) for parts in zip(*(s["single_partition_of_fp32_groups"] for s in states), strict=True)]
+    groups = range(len(first["single_partition_of_fp32_groups"]))
+    weights = [torch.cat([_weights(state, group) for state in states]) for group in groups]
     whole = first | {
         "base_optimizer_state": base | {"state": optimizer},
         "single_partition_of_fp32_groups": weights,
@@ -68,6 +69,15 @@ def _joined(pieces: list[dict[str, Any]], source: Path) -> dict[str, Any]:
         "partition_count": [1 for _ in first["partition_count"]],
     }
     return pieces[0] | {"optimizer_state_dict": whole}
+
+
+def _weights(state: dict[str, Any], group: int) -> torch.Tensor:
+    """A rank's piece without what fills it up. DeepSpeed's ZeRO-1 and 2 leave that out, its bfloat16 optimizer does
+    not: the piece is then as long as AdamW's means of it, which are always filled up."""
+    piece, filled = state["single_partition_of_fp32_groups"][group], state["group_paddings"][group]
+    means = state["base_optimizer_state"]["state"][group].values()
+    filled_up = any(torch.is_tensor(mean) and mean.numel() == piece.numel() for mean in means)
+    return piece[: piece.numel() - filled] if filled_up else piece
 
 
 def _end_to_end(parts: list[Any], padding: list[int], source: Path) -> Any:
