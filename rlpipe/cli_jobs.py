@@ -197,7 +197,9 @@ def _job_errors_told() -> Iterator[None]:
 
     try:
         yield
-    except JobError as error:
+    except typer.Exit:  # which is a RuntimeError, too
+        raise
+    except (JobError, RuntimeError, OSError) as error:  # what Ray's client raises of answers, and of connections
         stop_with(str(error))
 
 

@@ -21,7 +21,10 @@ def supervise(
     ] = 3,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that is in --run-dir.")] = False,
     keep_inputs: Annotated[
-        bool, typer.Option("--keep-inputs", help="First copy the recipe's folder to RUN_DIR/inputs, and read it there.")
+        bool,
+        typer.Option(
+            "--keep-inputs", hidden=True, help="First copy the recipe's folder to RUN_DIR/inputs, and read it there."
+        ),
     ] = False,
     needs_version: Annotated[str, typer.Option("--needs-version", hidden=True)] = __version__,
 ) -> None:
@@ -72,12 +75,14 @@ def supervise(
 
 def _kept(recipe: Path, place: str) -> Path:
     from rlpipe.pipelines import supervision
-    from rlpipe.pipelines.sole import Taken
+    from rlpipe.pipelines.sole import Taken, Unusable
 
     try:
         folder = supervision.keep_inputs(recipe.parent, place)
     except Taken as error:
         stop(f"{place} is at work: {error.who}; wait for it, or stop it first")
+    except Unusable as error:
+        stop(f"{error}: --run-dir")
     os.chdir(folder)  # where modules lie that rewards are named by
     return folder / recipe.name
 

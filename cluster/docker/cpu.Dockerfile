@@ -1,4 +1,4 @@
-# rlpipe on CPUs: for heads, submitters, and clusters without GPUs.
+# rlpipe on CPUs: for submitters, and clusters without GPUs.
 #
 #   docker build -f cluster/docker/cpu.Dockerfile -t registry.example.com/rlpipe:cpu .
 #

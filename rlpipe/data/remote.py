@@ -45,7 +45,8 @@ def work_folder(run_dir: str | Path) -> Path:
 def mark(folder: Path, url: str) -> None:
     """From now on `folder` stands for `url`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).write_text(url, encoding="utf-8")
+    if url_of(folder) != url:  # whole or not at all: others may look at it
+        Storage(folder).write(MARK, url.encode())
 
 
 def mark_below(directory: Path, folders: Iterable[Path]) -> None:

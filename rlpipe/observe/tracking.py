@@ -70,7 +70,9 @@ class Wandb:
     def __init__(self, project: str, run_name: str, storage: Storage):
         wandb = _package("wandb", "tracking.wandb")
         folder = str(storage.local) if storage.local else None
-        self._run = wandb.init(project=project, name=run_name, dir=folder)
+        # By itself it records the command line as it is; `run_started` has that without credentials.
+        private = wandb.Settings(x_disable_meta=True, save_code=False)
+        self._run = wandb.init(project=project, name=run_name, dir=folder, settings=private)
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
         self._failed = False

@@ -12,6 +12,7 @@ from rlpipe.recipe import local_files
 from rlpipe.recipe.model import Model, PretrainedModel
 from rlpipe.recipe.rewards import ModelReward, RewardMix
 from rlpipe.recipe.rollout import Rollout
+from rlpipe.recipe.run import Deadlines
 from rlpipe.recipe.tasks import RewardModelRecipe, RlRecipe, StageRecipe
 from rlpipe.recipe.training import Resources
 from rlpipe.runtime.check import Check
@@ -49,6 +50,7 @@ def wanted(stages: Stages, directory: Path) -> Wanted:
         seconds=max(task.deadlines.preflight for task in stages.values()),
         models=models,
         files={key: path for key, path in named if key not in models},
+        waits=any(task.deadlines.placement > Deadlines().placement for task in stages.values()),
         rooms=[room for prefix, task in stages.items() if (room := _room(task, prefix))],
     )
 

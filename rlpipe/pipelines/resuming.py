@@ -16,6 +16,8 @@ from rlpipe.data.remote import storage_of
 from rlpipe.ledger import manifests
 from rlpipe.observe import events
 from rlpipe.pipelines.stage import RECIPE, RESULTS
+from rlpipe.pipelines.supervision import INPUTS
+from rlpipe.recipe import secrets
 from rlpipe.recipe.resolved import to_yaml
 from rlpipe.recipe.tasks import PipelineRecipe, Recipe
 from rlpipe.training.checkpoint import CheckpointMismatch
@@ -28,6 +30,12 @@ LASTING = (
 for later steps is as old as it was allowed to be."""
 
 
+def own_recipe(recipe: Recipe, directory: Path) -> str:
+    """As it stands in a run's directory: without secrets, and with what was brought along named from there, wherever
+    that is."""
+    return to_yaml(recipe, secrets.hidden).replace(f"{directory}/{INPUTS}/", f"{INPUTS}/")
+
+
 def refuse_changes(recipe: Recipe, directory: Path) -> None:
     """Raises `CheckpointMismatch` if an RL stage that has begun in `directory` is to go on with another value of a
     lasting key than it has in the run's own recipe."""
@@ -35,7 +43,7 @@ def refuse_changes(recipe: Recipe, directory: Path) -> None:
     if not run.exists(RECIPE):
         return
     before = yaml.safe_load(run.read(RECIPE))
-    now = yaml.safe_load(to_yaml(recipe))
+    now = yaml.safe_load(own_recipe(recipe, directory))
     for prefix, place in _stages(recipe, directory).items():
         for key in LASTING if storage_of(place).exists(manifests.FOLDER) else ():
             was, wanted = _value(before, prefix + key), _value(now, prefix + key)

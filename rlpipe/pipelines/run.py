@@ -29,7 +29,6 @@ from rlpipe.pipelines.sole import alone_in
 from rlpipe.pipelines.stage import FINAL_MODEL, RECIPE, RESULTS, Stage
 from rlpipe.recipe import secrets
 from rlpipe.recipe.references import resolve
-from rlpipe.recipe.resolved import to_yaml
 from rlpipe.recipe.secrets import SecretUnreadable
 from rlpipe.recipe.tasks import PipelineRecipe, Recipe, RlRecipe, StageRecipe
 from rlpipe.rewards.reward import RewardUnusable
@@ -60,7 +59,7 @@ TOLD = (
 )  # fmt: skip
 """Errors whose message says all there is to say: no traceback."""
 
-LOST = (DeadlineExceeded, RoleDied, GivenUp, PlacementError, PreflightFailed)
+LOST = (DeadlineExceeded, RoleDied, GivenUp, PlacementError)
 """Those of them that speak of processes, nodes and room on the cluster."""
 
 MISTAKES = (
@@ -107,7 +106,7 @@ def _run(recipe: Recipe, directory: Path, run_dir: Path | str, debug: bool, prof
         secrets.settle(recipe.model_dump())
         remote.mark_below(directory, _places(recipe, directory))
         resuming.refuse_changes(recipe, directory)
-        remote.storage_of(directory).write(RECIPE, secrets.hide(to_yaml(recipe)).encode())
+        remote.storage_of(directory).write(RECIPE, resuming.own_recipe(recipe, directory).encode())
         with _cluster(debug):
             _require_shared(directory, debug)
             _run_stages(recipe, directory, console_view(debug, console), debug, profile)
@@ -117,7 +116,7 @@ def _run(recipe: Recipe, directory: Path, run_dir: Path | str, debug: bool, prof
         full, told = full_disk.told(error, _places(recipe, directory)), isinstance(error, TOLD)
         if debug and not full and not told:
             raise
-        code, cause = FAILED, full or (str(error) if told else tracebacks.told(error))
+        code, cause = FAILED, secrets.hide(full or (str(error) if told else tracebacks.told(error)))
         mendable = not full and is_mendable(error)
     try:
         _say_where(console, run_dir, code)
@@ -132,6 +131,8 @@ def _run(recipe: Recipe, directory: Path, run_dir: Path | str, debug: bool, prof
 def is_mendable(error: Exception) -> bool:
     """Whether the same may succeed when it is tried again. What we raise for a mistake in the recipe, the data or the
     user's code, and Python's own errors for one in any code, comes again; what else there is comes from outside."""
+    if isinstance(error, PreflightFailed):
+        return error.passing
     return isinstance(error, LOST) or not isinstance(error, (*TOLD, *MISTAKES))
 
 

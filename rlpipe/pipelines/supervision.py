@@ -21,7 +21,7 @@ from rlpipe.data.storage import Storage
 from rlpipe.ledger.standing import standing
 from rlpipe.observe.events import EventLog
 from rlpipe.observe.standing import newest_stage
-from rlpipe.pipelines.sole import Taken, alone_in
+from rlpipe.pipelines.sole import Taken, Unusable, alone_in
 from rlpipe.recipe.tasks import Recipe
 from rlpipe.runtime.backoff import Losses, rest_before
 from rlpipe.runtime.handle import GivenUp
@@ -47,6 +47,8 @@ class Ended:
     """What a further attempt may mend; empty where there is nothing to try again."""
 
 
+_LONGEST_FAULT = 4000
+"""Characters: the supervisor reads when the driver has ended, and a pipe holds 64 KiB."""
 LOCK_SECONDS = 10.0
 """How long a child of a driver that was killed may hold its run directory."""
 
@@ -135,6 +137,7 @@ def _ended(code: int, said: Connection) -> Ended:
 
 def _drive(recipe: Recipe, run_dir: str, says: Connection) -> None:
     """The driver's process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches both; the supervisor passes it on
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as `rlpipe run`
     from rlpipe.pipelines.run import attempt
@@ -149,7 +152,11 @@ def _drive(recipe: Recipe, run_dir: str, says: Connection) -> None:
                 print(f"error: {run_dir} is at work: {error.who}; wait for it, or stop it first", flush=True)
                 return says.send(Ended(MISTAKE))
             time.sleep(0.5)
-    says.send(Ended(outcome.code, outcome.cause.strip() if outcome.mendable else ""))
+        except Unusable as error:
+            print(f"error: {error}: --run-dir", flush=True)
+            return says.send(Ended(MISTAKE))
+    fault = outcome.cause.strip()[:_LONGEST_FAULT] or "the driver was lost"
+    says.send(Ended(outcome.code, fault if outcome.mendable else ""))
 
 
 def _end_with_parent() -> None:

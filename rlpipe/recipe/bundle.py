@@ -98,7 +98,7 @@ class _Packing:
         if source.endswith(".py"):
             placed = self._file(source)
             if placed != source:
-                for beside in _imported(Path(source)):
+                for beside in _imported_by(Path(source)):
                     self._bring(beside)
             return f"{placed}:{name}"
         if (top := source.partition(".")[0]) == "rlpipe":
@@ -107,7 +107,8 @@ class _Packing:
         if found is None:
             self.bundle.left.append(f"the Python module {source}")
         else:
-            self._add(found, self.bundle.folder / found.name)
+            for part in (found, *_imported_by(found)):
+                self._add(part, self.bundle.folder / part.name)
         return text
 
     def _bring(self, source: Path) -> Path:
@@ -122,12 +123,12 @@ class _Packing:
         return target
 
 
-def _imported(file: Path) -> Iterator[Path]:
-    """Modules and packages in the folder of a Python file that it imports, and those that they import."""
-    seen, waiting = {file}, [file]
+def _imported_by(module: Path) -> Iterator[Path]:
+    """Modules and packages beside a module or package that it imports, and those that they import."""
+    seen, waiting = {module}, list(module.rglob("*.py")) if module.is_dir() else [module]
     while waiting:
         for name in _imports(waiting.pop()):
-            for beside in (file.with_name(f"{name}.py"), file.with_name(name)):
+            for beside in (module.with_name(f"{name}.py"), module.with_name(name)):
                 if beside not in seen and (beside.is_file() or (beside / "__init__.py").is_file()):
                     seen.add(beside)
                     waiting += beside.rglob("*.py") if beside.is_dir() else [beside]
@@ -149,7 +150,10 @@ def _imports(file: Path) -> Iterator[str]:
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        # Ray leaves out whatever these files name, in any folder: a model's weights, for instance.
+        shutil.copytree(
+            source, target, ignore=shutil.ignore_patterns("__pycache__", ".gitignore", ".rayignore", ".git")
+        )
     else:
         shutil.copyfile(source, target)
 

@@ -1,6 +1,7 @@
 """The resolved recipe as YAML, without what looks like a credential."""
 
 import re
+from collections.abc import Callable
 
 from rlpipe.recipe.base import Strict
 from rlpipe.recipe.yaml_text import dump
@@ -22,9 +23,15 @@ def names_a_secret(key: str) -> bool:
     return _SECRET_KEY.match(key) is not None
 
 
-def to_yaml(recipe: Strict) -> str:
-    """A recipe with every default written out; loading it gives the same recipe."""
-    return dump(redacted(recipe.model_dump()))
+def names_a_key(variable: str) -> bool:
+    """The same of a variable of the environment, many of which are called ..._KEY."""
+    return names_a_secret(variable) or variable.endswith(("_KEY", "_CONNECTION_STRING"))
+
+
+def to_yaml(recipe: Strict, hidden: Callable[[object], object] = lambda value: value) -> str:
+    """A recipe with every default written out; loading it gives the same recipe. `hidden` replaces what else is secret
+    in its values."""
+    return dump(hidden(redacted(recipe.model_dump())))
 
 
 def redacted(value: object, key: str = "") -> object:
@@ -57,4 +64,5 @@ def credentials(value: object, key: str = "") -> list[str]:
         return []
     found = [value] if names_a_secret(key) else []
     found += [match["secret"] for pattern in _SECRET_TEXTS for match in pattern.finditer(value)]
-    return found + [text.partition(":")[2] for text in found if ":" in text]
+    pairs = [text.partition(":")[::2] for text in found if ":" in text]
+    return found + [password for user, password in pairs if password != user]

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, unquote
 
-from rlpipe.recipe.resolved import REDACTED, credentials, names_a_secret
+from rlpipe.recipe.resolved import REDACTED, credentials, names_a_key
 
 TRACKERS = ("WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_URI")
 HUB = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -37,7 +37,7 @@ class SecretUnreadable(ValueError):
 
 def is_secret(name: str) -> bool:
     """Whether a variable of the environment is kept from processes that do not need it."""
-    return name in _named or (not name.startswith(OTHERS) and (name in TRACKERS or names_a_secret(name)))
+    return name in _named or (not name.startswith(OTHERS) and (name in TRACKERS or names_a_key(name)))
 
 
 def settle(recipe: Mapping[str, Any]) -> None:
@@ -70,7 +70,7 @@ def read_files() -> None:
 
 def learn(values: Mapping[str, Any] | None = None) -> None:
     """From now on this process hides the secrets of its environment, and those in `values`, such as a recipe's."""
-    found = [value for name, value in os.environ.items() if names_a_secret(name) or name in _named]
+    found = [value for name, value in os.environ.items() if names_a_key(name) or name in _named]
     found += [part for value in os.environ.values() for part in credentials(value)]
     found += credentials(dict(values or {}))
     for value in found:
@@ -133,8 +133,15 @@ def withheld() -> Iterator[None]:
         os.environ.update({name: value for name, value in before.items() if name not in os.environ})
 
 
-def take(given: Mapping[str, str], allowed: Iterable[str]) -> None:
-    """Leave this process no secrets but the allowed ones: those that its node gave it, or else the `given` ones."""
+def named() -> tuple[str, ...]:
+    """Variables that the recipe names, whatever they are called: for `take` in another process."""
+    return tuple(sorted(_named))
+
+
+def take(given: Mapping[str, str], allowed: Iterable[str], names: Iterable[str] = ()) -> None:
+    """Leave this process no secrets but the allowed ones: those that its node gave it, or else the `given` ones.
+    `names`: what is a secret besides."""
+    _named.update(names)
     for name in os.environ.keys() - without(os.environ, allowed).keys():
         del os.environ[name]
     os.environ.update(given)

@@ -133,12 +133,18 @@ class Jobs:
         is lost for longer than `RECONNECT_SECONDS`."""
         self.find(name)
         shown, lost_at = 0, None
+
+        def more(text: str) -> None:
+            nonlocal shown, lost_at
+            shown, lost_at = shown + len(text), None
+            write(text)
+
         while True:
             try:
-                shown, before = asyncio.run(self._tail(name, shown, write)), shown
+                asyncio.run(self._tail(name, shown, more))
                 if (details := self.find(name)).status.is_terminal():
                     return details
-                lost_at = None if shown > before else lost_at
+                lost_at = None  # it answers
             except JobError:
                 raise
             except (RuntimeError, OSError, aiohttp.ClientError) as error:
@@ -150,15 +156,12 @@ class Jobs:
                     ) from error
             time.sleep(1.0)
 
-    async def _tail(self, name: str, shown: int, write: Callable[[str], None]) -> int:
-        """Write what comes after the first `shown` characters: a connection that is made anew begins with them."""
-        seen = 0
+    async def _tail(self, name: str, skip: int, write: Callable[[str], None]) -> None:
+        """Write what comes after the first `skip` characters: a connection that is made anew begins with them."""
         async for text in self._client.tail_job_logs(name):
-            seen += len(text)
-            if seen > shown:
-                write(text[max(0, len(text) - (seen - shown)) :])
-                shown = seen
-        return shown
+            if new := text[skip:]:
+                write(new)
+            skip = max(0, skip - len(text))
 
 
 def exit_code(details: JobDetails) -> int:

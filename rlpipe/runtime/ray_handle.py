@@ -47,7 +47,7 @@ class RayHandle:
     def build(self, arguments: tuple[Any, ...]) -> RayPending[None]:
         """Construct the role; later calls wait for it."""
         host, spec = self._process.host, self._spec
-        keys = Keys(spec.secrets, secrets.of(spec.secrets))
+        keys = Keys(spec.secrets, secrets.of(spec.secrets), secrets.named())
         devices = [process.host.devices.remote() for process in self._beside]
         built = host.build.remote(
             spec.name, spec.role, arguments, spec.host, spec.threads, self._sharing, keys, *devices

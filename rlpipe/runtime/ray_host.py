@@ -25,6 +25,8 @@ class Keys:
     """Names of variables that stay, if the node has set them."""
     given: dict[str, str]
     """Those that the driver has."""
+    named: tuple[str, ...]
+    """What counts as a secret because the recipe names it."""
 
 
 class Host:
@@ -62,7 +64,7 @@ class Host:
         if devices:
             os.environ[DEVICES] = ",".join(filter(None, devices))
         self._allowed.update(keys.allowed)
-        secrets.take(keys.given, self._allowed)
+        secrets.take(keys.given, self._allowed, keys.named)
         set_threads(threads, sharing)
         with kept_with_place(), secrets.hidden_in_errors():
             self._roles[name] = role(*arguments, *([self._roles[host]] if host else []))

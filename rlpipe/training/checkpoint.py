@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 TAG = "deepspeed"
 _TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """torch's own switch: `torch.load` does as with `weights_only=True`, whatever its caller says."""
+_ANYTHING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+"""Its opposite; torch raises where both are set."""
 
 
 class CheckpointMismatch(RuntimeError):
@@ -55,7 +57,7 @@ def load_state(engine: "DeepSpeedEngine", directory: Path, rank: Rank) -> None:
 def tensors_only() -> Iterator[None]:
     """Within the block `torch.load` opens tensors, plain values and what DeepSpeed keeps beside them, and nothing else:
     DeepSpeed itself would open any pickle. Raises `CheckpointMismatch` for a file that holds more."""
-    before = os.environ.get(_TENSORS_ONLY)
+    before = {name: os.environ.pop(name) for name in (_TENSORS_ONLY, _ANYTHING) if name in os.environ}
     os.environ[_TENSORS_ONLY] = "1"
     try:
         with torch.serialization.safe_globals(_kept_by_deepspeed()):
@@ -63,13 +65,11 @@ def tensors_only() -> Iterator[None]:
     except pickle.UnpicklingError as error:
         raise CheckpointMismatch(
             "a file of the checkpoint holds more than training writes, and has not been opened further: somebody has "
-            f"changed it, or another version of DeepSpeed wrote it ({str(error).strip().splitlines()[0]})"
+            f"changed it, or another version of DeepSpeed wrote it ({str(error).strip().partition(chr(10))[0]})"
         ) from error
     finally:
-        if before is None:
-            del os.environ[_TENSORS_ONLY]
-        else:
-            os.environ[_TENSORS_ONLY] = before
+        del os.environ[_TENSORS_ONLY]
+        os.environ.update(before)
 
 
 def _kept_by_deepspeed() -> list[Any]:

@@ -160,6 +160,15 @@ class TestImages:
         image = re.search(r"^FROM nvidia/cuda:([\d.]+)-devel", (CLUSTER / "docker/gpu.Dockerfile").read_text(), re.M)[1]
         assert f"cuda-toolkit=={image}\n" in (ROOT / "requirements/gpu.txt").read_text()
 
+    def test_head_and_workers_are_of_one_image(self):
+        for name in ("raycluster", "rayjob"):
+            spec = spec_of(name)
+            groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+            images = {c["image"] for group in groups for c in group["template"]["spec"]["containers"]}
+            assert images == {"registry.example.com/rlpipe:gpu"}
+        docker = yaml.safe_load((CLUSTER / "autoscaler/aws.yaml").read_text())["docker"]
+        assert docker["image"] == "registry.example.com/rlpipe:gpu" and "head_image" not in docker
+
     def test_ray_is_the_same_everywhere(self):
         pinned = {
             re.search(r"^ray==(\S+)", (ROOT / f"requirements/{r}.txt").read_text(), re.M)[1] for r in ("cpu", "gpu")

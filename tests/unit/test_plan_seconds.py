@@ -47,7 +47,7 @@ def test_ranks_share_the_work_and_send_gradients():
 def test_decoding_reads_weights_and_cache():
     made = Generator(
         shapes=LLAMA, parameters=6_738_415_616, width=2, vllm=True, parts=1, max_num_seqs=8, whole=150, utilization=0.9,
-        gpu_bytes=80 * 2**30, cache_gib=1.0, sleeps=False,
+        gpu_bytes=80 * 2**30, cache_gib=1.0, sleeps=False, keeps_base=False,
     )  # fmt: skip
     found = generation(made, engines=1, prompts=2, group=8, lengths=Lengths(100, 50), rates=RATES)
     # 16 samples, 8 at once: two rounds of 50 tokens. A token reads 13.5 GB of weights and 8 caches of 125 tokens in the

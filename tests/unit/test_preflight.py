@@ -69,6 +69,12 @@ class TestResources:
         assert check_resources(tight, [node("a", 5), node("b", 2.5)]).status == "ok"
         assert check_resources(tight, [node("a", 6), node("b", 1)]).status == "warn"
 
+    def test_what_is_lacking_is_no_failure_of_a_run_that_waits_for_nodes(self):
+        wants = [[demand("rollout", 4, 1, 2.0)]]
+        assert check_resources(wants, [node("head", 0)]).status == "fail"
+        found = check_resources(wants, [node("head", 0)], waits=True)
+        assert found.status == "warn" and "no node has that much" in found.detail
+
     def test_nodes_that_an_autoscaler_may_add_count(self):
         wants = [[demand("rollout", 4, 1, 2.0)]]
         assert check_resources(wants, [node("head", 4)]).status == "fail"
@@ -176,17 +182,22 @@ class TestPlaces:
 class TestGpus:
     def test_what_torch_sees_is_what_ray_gave(self):
         a = node("a", 8, 2)
-        assert gpus.check_gpus([a], {a: GpuSeen(1, 1, "CUDA 13.0")}, {"a": ["H200", "H200"]}).status == "ok"
-        blind = gpus.check_gpus([a], {a: GpuSeen(1, 0, "CPU")}, {})
+        assert gpus.check_gpus([a], {a: GpuSeen(1, 1, "CUDA 13.0")}, {"a": ["H200", "H200"]}, {}).status == "ok"
+        blind = gpus.check_gpus([a], {a: GpuSeen(1, 0, "CPU")}, {}, {})
         assert blind.detail == "a: Ray reserved 1 GPU, and torch (built for CPU) sees none"
-        assert gpus.check_gpus([a], {a: GpuSeen(1, 2, "CUDA 13.0")}, {}).status == "fail"
-        fewer = gpus.check_gpus([a], {a: GpuSeen(1, 1, "CUDA 13.0")}, {"a": ["H200"]})
+        assert gpus.check_gpus([a], {a: GpuSeen(1, 2, "CUDA 13.0")}, {}, {}).status == "fail"
+        fewer = gpus.check_gpus([a], {a: GpuSeen(1, 1, "CUDA 13.0")}, {"a": ["H200"]}, {})
         assert fewer.detail == "a: Ray gives out 2, and nvidia-smi lists 1"
 
     def test_taken_gpus_are_not_looked_at_and_that_is_said(self):
         a = node("a", 8, 2)
-        assert gpus.check_gpus([a], {}, {}).status == "warn"
-        assert gpus.check_gpus([], {}, {}).status == "skip"
+        assert gpus.check_gpus([a], {}, {}, {a: "no answer within 30 s"}).status == "warn"
+        assert gpus.check_gpus([], {}, {}, {}).status == "skip"
+
+    def test_a_process_that_fails_on_a_gpu_is_no_taken_gpu(self):
+        a = node("a", 8, 2)
+        found = gpus.check_gpus([a], {}, {}, {a: "ImportError: libcudart.so.13"})
+        assert (found.status, found.detail) == ("fail", "a: ImportError: libcudart.so.13")
 
 
 class TestHandshake:

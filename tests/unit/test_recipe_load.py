@@ -381,6 +381,7 @@ class TestResolved:
             ("https://me:secret@host/x", "https://[redacted]@host/x"),
             ("https://host/x?a=1&token=abc&b=2", "https://host/x?a=1&token=[redacted]&b=2"),
             ("s3://bucket/x", "s3://bucket/x"),
+            ("redis://default:default@host", "redis://[redacted]@host"),
             ("use hf_abcdefghijklmnop now", "use [redacted] now"),
             (["run", "rewards.mix.0.options.api_key=abc"], ["run", "rewards.mix.0.options.api_key=[redacted]"]),
         ],

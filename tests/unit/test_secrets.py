@@ -7,6 +7,7 @@ import pytest
 from rlpipe.data.flow import Failure
 from rlpipe.data.storage import Storage
 from rlpipe.observe import events
+from rlpipe.pipelines import resuming
 from rlpipe.recipe import secrets
 from rlpipe.recipe.errors import RecipeError
 from rlpipe.recipe.load import load
@@ -29,7 +30,7 @@ def nothing_known(monkeypatch):
     [
         ("WANDB_API_KEY", True), ("HF_TOKEN", True), ("MLFLOW_TRACKING_PASSWORD", True), ("MLFLOW_TRACKING_URI", True),
         ("OPENAI_API_KEY", True), ("JUDGE_SECRET", True), ("PATH", False), ("TOKENIZERS_PARALLELISM", False),
-        ("RAY_AUTH_TOKEN", False), ("AWS_SECRET_ACCESS_KEY", False),
+        ("RAY_AUTH_TOKEN", False), ("AWS_SECRET_ACCESS_KEY", False), ("OPENAI_KEY", True), ("KEYBOARD", False),
     ],
 )  # fmt: skip
 def test_what_is_kept_from_processes_that_do_not_need_it(name, kept):
@@ -156,3 +157,29 @@ def test_a_key_in_place_of_its_name_is_an_error_that_does_not_repeat_it(tmp_path
     with pytest.raises(RecipeError, match="expected the name of an environment variable") as error:
         load(tmp_path / "my.yaml")
     assert "sk-0123456789abcdef" not in str(error.value)
+
+
+def test_a_password_that_is_also_the_user_s_name_is_no_secret_by_itself(monkeypatch):
+    monkeypatch.setenv("DATABASE_CONN", "postgresql://airflow:airflow@postgres/airflow")
+    secrets.learn()
+    assert secrets.hide("/home/airflow/models with postgresql://airflow:airflow@postgres") == (
+        "/home/airflow/models with postgresql://[redacted]@postgres"
+    )
+
+
+def test_the_hidden_recipe_of_a_run_is_the_one_it_is_resumed_with(monkeypatch, tmp_path):
+    monkeypatch.setenv("DATABASE_PASSWORD", "arithmetic")
+    secrets.learn()
+    recipe = load("arithmetic/grpo", ["model.path=/models/arithmetic-sft"])
+    (tmp_path / "ledger").mkdir()
+    text = resuming.own_recipe(recipe, tmp_path)
+    assert "/models/[redacted]-sft" in text and "arithmetic" not in text
+    (tmp_path / "recipe.yaml").write_text(text)
+    resuming.refuse_changes(recipe, tmp_path)
+
+
+def test_what_a_job_brought_along_is_named_from_its_run_directory(tmp_path):
+    path = f"{tmp_path}/inputs/files-0/sums"
+    assert "path: inputs/files-0/sums\n" in resuming.own_recipe(
+        load("arithmetic/grpo", [f"model.path={path}"]), tmp_path
+    )

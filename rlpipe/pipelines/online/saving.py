@@ -12,20 +12,25 @@ Reading them again for the manifest, the way to the disk, and the name come besi
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlpipe.data import remote
 from rlpipe.ledger.ledger import Ledger
 from rlpipe.observe.events import EventLog
 from rlpipe.pipelines import checkpoints
 from rlpipe.pipelines.online.beside import Beside
 from rlpipe.recipe.roles import PolicyTraining
 from rlpipe.runtime.handle import Handle, Within, results
+from rlpipe.training.checkpoint import CheckpointMismatch
 from rlpipe.training.critic import Critic
 from rlpipe.training.policy import Policy
 
 STATE = "state.json"
+_SEEN_SECONDS = 90.0
+"""Until what another node has written is seen here: NFS may go by a listing of a minute ago."""
 _SAVE = {"policy": Policy.save_state, "critic": Critic.save_state}
 _LOAD = {"policy": Policy.load_state, "critic": Critic.load_state}
 
@@ -84,6 +89,7 @@ class Saving:
             shutil.rmtree(partial, ignore_errors=True)  # what a run that was killed had begun to write
             partial.mkdir(parents=True)
             self._all_ranks(_SAVE, partial)
+            self._require_seen(partial)
             self._export(partial)
             state = self._state(step, evaluation)
             (partial / STATE).write_text(json.dumps(state, indent=2, sort_keys=True), encoding="utf-8")
@@ -151,6 +157,20 @@ class Saving:
     def _load_driver(self, state: Mapping[str, dict[str, float]]) -> None:
         for name, part in self._driver.items():
             part.load(state[name])
+
+    def _require_seen(self, folder: Path) -> None:
+        """What every rank wrote is here: one on a node that came later may have written it to a disk of its own. Raises
+        `CheckpointMismatch`."""
+        until = time.monotonic() + _SEEN_SECONDS
+        for name, ranks in self._roles.items():
+            while (seen := len(list((folder / name).glob("random-*-of-*.pt")))) < len(ranks):
+                if time.monotonic() > until:
+                    raise CheckpointMismatch(
+                        f"{len(ranks)} ranks of {name} have written their state to {folder / name}, and this process "
+                        f"sees that of {seen}: the run directory is not on storage that all nodes share. Resume the "
+                        f"run on nodes that share it (--run-dir; of a run in an object store, {remote.WORK})"
+                    )
+                time.sleep(0.2)
 
     def _all_ranks(self, methods: Mapping[str, Callable[..., None]], folder: Path) -> None:
         """Collective in each role; all are under way before one is waited for."""

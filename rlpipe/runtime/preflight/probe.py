@@ -68,10 +68,16 @@ class Probe:
     def meeting_point(self) -> tuple[str, int]:
         return self._address, free_port()
 
+    def warm(self) -> None:
+        """Import what `shake` needs, which may take long on a cold disk and says nothing of the network."""
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        import torch.distributed  # noqa: F401
+
+        from rlpipe.training import distributed  # noqa: F401
+
     def shake(self, index: int, world: int, address: str, port: int, seconds: float) -> str:
         """One all-reduce over all probes, with what ranks of training use: gloo, and NCCL where this process has a GPU.
         What went wrong; empty if the sum is right."""
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
         import torch
         import torch.distributed as dist
 

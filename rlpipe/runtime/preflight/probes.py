@@ -17,6 +17,8 @@ Question = Callable[[ClusterNode, Any], Any]
 _LEAST_SECONDS = 2.0
 """For a question when the deadline is over: who is there answers at once."""
 _FETCHING_SECONDS = 10.0
+LATE = "no answer within"
+"""So begins why one is silent that has not failed."""
 
 
 class Probes:
@@ -48,7 +50,7 @@ class Probes:
         seconds = max(_LEAST_SECONDS, min(most, self._until - time.monotonic()))
         ready = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)[0] if asked else []
         for ref in asked.keys() - set(ready):
-            self._drop(asked[ref], f"no answer within {seconds:.0f} s")
+            self._drop(asked[ref], f"{LATE} {seconds:.0f} s")
         answers: dict[ClusterNode, Any] = {}
         for ref in ready:
             try:
@@ -56,6 +58,10 @@ class Probes:
             except RayError as error:  # a GetTimeoutError, too
                 self._drop(asked[ref], _said(error))
         return {node: answers[node] for node in asked.values() if node in answers}
+
+    @property
+    def seconds_left(self) -> float:
+        return self._until - time.monotonic()
 
     def _drop(self, node: ClusterNode, why: str) -> None:
         self.silent[node] = why

@@ -11,16 +11,20 @@ NAME = "resources"
 
 
 def check_resources(
-    moments: Sequence[Sequence[Demand]], nodes: Sequence[ClusterNode], growths: Sequence[Growth] = ()
-) -> Check:
-    """Each moment alone: first every role by itself, then all of it side by side."""
+    moments: Sequence[Sequence[Demand]], nodes: Sequence[ClusterNode], growths: Sequence[Growth] = (),
+    waits: bool = False,
+) -> Check:  # fmt: skip
+    """Each moment alone: first every role by itself, then all of it side by side. What is lacking is no failure of a
+    run that `waits` for nodes."""
     found, gpus = _with(nodes, growths), has_gpus(nodes) or any(one.resources.get("GPU") for one in growths)
     if own_machine(nodes):  # there CPU shares are made to fit
         found = [ClusterNode(n.id, n.name, {**n.resources, "CPU": _ENOUGH}, n.driver) for n in found]
     misfits = [misfit for moment in moments for misfit in _misfits(moment, found, gpus)]
     if misfits:
         details, fixes = zip(*dict.fromkeys(misfits), strict=True)
-        return fail(NAME, "\n".join([*details, *_has(nodes, growths)]), "; ".join(dict.fromkeys(fixes)))
+        return (warn if waits else fail)(
+            NAME, "\n".join([*details, *_has(nodes, growths)]), "; ".join(dict.fromkeys(fixes))
+        )
     for moment in moments:
         if not _packed([demand.bundle(gpus) for demand in moment for _ in range(demand.count)], found):
             roles = ", ".join(f"{demand.count} x {demand.role}" for demand in moment)

@@ -54,7 +54,7 @@ class _Survey:
 
     def checks(self) -> Iterator[Check]:
         wanted = self._wanted
-        yield check_resources(wanted.moments, self._nodes, growths())
+        yield check_resources(wanted.moments, self._nodes, growths(), wanted.waits)
         yield places.check_files(wanted.files)
         yield places.check_disk(free_bytes(self._task.run_dir), wanted.rooms)
         yield from [skip(agreement.NAME, OWN), skip(talking.PORTS, OWN)] if self._own else self._across()
@@ -103,7 +103,8 @@ class _Survey:
             return gpus.check_gpus([], {}, {})
         self._on_gpus = Probes(nodes, self._until, gpus=1)
         seen = self._on_gpus.ask(lambda node, actor: actor.gpu.remote(), _GPU_SECONDS)
-        return gpus.check_gpus(nodes, seen, {node.id: one.gpus for node, one in self._seen.items()})
+        listed = {node.id: one.gpus for node, one in self._seen.items()}
+        return gpus.check_gpus(nodes, seen, listed, self._on_gpus.silent)
 
     def _handshake(self) -> Check:
         training = [demand for demand in self._wanted.demands if demand.trains and demand.count > 1]
@@ -113,8 +114,7 @@ class _Survey:
             return skip(talking.HANDSHAKE, "not tried, as nodes do not answer or do not reach each other")
         with_gpus = any(demand.bundle(has_gpus(self._nodes)).get("GPU") for demand in training)
         probes = self._on_gpus if with_gpus and self._on_gpus else self._probes
-        among = probes.among(hosts(self._nodes, training))
-        return talking.check_handshake(among, self._until - time.monotonic())
+        return talking.check_handshake(probes.among(hosts(self._nodes, training)))
 
     def close(self) -> None:
         """Remove what was written, and end the probes."""

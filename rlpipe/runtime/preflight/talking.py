@@ -52,13 +52,18 @@ def _without(places: Mapping[str, tuple[str, int]], one: str) -> dict[str, tuple
     return {node: place for node, place in places.items() if node != one}
 
 
-def check_handshake(probes: Probes, seconds: float) -> Check:
+def check_handshake(probes: Probes) -> Check:
     """One all-reduce over a process on each node."""
     nodes = probes.nodes
     if len(nodes) < 2:
         return skip(HANDSHAKE, "fewer than two nodes could take part that training ranks may come to")
-    [address, port] = probes.ask(lambda node, actor: actor.meeting_point.remote())[nodes[0]]
-    within = max(1.0, min(_SHAKE_SECONDS, seconds))
+    probes.ask(lambda node, actor: actor.warm.remote())
+    met = probes.ask(lambda node, actor: actor.meeting_point.remote())
+    if lost := [node for node in nodes if node not in met]:
+        told = "\n".join(f"{node.name}: {probes.silent[node]}" for node in lost)
+        return fail(HANDSHAKE, told, "see Ray's logs there, or raise deadlines.preflight: torch is slow to import")
+    address, port = met[nodes[0]]
+    within = max(1.0, min(_SHAKE_SECONDS, probes.seconds_left))
     said = probes.ask(
         lambda node, actor: actor.shake.remote(nodes.index(node), len(nodes), address, port, within), within + 10
     )

@@ -57,6 +57,9 @@ class Wanted:
     files: Mapping[str, str] = field(default_factory=dict)
     """What the driver alone reads, by recipe key."""
     rooms: Sequence[Room] = ()
+    waits: bool = False
+    """Whether the recipe waits for nodes that are to come (deadlines.placement was raised): Ray's autoscalers for
+    Kubernetes and clouds tell nobody what they may add."""
 
     @property
     def demands(self) -> list[Demand]:
