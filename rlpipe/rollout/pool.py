@@ -109,6 +109,7 @@ class EnginePool:
                 seat.delivery = seat.delivering = None
         for seat in seats:  # those that slept go on with what they were asked
             self._keep_busy(seat)
+        self._house(model)
         return {seat.handle.name: seat.delivered for seat in seats if seat.delivered}
 
     def withdraw(self, model: str) -> None:
@@ -120,8 +121,9 @@ class EnginePool:
         after which they go on with what they were asked. One that is lost is not started before."""
         self._asleep.add(model)
         for seat in self._seats[model]:
-            seat.begin(partial(put_to_sleep, within=Within("publish", self._deadlines.publish)))
-        while any(seat.delivery for seat in self._seats[model]):
+            seat.begin(partial(put_to_sleep, within=self._publish))
+        # One that starts has the GPU until it sleeps; one that rests, or has no place, has none.
+        while any(s.delivery or (s.revival is not None and s.revival.pending) for s in self._seats[model]):
             self._look(SLICE_SECONDS)
 
     def sleeps(self, model: str) -> bool:
@@ -153,7 +155,7 @@ class EnginePool:
         return {seat.handle.name: seat.handle.node for seat in self._seats[model]}
 
     def _spread(self, model: str, groups: Sequence[AskedGroup]) -> None:
-        seats = [seat for seat in self._seats[model] if seat.serves]
+        seats = [seat for seat in self._seats[model] if seat.serves and model not in self._asleep]
         if not seats:
             self._homeless[model] += groups
             return
@@ -161,6 +163,10 @@ class EnginePool:
             requests = [group.request for group in share]
             seat.submitted.append(seat.handle.call(self._rollout, RolloutWorker.submit, requests))
             self._keep_busy(seat)
+
+    @property
+    def _publish(self) -> Within:
+        return Within("publish", self._deadlines.publish)
 
     @property
     def _rollout(self) -> Within:
@@ -261,7 +267,7 @@ class EnginePool:
         return seat
 
     def _serving(self, seat: Seat) -> Steps[Delivered | None]:
-        return serving(seat.handle, lambda: self._wanted(seat.model))
+        return serving(seat.handle, lambda: self._wanted(seat.model), self._publish)
 
     def _wanted(self, model: str) -> Wanted:
         if model in self._asleep:
@@ -276,8 +282,12 @@ class EnginePool:
         seat.delivered = revival.result
         again = "serves again" if seat.losses else "serves now, too"
         logger.warning("%s %s, after %.1f s", seat.handle.name, again, time.monotonic() - revival.began)
-        homeless, self._homeless[seat.model] = self._homeless[seat.model], []
-        self._spread(seat.model, homeless)
+        self._house(seat.model)
+
+    def _house(self, model: str) -> None:
+        """Groups that no engine could take, while there was none that serves."""
+        homeless, self._homeless[model] = self._homeless[model], []
+        self._spread(model, homeless)
 
     def _require_place(self, model: str) -> None:
         """One engine that has no place on the cluster is missed; if none has one, nothing goes on."""

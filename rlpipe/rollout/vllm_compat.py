@@ -118,12 +118,21 @@ class VllmCore:
                 self._initialise(vllm_transfer.opening())
             rpc("start_weight_update")
             self._updating = True
-        rpc("update_weights", kwargs={"update_info": vllm_transfer.arriving(self._transport, part)})
+        try:
+            rpc("update_weights", kwargs={"update_info": vllm_transfer.arriving(self._transport, part)})
+        except BaseException:  # for vLLM the update is over then
+            self._updating = False
+            raise
 
     def end_update(self) -> None:
         """All of them are there."""
         self._client.collective_rpc("finish_weight_update")
         self._updating = False
+
+    def abandon_update(self) -> None:
+        """Whoever was to send the rest is gone. What the weights are then means nothing."""
+        if self._updating:
+            self.end_update()
 
     def _initialise(self, info: dict[str, Any]) -> None:
         self._client.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": info})

@@ -115,6 +115,10 @@ class VllmEngine:
             self._core.load_weights(payload)
 
     def sleep(self) -> None:
+        if self._has_weights_room:  # a publish was broken off; vLLM falls asleep only from wholly awake
+            self._core.abandon_update()
+            self._core.wake_cache()
+            self._asleep = self._has_weights_room = False
         if not self._asleep:
             # Of adapters only these are sent again, so what they stand on is kept, in host memory.
             self._core.sleep(keep_weights=self._lora is not None)

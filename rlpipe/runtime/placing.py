@@ -162,7 +162,8 @@ def beside(index: int, hosts: int, guests: int) -> range:
 def _rooms(sets: Sequence[_Set], bundles: Sequence[Bundle], seconds: float) -> dict[int, _Room] | None:
     """By crew. None if there is too little within so long."""
     until = time.monotonic() + seconds
-    rooms = _placed(sets, bundles, min(seconds, _AT_ONCE_SECONDS) if any(s.may_wait for s in sets) else seconds)
+    at_once = min(seconds / 2, _AT_ONCE_SECONDS) if any(s.may_wait for s in sets) else seconds
+    rooms = _placed(sets, bundles, at_once)
     if rooms is not None:
         return rooms
     rooms = _placed([s for s in sets if not s.may_wait], bundles, until - time.monotonic())

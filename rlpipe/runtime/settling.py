@@ -39,6 +39,7 @@ class Settling:
                 now = time.monotonic()
                 if not self._make_room():
                     placed = now
+                    self._leave_the_rest()
                 elif now - placed > self._deadlines.placement:
                     raise PlacementError(not_given(self._roles, self._deadlines.placement))
                 else:
@@ -46,8 +47,7 @@ class Settling:
                 if self._starting and now > late:
                     raise next(iter(self._starting.values())).late()
         finally:
-            for other in self._others:
-                other.place.ask_again()
+            self._leave_the_rest()
 
     def _started(self, name: str) -> RayPending[int]:
         host = self._processes[name].host
@@ -66,6 +66,11 @@ class Settling:
                 if self._processes[name].moved():
                     self._processes[name].restart()
                     self._starting[name] = self._started(name)
+
+    def _leave_the_rest(self) -> None:
+        """Those that stepped back ask for room anew."""
+        for other in self._others:
+            other.place.ask_again()
 
     def _make_room(self) -> bool:
         """Whether some have no place; the others then make room."""

@@ -76,7 +76,11 @@ class Sender:
 
         where = {"master_address": wire.address, "master_port": wire.port, "world_size": 1 + workers}
         # A group with a process that is gone is let go, and not destroyed: NCCL would wait for that process.
-        self._groups[engine] = wire.token, trainer_init(where)
+        ours = torch.cuda.current_stream()
+        try:
+            self._groups[engine] = wire.token, trainer_init(where)
+        finally:
+            torch.cuda.set_stream(ours)  # vLLM gives the thread another one, for good
 
     def broadcast(self, model: torch.nn.Module, engine: str) -> None:
         """All weights, in buffers of `bucket_bytes`, to an engine that takes them at the same time."""

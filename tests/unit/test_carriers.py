@@ -1,16 +1,22 @@
 """Weights from GPU to GPU, with processes that only take notes: who is asked what, in which order."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from rlpipe.pipelines.online.sending import FromGpu, NoGpu
-from rlpipe.rollout.carriers import Ipc, Nccl
+from rlpipe.pipelines.online.publisher import Publisher
+from rlpipe.pipelines.online.sending import FromGpu, NoGpu, Sent
+from rlpipe.rollout.carriers import Ipc, Nccl, ObjectStore
+from rlpipe.rollout.delivery import Delivered
 from rlpipe.rollout.engine import Receipt
 from rlpipe.runtime.handle import Within
 from rlpipe.runtime.local import LocalHandle, LocalPending
 from rlpipe.training.direct import Sender, checksum
 from rlpipe.training.distributed import Rank
 from rlpipe.weights.direct import Described, Part, Shape, Wire, split
+from rlpipe.weights.payload import Exported
+from rlpipe.weights.verify import Verification
 
 SOON = Within("publish", 9.0)
 SHAPES = tuple(Shape(name, "float32", (3,), 12) for name in "abcde")
@@ -129,8 +135,18 @@ def test_ranks_that_share_the_model_gather_each_part_for_each_engine_in_the_same
     assert [engine.read for engine in engines] == [["ab", "cd", "e"]] * 2, "no buffer is filled before it is read"
     asked = [[note[2] for note in notes if note[:2] == (f"policy[{i}]", "part")] for i in range(4)]
     assert asked == [[0, 0, 1, 1, 2, 2, 3, 3]] * 4
+    left = [note[0] for note in notes if note[1] == "give_way"]
+    assert set(left) == {f"policy[{i}]" for i in range(4)} and notes.index((left[0], "give_way")) > max(
+        i for i, note in enumerate(notes) if note[1:3] == ("take", "e")
+    )
     kept = {(note[0], note[2]) for note in notes if note[1] == "part" and note[3]}
     assert len(kept) == 4 * 4, "each keeps its parts for its own engine"
+
+
+def test_ranks_that_helped_an_engine_leave_its_gpus_neighbours_too(notes):
+    carrier, _, handles = colocated(notes, split_model=True)
+    run(carrier.hand_over(handles[1], 7))
+    assert [note[0] for note in notes if note[1] == "give_way"] == [f"policy[{i}]" for i in range(4)]
 
 
 def test_an_engine_that_is_new_meets_rank_0_and_one_that_has_met_it_does_not(notes):
@@ -197,3 +213,26 @@ def test_a_description_changes_with_any_weight():
 def test_a_checksum_is_of_the_bits():
     assert checksum(torch.tensor([1, 2, -5], dtype=torch.int32)) == -2
     assert checksum(torch.tensor([1.0])) == 0x3F800000
+
+
+class NotingPool:
+    def __init__(self) -> None:
+        self.withdrawn: list[str] = []
+
+    def publish(self, model, what):
+        return {"engine": Delivered(Verification(0.0, 0.0, 1e-3, 4), 0.0)}
+
+    def withdraw(self, model):
+        self.withdrawn.append(model)
+
+
+@pytest.mark.parametrize(("carrier", "held"), [(ObjectStore(None, SOON), []), (Nccl([], None, 1, SOON), ["policy"])])
+def test_weights_that_lie_in_the_policy_are_not_what_was_published_once_it_learns(carrier, held):
+    pool, rank = NotingPool(), LocalHandle("policy[0]", SimpleNamespace(probe=lambda sequences: []))
+    exported = LocalPending(lambda: Exported("sum", 12), (), {})
+    publisher = Publisher("policy", [rank], lambda: Sent(carrier, exported, []), pool, None, [], 9.0)
+    publisher.hold()
+    assert pool.withdrawn == [], "nothing is published yet"
+    publisher.publish(1)
+    publisher.hold()
+    assert pool.withdrawn == held

@@ -10,6 +10,7 @@ import tiny_models
 from tiny_models import END, request
 
 from rlpipe.recipe.run import Deadlines
+from rlpipe.rollout import revival as revival_of_engines
 from rlpipe.rollout.carriers import ObjectStore
 from rlpipe.rollout.delivery import Publication
 from rlpipe.rollout.engine import EngineSpec
@@ -88,6 +89,38 @@ def test_a_publication_reaches_every_engine_and_is_proven(folder):
     assert all(engine.found.largest_difference < 1e-5 for engine in delivered.values())
     for seat in subject._seats["policy"]:
         assert seat.handle._role.health().version == 6
+
+
+def test_groups_that_come_while_engines_sleep_wait_for_the_next_publish(folder):
+    """As those of an engine that is lost meanwhile, which others are to take."""
+    subject, weights = pool(folder, 2, version=None), tiny_models.scramble(tiny_models.load(folder), seed=4)
+    subject.publish("policy", published(weights, 1))
+    subject.sleep("policy")
+    subject.submit("policy", [request(i) for i in range(3)])
+    assert subject.finished(0.0) == [], "and nobody was told NotCurrent"
+    subject.publish("policy", published(weights, 2))
+    found = drain(subject)
+    assert found.keys() == {"g0", "g1", "g2"}
+    assert {t.versions[0].version for group in found.values() for t in group} == {2}
+
+
+def test_an_engine_that_starts_while_others_go_to_sleep_sleeps_too(folder, monkeypatch):
+    subject, weights = pool(folder, 2, version=None), tiny_models.scramble(tiny_models.load(folder), seed=4)
+    subject.publish("policy", published(weights, 1))
+    seat, wanted = subject._seats["policy"][1], ["first"]
+    steps = revival_of_engines.serving(seat.handle, lambda: wanted[0], Within("publish", 9.0))
+    seat.handle._again = lambda: RolloutWorker(spec(folder, version=None))
+    assert next(steps) is not None, "its start"
+    wanted[0] = "asleep"
+    slept = []
+    monkeypatch.setattr(TransformersEngine, "sleep", lambda engine: slept.append(engine))
+    next(steps)
+    assert slept == [seat.handle._role._engine] and next(steps) is None and next(steps) is None
+    wanted[0] = published(weights, 2)
+    with pytest.raises(StopIteration) as served:
+        while True:
+            next(steps)
+    assert served.value.value.found.largest_difference < 1e-5
 
 
 def test_models_have_engines_of_their_own(folder, tmp_path):

@@ -43,6 +43,7 @@ class CatchingUp:
         last = self.ledger.step
         if last or not began:
             self.turns.train()
+            self.publisher.hold()
         saved = self.saving.load()
         if last:
             says = f"resuming from step {saved}, replaying {last - saved} steps from their stored trajectories"

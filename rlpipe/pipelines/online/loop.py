@@ -92,6 +92,7 @@ class Loop:
         self.engine_watch.begin()
         groups, dropped = self._groups(step)
         self.turns.train()
+        self.publisher.hold()
         with phase("prepare", step):
             batch, metrics = self.trainer.batch(groups)
         self.events.sample(step, groups[0].prompt.text, said_in(groups[0], 0), **shown(groups[0].outcomes[0]))

@@ -34,6 +34,8 @@ class Publisher:
         """What was published last."""
         self.digest = ""
         """Of its bytes."""
+        self._lasts = True
+        """Whether an engine that starts later still gets what was published last."""
         self._look = look
         self._model, self._policy, self._send, self._pool = model, policy, send, pool
         self._verifier, self._probes, self._within = verifier, probes, Within("publish", seconds)
@@ -41,6 +43,12 @@ class Publisher:
     def withdraw(self) -> None:
         """The policy is lost: engines go on with what they have, and one that starts waits for the next `publish`."""
         self._pool.withdraw(self._model)
+
+    def hold(self) -> None:
+        """The policy's weights are about to change: where engines get them straight from the policy, one that starts
+        now waits for the next `publish`."""
+        if not self._lasts:
+            self.withdraw()
 
     def publish(self, version: int) -> dict[str, float]:
         """Returns how many bytes went to each engine, after how many seconds all served them, and the largest
@@ -50,6 +58,7 @@ class Publisher:
         """
         started = time.monotonic()
         sent = self._send()  # nothing is waited for until all is under way
+        self._lasts = sent.carrier.lasts
         expected = [rank.call(self._within, Policy.probe, self._probes) for rank in self._policy]
         what = Publication(
             version, sent.carrier, sent.exported, expected[0], self._probes, self._verifier, self._within
