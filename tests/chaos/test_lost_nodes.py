@@ -100,6 +100,7 @@ def test_a_lost_engine_leaves_its_room_to_a_lost_training_role_that_has_none(clu
         assert node_of(engine) == joined and engine.call(SOON, Role.count).result() == 1
     finally:
         runtime.stop()
+        cluster.have(0)  # other tests take nodes of one CPU
 
 
 @pytest.fixture
