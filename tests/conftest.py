@@ -10,7 +10,8 @@ LONGEST = (
     "test_commands.py", "test_real_data.py", "test_offline_adapters.py", "test_recipes.py", "test_sft.py",
     "test_model_reward.py", "test_preference.py", "test_vllm_serve.py", "test_offline_virtual_tokens.py",
     "test_offline_quantized.py", "test_online_roles.py", "test_online_resume.py", "test_online.py", "test_adalora.py",
-    "test_studies.py", "test_reward_model.py", "test_offline_resume.py", "test_online_lora.py", "test_slurm.py",
+    "test_studies.py", "test_reward_model.py", "test_offline_resume.py", "test_online_lora.py", "test_submit.py",
+    "test_object_store.py", "test_giving_way.py",
 )  # fmt: skip
 """Files that take minutes. They go first: two processes share out files, and the last ones should be short."""
 

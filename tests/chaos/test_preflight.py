@@ -79,6 +79,7 @@ BROKEN = 'mount --bind "$0" "$1" && shift && exec "$@"'
 """A folder in the place of another."""
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(subprocess.run(["unshare", "-m", "true"]).returncode != 0, reason="mounts of its own need root")
 def test_a_node_with_other_software_and_folders_and_one_that_cannot_import_rlpipe(cluster, model, tmp_path, capsys):
     cluster.have(1)
@@ -111,6 +112,7 @@ def test_a_node_with_other_software_and_folders_and_one_that_cannot_import_rlpip
     assert not [name for name in os.listdir(tmp_path / "run") if name in ("base", "ledger")], "nothing was begun"
 
 
+@pytest.mark.soak
 def test_gpus_that_no_node_has_and_one_that_only_ray_believes_in(cluster, model, tmp_path, capsys):
     cluster.have(0)
     believed = cluster.join_by([], "--num-gpus=1")

@@ -12,7 +12,7 @@ from online_runs import RECIPE, REWARD, assert_same, events, train, trained_on
 
 from rlpipe.rollout.pool import EnginePool
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.soak]
 
 OVER_NODES = (
     "rollout.resources.cpus=1", "rollout.engines=3", "rollout.min_engines=2", "rollout.nodes=spread",

@@ -45,7 +45,7 @@ printf '%s\\n' "$*" >>"$STAND_INS/scontrol.log"
 IN_TROUBLE = {"faults", "restarts", "warnings", "engine"}
 """Metrics that a run has not, in which nothing goes wrong, or that is of one engine."""
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.soak]
 
 
 class Slurm:
