@@ -71,7 +71,7 @@ def test_a_good_recipe_loads():
         (
             "task: rl",
             "task: rl\npublishing: {zzz: 1}",
-            "r.yaml:2: publishing.zzz: `zzz` is not a key of `publishing`; its keys are adapter, base, tolerance",
+            "r.yaml:2: publishing.zzz: `zzz` is not a key of `publishing`; its keys are transport, adapter, base, tolerance",
         ),
         (
             "{kind: arithmetic}",
