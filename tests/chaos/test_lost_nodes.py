@@ -186,7 +186,7 @@ def strike_an_engine_and_wait_for_it(cluster, monkeypatch) -> dict:
     return seen
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_raylet_that_is_killed_takes_the_ranks_and_they_start_again_on_a_node_that_joins(
     cluster, undisturbed, recipe_file, tmp_path, monkeypatch
 ):

@@ -46,6 +46,7 @@ def events(directory: Path, kind: str) -> list[dict]:
     return [event for event in read(Storage(directory))[0] if event["kind"] == kind]
 
 
+@pytest.mark.soak
 def test_rl_makes_stories_happier_and_keeps_them_stories(tmp_path):
     directory = tmp_path / "run"
     changes = [

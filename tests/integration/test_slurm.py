@@ -190,7 +190,9 @@ def assert_trouble_is_exported(slurm: Slurm) -> None:
     command = [sys.executable, eventful_driver.__file__, str(slurm.folder / "eventful")]
     with subprocess.Popen(command, env=slurm.environment() | own, stdin=subprocess.PIPE) as driver:
         ends = time.monotonic() + 120
-        while named_in_the_dashboard() - names(slurm.scraped()):
+        own = frozenset({"run": eventful_driver.RUN}.items())
+        of_it = {("ray_rlpipe_step", own), ("ray_rlpipe_restarts_total", own | {("role", "engine")})}
+        while not of_it <= slurm.scraped().keys() or named_in_the_dashboard() - names(slurm.scraped()):
             assert time.monotonic() < ends and driver.poll() is None, slurm.scraped()
             time.sleep(0.3)
         time.sleep(2)  # what has come in two reports is there in the end

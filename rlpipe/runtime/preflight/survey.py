@@ -100,7 +100,7 @@ class _Survey:
     def _gpus(self) -> Check:
         nodes = self._gpu_nodes
         if not nodes:
-            return gpus.check_gpus([], {}, {})
+            return gpus.check_gpus([], {}, {}, {})
         self._on_gpus = Probes(nodes, self._until, gpus=1)
         seen = self._on_gpus.ask(lambda node, actor: actor.gpu.remote(), _GPU_SECONDS)
         listed = {node.id: one.gpus for node, one in self._seen.items()}
