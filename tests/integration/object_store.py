@@ -2,20 +2,27 @@
 
 import contextlib
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+
+from rlpipe.runtime.local import free_port
 
 
 @contextlib.contextmanager
 def served(bucket: str) -> Iterator[dict[str, str]]:
     """The environment in which `s3://bucket` is that of a server of the tests."""
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    address, port = server.get_host_and_port()
+    port = free_port()
+    # In a process of its own: what Flask leaves in this one's modules stops vLLM from starting.
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _wait_for(port, server)
     environment = {
-        "AWS_ENDPOINT_URL": f"http://{address}:{port}",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "of-the-tests",
         "AWS_SECRET_ACCESS_KEY": "of-the-tests",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -28,7 +35,17 @@ def served(bucket: str) -> Iterator[dict[str, str]]:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-        server.stop()
+        server.kill()
+        server.wait()
+
+
+def _wait_for(port: int, server: subprocess.Popen, seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while server.poll() is None and time.monotonic() < until:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"the S3 server does not answer on port {port} (exit code {server.poll()})")
 
 
 def _client(environment: dict[str, str]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A run whose directory is in an object store: a real S3 server of this machine, asked through s3fs."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 from online_runs import RECIPE, assert_same, trained_on
 
-pytest.importorskip("moto", reason="pip install 'rlpipe[dev]'")
+if importlib.util.find_spec("moto") is None:  # not imported here: see `served`
+    pytest.skip("pip install 'rlpipe[dev]'", allow_module_level=True)
 pytest.importorskip("s3fs", reason="pip install 'rlpipe[s3]'")
 
 from object_store import served
