@@ -9,6 +9,13 @@ from terminals import PROMPT, Terminal
 
 pytestmark = pytest.mark.integration
 
+
+@pytest.fixture(autouse=True)
+def without_the_debugger_of_ray(monkeypatch):
+    """A process that was connected to Ray, as the one of the tests may have been, names Ray's to its children."""
+    monkeypatch.delenv("PYTHONBREAKPOINT", raising=False)
+
+
 STOPPING_REWARD = """
 seen = []
 

@@ -13,7 +13,7 @@ from rlpipe.runtime.ray_metrics import counters, gauges, metric_name
 def test_an_engine_that_is_lost_is_counted(caplog):
     """The pool says which, for `restarts_total`."""
     handle = SimpleNamespace(name="engine[0]", begun=True)
-    pool = EnginePool({"policy": [handle]}, SimpleNamespace(rollout=1.0, placement=1.0), max_restarts=1)
+    pool = EnginePool({"policy": [handle]}, SimpleNamespace(rollout=1.0, placement=1.0, publish=1.0), max_restarts=1)
     with caplog.at_level(logging.WARNING, "rlpipe"):
         pool._lose(pool._seats["policy"][0], RoleDied("it was killed", "engine[0]"))
     assert [record.lost for record in caplog.records] == ["engine[0]"]
