@@ -89,9 +89,9 @@ def _kept(recipe: Path, place: str) -> Path:
 
 def _refuse_used(place: str, resume: bool) -> None:
     from rlpipe.data.remote import storage_of, work_folder
-    from rlpipe.pipelines.supervision import RECIPE
+    from rlpipe.recipe.resolved import FILE
 
-    if not resume and storage_of(work_folder(place)).exists(RECIPE):
+    if not resume and storage_of(work_folder(place)).exists(FILE):
         stop(f"{place} holds an earlier run, which stays; --resume goes on with it, another --run-dir begins anew")
 
 

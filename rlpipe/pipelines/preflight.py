@@ -1,15 +1,15 @@
 """What a run is going to ask of the cluster, from its recipe alone, and the events of looking at that."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rlpipe.observe.events import EventLog
 from rlpipe.plan.adapter_size import trained_parameters
-from rlpipe.plan.architecture import Unpredictable, architecture
+from rlpipe.plan.architecture import Unpredictable
 from rlpipe.plan.checkpoint_size import state_bytes
+from rlpipe.plan.model_files import facts
 from rlpipe.recipe import local_files
-from rlpipe.recipe.model import Model, PretrainedModel
+from rlpipe.recipe.model import PretrainedModel
 from rlpipe.recipe.rewards import ModelReward, RewardMix
 from rlpipe.recipe.rollout import Rollout
 from rlpipe.recipe.run import Deadlines
@@ -97,8 +97,10 @@ def _scorers(mix: RewardMix, prefix: str) -> Iterator[Demand]:
 
 def _room(task: StageRecipe, prefix: str) -> Room | None:
     """Checkpoints and the result; None where the model's size is not known before it is loaded."""
+    if isinstance(task.model, PretrainedModel) and not (Path(task.model.path) / "config.json").is_file():
+        return None
     try:
-        model = architecture(_config(task.model))
+        model = facts(task.model).shapes
         trained = trained_parameters(model, task.adapter, isinstance(task, RewardModelRecipe))
     except (Unpredictable, OSError, KeyError, ValueError):
         return None
@@ -110,24 +112,3 @@ def _room(task: StageRecipe, prefix: str) -> Room | None:
         one += trained * 2
     what = f"{kept} checkpoints, as a new one is there before the oldest goes, and the result"
     return Room(kept * one + result, max(one, result), what, f"lower {prefix}train.save_total_limit")
-
-
-def _config(model: Model) -> dict:
-    """What its config.json says, or would."""
-    if isinstance(model, PretrainedModel):
-        found = json.loads((Path(model.path) / "config.json").read_text(encoding="utf-8"))
-        return found.get("text_config", found)
-    return {
-        "model_type": model.scratch,
-        "hidden_size": model.hidden_size,
-        "intermediate_size": model.intermediate_size,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
-        "num_key_value_heads": model.kv_heads,
-        "tie_word_embeddings": model.tie_word_embeddings,
-        "vocab_size": _TOKENS,
-    }
-
-
-_TOKENS = 262
-"""Of a model from scratch: one for each byte, and six marks."""

@@ -15,10 +15,10 @@ from rlpipe.data import remote
 from rlpipe.data.remote import storage_of
 from rlpipe.ledger import manifests
 from rlpipe.observe import events
-from rlpipe.pipelines.stage import RECIPE, RESULTS
+from rlpipe.pipelines.stage import RESULTS
 from rlpipe.pipelines.supervision import INPUTS
 from rlpipe.recipe import secrets
-from rlpipe.recipe.resolved import to_yaml
+from rlpipe.recipe.resolved import FILE, to_yaml
 from rlpipe.recipe.tasks import PipelineRecipe, Recipe
 from rlpipe.training.checkpoint import CheckpointMismatch
 
@@ -40,9 +40,9 @@ def refuse_changes(recipe: Recipe, directory: Path) -> None:
     """Raises `CheckpointMismatch` if an RL stage that has begun in `directory` is to go on with another value of a
     lasting key than it has in the run's own recipe."""
     run = storage_of(directory)
-    if not run.exists(RECIPE):
+    if not run.exists(FILE):
         return
-    before = yaml.safe_load(run.read(RECIPE))
+    before = yaml.safe_load(run.read(FILE))
     now = yaml.safe_load(own_recipe(recipe, directory))
     for prefix, place in _stages(recipe, directory).items():
         for key in LASTING if storage_of(place).exists(manifests.FOLDER) else ():

@@ -23,11 +23,12 @@ from rlpipe.observe.console import console_view
 from rlpipe.observe.events import EventLog, View
 from rlpipe.observe.tracking import TENSORBOARD, TrackerMissing, trackers
 from rlpipe.pipelines import checkpoints, full_disk, preflight, resuming
+from rlpipe.pipelines.exit_codes import DONE, FAILED, INTERRUPTED
 from rlpipe.pipelines.offline.failures import TrainingFailed
 from rlpipe.pipelines.profiling import Profile, Steps
 from rlpipe.pipelines.sole import alone_in
-from rlpipe.pipelines.stage import FINAL_MODEL, RECIPE, RESULTS, Stage
-from rlpipe.recipe import secrets
+from rlpipe.pipelines.stage import FINAL_MODEL, RESULTS, Stage
+from rlpipe.recipe import resolved, secrets
 from rlpipe.recipe.references import resolve
 from rlpipe.recipe.secrets import SecretUnreadable
 from rlpipe.recipe.tasks import PipelineRecipe, Recipe, RlRecipe, StageRecipe
@@ -43,8 +44,6 @@ from rlpipe.runtime.termination import terminated_as_interrupted
 from rlpipe.training.checkpoint import CheckpointMismatch
 from rlpipe.weights.payload import WeightsRejected
 from rlpipe.weights.verify import WeightSyncError
-
-DONE, FAILED, INTERRUPTED = 0, 1, 130
 
 Look = Callable[[EventLog], None]
 """Looks at where a run is to be, and tells the events."""
@@ -106,7 +105,7 @@ def _run(recipe: Recipe, directory: Path, run_dir: Path | str, debug: bool, prof
         secrets.settle(recipe.model_dump())
         remote.mark_below(directory, _places(recipe, directory))
         resuming.refuse_changes(recipe, directory)
-        remote.storage_of(directory).write(RECIPE, resuming.own_recipe(recipe, directory).encode())
+        remote.storage_of(directory).write(resolved.FILE, resuming.own_recipe(recipe, directory).encode())
         with _cluster(debug):
             _require_shared(directory, debug)
             _run_stages(recipe, directory, console_view(debug, console), debug, profile)

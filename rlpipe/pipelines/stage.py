@@ -22,9 +22,6 @@ from rlpipe.runtime.roles import Runtime
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RECIPE = "recipe.yaml"
-"""The whole recipe of a run, resolved, in its directory."""
-
 FINAL_MODEL = "model"
 """Folder of a stage's result in its directory: Hugging Face weights, configuration and tokenizer."""
 

@@ -21,13 +21,12 @@ from rlpipe.data.storage import Storage
 from rlpipe.ledger.standing import standing
 from rlpipe.observe.events import EventLog
 from rlpipe.observe.standing import newest_stage
+from rlpipe.pipelines.exit_codes import FAILED, INTERRUPTED, MISTAKE
 from rlpipe.pipelines.sole import Taken, Unusable, alone_in
 from rlpipe.recipe.tasks import Recipe
 from rlpipe.runtime.backoff import Losses, rest_before
 from rlpipe.runtime.handle import GivenUp
 
-FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
-RECIPE = "recipe.yaml"
 INPUTS = "inputs"
 """Folder of a run directory with the files that a job brought along."""
 

@@ -54,7 +54,7 @@ class Setting:
 
     def gpus(self, resources: Resources, parts: int = 1) -> float:
         """That a process reserves; with `parts` each of them a whole one."""
-        return (float(parts) if self.on_gpu else 0.0) if resources.gpus == "auto" else float(resources.gpus)
+        return resources.gpus_where(self.on_gpu, parts)
 
 
 def width(dtype: Dtype, on_gpu: bool) -> int:

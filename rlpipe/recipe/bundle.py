@@ -17,11 +17,10 @@ from pathlib import Path
 from rlpipe.recipe import schema
 from rlpipe.recipe.errors import Problem, RecipeError, dotted, on_command_line, shown
 from rlpipe.recipe.load import Loaded
-from rlpipe.recipe.resolved import redacted
+from rlpipe.recipe.resolved import FILE, redacted
 from rlpipe.recipe.tree import Path as KeyPath
 from rlpipe.recipe.yaml_text import dump
 
-RECIPE = "recipe.yaml"
 LARGEST_BYTES = 64 * 2**20
 """Of all files together. Ray's job server takes uploads up to 100 MiB, and keeps them in the head node's memory."""
 
@@ -52,7 +51,7 @@ def write(loaded: Loaded, folder: Path, shared: Sequence[Path] = ()) -> Bundle:
     for target, source in packing.sources.items():
         _copy(source, target)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECIPE).write_text(dump(packed), encoding="utf-8")
+    (folder / FILE).write_text(dump(packed), encoding="utf-8")
     return packing.bundle
 
 

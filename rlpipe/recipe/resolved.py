@@ -6,6 +6,8 @@ from collections.abc import Callable
 from rlpipe.recipe.base import Strict
 from rlpipe.recipe.yaml_text import dump
 
+FILE = "recipe.yaml"
+"""What it is called in the directory of a run, and in what a job brings along."""
 REDACTED = "[redacted]"
 """What stands where a credential was."""
 _NAMES = r"(?:api_?key|access_?key|secret|password|passwd|token|credentials?|signature|sig)"

@@ -102,6 +102,15 @@ class Resources(Strict):
     gpus: NonNegativeFloat | Literal["auto"] = "auto"
     """Ray GPUs; auto is 1 where the cluster has GPUs and 0 elsewhere."""
 
+    def gpus_where(self, there: bool, auto: int = 1) -> float:
+        """What a process reserves, `there` being whether the cluster has GPUs, and `auto` what auto is where it has."""
+        return (float(auto) if there else 0.0) if self.gpus == "auto" else float(self.gpus)
+
+    def bundle(self, there: bool, auto: int = 1) -> dict[str, float]:
+        """The same with its CPUs, as Ray takes it."""
+        gpus = self.gpus_where(there, auto)
+        return {"CPU": self.cpus} | ({"GPU": gpus} if gpus else {})
+
 
 class Checkpoints(Strict):
     """When a training stage writes checkpoints, and how many stay; names are TRL's."""

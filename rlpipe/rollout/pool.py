@@ -155,7 +155,7 @@ class EnginePool:
         return {seat.handle.name: seat.handle.node for seat in self._seats[model]}
 
     def _spread(self, model: str, groups: Sequence[AskedGroup]) -> None:
-        seats = [seat for seat in self._seats[model] if seat.serves and model not in self._asleep]
+        seats = [] if self.sleeps(model) else [seat for seat in self._seats[model] if seat.serves]
         if not seats:
             self._homeless[model] += groups
             return
@@ -180,7 +180,7 @@ class EnginePool:
         return self._asked
 
     def _keep_busy(self, seat: Seat) -> None:
-        if seat.groups and seat.advancing is None and seat.serves and seat.model not in self._asleep:
+        if seat.groups and seat.advancing is None and seat.serves and not self.sleeps(seat.model):
             seat.advancing = seat.handle.call(self._rollout, RolloutWorker.advance, SLICE_SECONDS)
 
     def _look(self, seconds: float, also: Sequence[Pending[Any]] = ()) -> bool:

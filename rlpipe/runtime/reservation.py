@@ -15,10 +15,7 @@ OWN_MACHINE = "rlpipe_own_machine"
 
 def bundle(resources: Resources, gpus_wanted: int = 1) -> Bundle:
     """What one process asks for; `gpus_wanted` is what auto stands for on a cluster with GPUs."""
-    gpus = resources.gpus
-    if gpus == "auto":
-        gpus = float(gpus_wanted) if ray.cluster_resources().get("GPU") else 0.0
-    return {"CPU": resources.cpus} | ({"GPU": float(gpus)} if gpus else {})
+    return resources.bundle(bool(ray.cluster_resources().get("GPU")), gpus_wanted)
 
 
 def fitted(bundles: Sequence[Bundle]) -> list[Bundle]:

@@ -1,13 +1,10 @@
 """What a plan says a policy takes of a GPU, beside what torch's allocator had in use at the most."""
 
-import gc
-
 import numpy as np
 import pytest
 import torch
 
 from rlpipe.data.flow import TokenBatch
-from rlpipe.models.scratch import build
 from rlpipe.plan.hardware import cluster
 from rlpipe.plan.stage import Asked
 from rlpipe.plan.whole import plan
@@ -34,20 +31,6 @@ MODEL = ScratchModel(
 )
 PROMPT = RESPONSE = 128
 GROUPS, GROUP = 4, 8
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("model")
-    build(MODEL, 0, path)
-    return str(path)
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    yield
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def shard(ranks: int = 1):

@@ -11,7 +11,6 @@ from online_algorithms import algorithm as online_algorithm
 from online_algorithms import settings as algorithm_settings
 
 from rlpipe.data.flow import TokenBatch
-from rlpipe.models.scratch import build
 from rlpipe.recipe.adapter import LoraAdapter
 from rlpipe.recipe.model import PretrainedModel, ScratchModel
 from rlpipe.recipe.run import Deadlines
@@ -33,20 +32,6 @@ pytestmark = [
 
 MODEL = ScratchModel(scratch="qwen2", hidden_size=1024, layers=4, heads=16, kv_heads=4, intermediate_size=4096)
 VOCABULARY = 262
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("model")
-    build(MODEL, 0, path)
-    return str(path)
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    yield
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def parameters(folder: str) -> int:

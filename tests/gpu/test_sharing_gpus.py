@@ -5,7 +5,7 @@ import gc
 import numpy as np
 import pytest
 import torch
-from test_roles_on_gpu import clean, folder, policy_spec, shard
+from test_roles_on_gpu import MODEL, policy_spec, shard
 
 from rlpipe.recipe.model import PretrainedModel
 from rlpipe.rollout.engine import EngineSpec
@@ -14,7 +14,7 @@ from rlpipe.training.metrics import merge
 from rlpipe.training.policy import Policy
 from rlpipe.training.sharding import Sharding
 
-__all__ = ["clean", "folder"]  # the fixtures
+__all__ = ["MODEL"]  # of the fixture `folder`
 
 pytestmark = [
     pytest.mark.gpu,

@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from rlpipe.data.storage import Storage
 from rlpipe.models.scratch import build
 from rlpipe.observe import events
 from rlpipe.recipe.model import ScratchModel
+from rlpipe.runtime.local import free_port
 from rlpipe.runtime.ray_metrics import gauges
 
 SCRIPT = Path(__file__).parents[2] / "cluster/slurm/rlpipe.sbatch"
@@ -103,12 +103,6 @@ class Slurm:
 
     def events(self) -> list[dict]:
         return events.read(Storage(self.run_dir))[0] if self.run_dir.exists() else []
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def until(job: subprocess.Popen, seen: Callable[[], object], slurm: Slurm, seconds: float = 240) -> None:

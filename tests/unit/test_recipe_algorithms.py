@@ -5,21 +5,13 @@
 from pathlib import Path
 
 import pytest
+from small_recipe import RL
 
 from rlpipe.recipe.algorithm import PRESETS
 from rlpipe.recipe.errors import RecipeError
 from rlpipe.recipe.load import load
 from rlpipe.recipe.resolved import to_yaml
 from rlpipe.recipe.schema import json_schema
-
-RL = """\
-task: rl
-model: {scratch: qwen2}
-data: {kind: arithmetic}
-rewards: {mix: [{kind: exact}]}
-algorithm: {name: grpo}
-schedule: {steps: 3}
-"""
 
 
 @pytest.fixture(autouse=True)

@@ -5,19 +5,11 @@
 from pathlib import Path
 
 import pytest
+from small_recipe import RL
 
 from rlpipe.recipe.errors import RecipeError
 from rlpipe.recipe.load import load
 from rlpipe.recipe.transport import direct_transport
-
-RL = """\
-task: rl
-model: {scratch: qwen2}
-data: {kind: arithmetic}
-rewards: {mix: [{kind: exact}]}
-algorithm: {name: grpo}
-schedule: {steps: 3}
-"""
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from rlpipe.observe.metrics import Label
 from rlpipe.observe.study import chart, measures, results, table
 from rlpipe.observe.study.measures import Point
 from rlpipe.observe.study.results import Results
+from rlpipe.recipe.resolved import FILE
 from rlpipe.recipe.study_plan import Plan, PlannedCell, digest_of
 
 CURVES, PAGE, DRAWING = "curves.csv", "study.md", "study.svg"
@@ -46,7 +47,7 @@ def curves(directory: Path, digest: str) -> list[Point]:
 
 def ran(directory: Path) -> str | None:
     """The digest of the recipe that a run directory holds a run of."""
-    recipe = directory / "recipe.yaml"
+    recipe = directory / FILE
     return digest_of(recipe.read_text(encoding="utf-8")) if recipe.is_file() else None
 
 

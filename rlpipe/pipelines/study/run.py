@@ -8,12 +8,11 @@ from pathlib import Path
 
 from rlpipe.observe import study as shown
 from rlpipe.observe.study.results import Results
+from rlpipe.pipelines.exit_codes import DONE, FAILED, INTERRUPTED
 from rlpipe.pipelines.study import folder as folders
 from rlpipe.pipelines.study.runner import Runner
 from rlpipe.recipe.study_plan import Plan, PlannedCell
 from rlpipe.runtime.termination import terminated_as_interrupted
-
-DONE, FAILED, INTERRUPTED = 0, 1, 130
 
 Say = Callable[[str], None]
 

@@ -23,10 +23,7 @@ class Demand:
 
     def bundle(self, has_gpus: bool) -> dict[str, float]:
         """What each process reserves."""
-        gpus = self.resources.gpus
-        if gpus == "auto":
-            gpus = float(self.auto_gpus) if has_gpus else 0.0
-        return {"CPU": self.resources.cpus} | ({"GPU": float(gpus)} if gpus else {})
+        return self.resources.bundle(has_gpus, self.auto_gpus)
 
 
 @dataclass(frozen=True, slots=True)
