@@ -19,6 +19,7 @@ not take being `_`: `mismatch/abs` is `ray_rlpipe_mismatch_abs`, `accuracy` of a
 """
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
@@ -29,6 +30,8 @@ from rlpipe.observe.events import Event
 from rlpipe.observe.metrics import label
 
 PREFIX = "rlpipe_"
+SECONDS_PER_REFRESH = 1.0
+"""Half of the shortest time for which Ray keeps a gauge."""
 
 
 class Sample(NamedTuple):
@@ -43,15 +46,36 @@ class Sample(NamedTuple):
 
 
 class RayMetrics:
-    """A view that sets the metrics of one stage. For a process that is connected to Ray."""
+    """A view that sets the metrics of one stage. For a process that is connected to Ray.
+
+    A step may take minutes, and Ray forgets a gauge that was not set during two of its reports
+    (`_resolve_gauge_ttl_seconds` in ray._private.telemetry). So a thread sets them again, until `close`.
+    """
 
     def __init__(self, run: str) -> None:
         """`run` names the stage as trackers do: `demo/grpo`."""
         self._run = {"run": run}
+        self._last: dict[tuple[str, frozenset[tuple[str, str]]], Sample] = {}
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._keep_up, name="ray-metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _keep_up(self) -> None:
+        while not self._closed.wait(SECONDS_PER_REFRESH):
+            for sample in list(self._last.values()):
+                self._set(sample)
+
+    def _set(self, sample: Sample) -> None:
+        _metric(Gauge, sample).set(sample.value, tags=self._run | sample.tags)
 
     def __call__(self, event: Event) -> None:
         for sample in gauges(event):
-            _metric(Gauge, sample).set(sample.value, tags=self._run | sample.tags)
+            self._last[sample.name, frozenset(sample.tags.items())] = sample
+            self._set(sample)
         for sample in counters(event):
             if sample.value > 0:
                 _metric(Counter, sample).inc(sample.value, tags=self._run | sample.tags)

@@ -118,7 +118,7 @@ def test_a_job_runs_is_put_back_and_goes_on(tmp_path):
     changes = [*RECIPE, f"model.path={tmp_path / 'model'}"]
     seen: dict[int, Samples] = {}
 
-    with slurm.submitted(*changes, "schedule.steps=400") as job:
+    with slurm.submitted(*changes, "schedule.steps=4000") as job:
         until(job, lambda: (slurm.secrets / "ray-token-417").exists(), slurm)
         token = slurm.secrets / "ray-token-417"
         assert token.stat().st_mode & 0o777 == 0o600 and len(token.read_text()) == 64
