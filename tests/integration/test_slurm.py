@@ -196,9 +196,7 @@ def assert_trouble_is_exported(slurm: Slurm) -> None:
         return found["ray_rlpipe_" + name, frozenset({"run": eventful_driver.RUN, **tags}.items())]
 
     assert value("step") == 2
-    assert ("ray_rlpipe_reward", own) not in found, (
-        "a mean over nothing is NaN, and Ray exports none"
-    )
+    assert ("ray_rlpipe_reward", own) not in found, "a mean over nothing is NaN, and Ray exports none"
     assert (value("reward_component", component="exact"), value("mismatch_abs")) == (0.5, 1e-7)
     assert (value("evaluation_accuracy"), value("evaluation_pass_at_4")) == (0.5, 0.875)
     assert (value("steps_total"), value("tokens_total")) == (2, 2000)
