@@ -132,7 +132,7 @@ def test_gpus_that_no_node_has_and_one_that_only_ray_believes_in(cluster, model,
 def test_on_nodes_that_are_well_all_is_in_order_and_nothing_is_left(cluster, tmp_path):
     cluster.have(2)
     train = Demand("training", 2, Resources(cpus=0.5, gpus=0.0), "train", trains=True)
-    found = survey(Wanted([[train]], tmp_path, 60.0), lambda check, seconds: None)
+    found = survey(Wanted([[train]], tmp_path, 240.0), lambda check, seconds: None)
     assert {check.name: check.status for check in found} == {
         "resources": "ok", "files": "skip", "disk": "ok", "nodes": "ok", "versions": "ok", "ports": "ok",
         "run directory": "ok", "models": "skip", "GPUs": "skip", "handshake": "ok",
