@@ -100,6 +100,8 @@ class Score:
 
     value: float
     components: dict[str, float]
+    details: str = ""
+    """How components came about that a judge gave, by their names, as JSON; empty without one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,7 @@ def _outcome_columns(outcomes: Sequence[Outcome], rewards: Sequence[str]) -> dic
     return {
         "reward": pa.array([s.value if s else None for s in scores], pa.float64()),
         **components,
+        "details": text(s.details or None if s else None for s in scores),
         "failure_kind": text(f.kind if f else None for f in failures),
         "failure_message": text(f.message if f else None for f in failures),
     }
@@ -146,7 +147,8 @@ def _outcome(row: dict[str, Any]) -> Outcome:
     if row["reward"] is None:
         return Failure(row["failure_kind"], row["failure_message"])
     said = {name.removeprefix(REWARD): row[name] for name in row if name.startswith(REWARD)}
-    return Score(row["reward"], {name: value for name, value in said.items() if value is not None})
+    components = {name: value for name, value in said.items() if value is not None}
+    return Score(row["reward"], components, row.get("details") or "")  # runs from before judges lack the column
 
 
 def _said(row: dict[str, Any]) -> tuple[Said, ...]:

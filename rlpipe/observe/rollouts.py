@@ -17,6 +17,7 @@ One row per response:
     finish_reason                   stop, length, abort, turns (the environment would have gone on)
     reward                          null where it failed
     reward/NAME                     each component of the mix, unweighted; null where it failed or did not apply
+    details                         what judges were asked and answered, as JSON by component; null without a judge
     failure_kind, failure_message   null where the reward could be computed
     advantage                       0 in a group that was not learned from; null where it is not known
     fate, reason                    trained, failed or dropped, and why: see `Fate`

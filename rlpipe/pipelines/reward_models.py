@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlpipe.models.load import ModelError, context_length, load_tokenizer, refuse_pickled
-from rlpipe.pipelines import roles
+from rlpipe.pipelines import judges, roles
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.model import PretrainedModel
 from rlpipe.recipe.rewards import CodeReward, ModelReward, RewardMix
@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 
 
 def specs(stage: Stage) -> list[RoleSpec]:
-    """One role per reward model of the mix."""
-    return [_spec(stage, key, reward) for key, reward in _model_rewards(stage)]
+    """One role per reward model and judge of the mix."""
+    mix = mix_of(stage)
+    return [_spec(stage, key, reward) for key, reward in _model_rewards(stage)] + (
+        judges.specs(stage, mix) if mix else []
+    )
 
 
 def scoring(stage: Stage, mix: RewardMix, handles: Mapping[str, list[Handle[Any]]]) -> RewardStage:
@@ -37,12 +40,18 @@ def scoring(stage: Stage, mix: RewardMix, handles: Mapping[str, list[Handle[Any]
     for reward in mix.mix:
         if isinstance(reward, CodeReward) and reward.isolation == "bubblewrap":
             stage.events.note(f"reward `{reward.name}`: bubblewrap keeps the programs it runs from everything else.")
-    return build(mix, Path(), stage.recipe.deadlines, stage.debug, scorers)
+    judging = judges.judged(stage, mix, handles)
+    return build(mix, Path(), stage.recipe.deadlines, stage.debug, scorers, judging)
+
+
+def mix_of(stage: Stage) -> RewardMix | None:
+    """The rewards of a stage's recipe, where it has any."""
+    return None if isinstance(stage.recipe, RewardModelRecipe) else stage.recipe.rewards
 
 
 def _model_rewards(stage: Stage) -> list[tuple[str, ModelReward]]:
     """With the recipe key of each."""
-    mix = None if isinstance(stage.recipe, RewardModelRecipe) else stage.recipe.rewards
+    mix = mix_of(stage)
     rewards = enumerate(mix.mix if mix else [])
     return [(f"rewards.mix.{i}", reward) for i, reward in rewards if isinstance(reward, ModelReward)]
 

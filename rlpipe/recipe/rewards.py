@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from rlpipe.recipe.base import PathOrHubId, PythonFunction, SecretName, Strict
+from rlpipe.recipe.judge import JudgeReward
 from rlpipe.recipe.model import Dtype
 from rlpipe.recipe.roles import FrozenRole
 
@@ -243,6 +244,7 @@ Reward = Annotated[
     | HttpReward
     | PythonReward
     | ModelReward
+    | JudgeReward
     | EnvironmentReward,
     Field(discriminator="kind"),
 ]

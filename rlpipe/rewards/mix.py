@@ -1,10 +1,11 @@
 """A weighted sum of rewards in which nothing that could not be computed counts as 0."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 
 from rlpipe.data.flow import Failure, Group, Outcome, Score, Trajectory
-from rlpipe.rewards.reward import Component, Reward
+from rlpipe.rewards.reward import Component, Explained, Reward
 
 
 class Mix:
@@ -35,10 +36,13 @@ class Mix:
         for name, component in zip(self.names, row, strict=True):
             if isinstance(component, Failure):
                 return _blame(name, component)
-        components = {n: c for n, c in zip(self.names, row, strict=True) if c is not None}
+        said = {name: component for name, component in zip(self.names, row, strict=True) if component is not None}
+        details = {name: c.details for name, c in said.items() if isinstance(c, Explained)}
+        components = {name: c.value if isinstance(c, Explained) else c for name, c in said.items()}
         if not components:
             return _blame("+".join(self.names), Failure("not_applicable", "no reward of the mix applies to this row"))
-        return Score(sum(r.weight * components[r.name] for r in self.rewards if r.name in components), components)
+        value = sum(r.weight * components[r.name] for r in self.rewards if r.name in components)
+        return Score(value, components, json.dumps(details, ensure_ascii=False) if details else "")
 
 
 def _broken_off(trajectory: Trajectory) -> Failure | None:
@@ -48,8 +52,9 @@ def _broken_off(trajectory: Trajectory) -> Failure | None:
 
 
 def _finite(component: Component) -> Component:
-    if isinstance(component, float) and not math.isfinite(component):
-        return Failure("not_a_number", f"the reward is {component}")
+    number = component.value if isinstance(component, Explained) else component
+    if isinstance(number, float) and not math.isfinite(number):
+        return Failure("not_a_number", f"the reward is {number}")
     return component
 
 

@@ -1,4 +1,5 @@
-"""The replicas of a reward model: which are free, and which are lost, until another process is in their place.
+"""The replicas of a reward model or of a judge: which are free, and which are lost, until another process is in the
+place.
 
 They are taken by several threads. Whoever waits for one sees after those that are lost, without waiting for them.
 """
@@ -16,14 +17,13 @@ from rlpipe.recipe.run import Deadlines
 from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, Handle, Pending, RoleDied, first_ready
 from rlpipe.runtime.revival import Revival, restarted
 from rlpipe.runtime.roles import PlacementError
-from rlpipe.training.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_PER_LOOK = 0.25
 """How long a free one is waited for before those that are lost are seen after again."""
 
-Replica = list[Handle[RewardModel]]
+Replica = list[Handle[Any]]
 """The ranks of it."""
 
 

@@ -27,7 +27,7 @@ of a reward model:
 
     too_long               prompt and response together are longer than it takes
 
-of an endpoint that `http` asks, when repeating does not help:
+of a judge: see `judging.question`; and of an endpoint that `http` asks, when repeating does not help:
 
     http_status            it answered with a status other than success
     unreachable            no connection, or one that broke off
@@ -35,11 +35,21 @@ of an endpoint that `http` asks, when repeating does not help:
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from rlpipe.data.flow import Failure, Group
 
-Component = float | None | Failure
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A reward, and how it came about, as JSON-able values."""
+
+    value: float
+    details: dict[str, Any]
+
+
+Component = float | None | Failure | Explained
 
 
 class RewardUnusable(RuntimeError):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rlpipe.data.flow import Failure, Group
 from rlpipe.recipe import rewards as kinds
+from rlpipe.recipe.judge import JudgeReward
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.recipe.run import Deadlines
 from rlpipe.rewards import code, function, maths, regex
@@ -26,6 +27,7 @@ from rlpipe.rewards.environment import FromEnvironment
 from rlpipe.rewards.exact import Exact
 from rlpipe.rewards.format import Format
 from rlpipe.rewards.http import Http
+from rlpipe.rewards.judging.judged import Judged
 from rlpipe.rewards.killable import InProcess, Pool
 from rlpipe.rewards.lane import Lane, Raised, Said, Scoring
 from rlpipe.rewards.mix import Mix, blamed
@@ -161,24 +163,42 @@ def _failure_report(failures: list[tuple[Group, int, Failure]], responses: int, 
 
 
 def build(
-    rewards: RewardMix, base_dir: Path, deadlines: Deadlines, debug: bool, scorers: Mapping[str, Scorer] | None = None
+    rewards: RewardMix,
+    base_dir: Path,
+    deadlines: Deadlines,
+    debug: bool,
+    scorers: Mapping[str, Scorer] | None = None,
+    judges: Mapping[str, Judged] | None = None,
 ) -> RewardStage:
     """The stage of a recipe. Its processes start at once, in the background; `ready` waits for them.
 
     `base_dir` is the recipe's folder. With `debug`, Python rewards run in this process and thread. `scorers` are the
-    reward models that the runtime started, by the name of their reward.
+    reward models that the runtime started, by the name of their reward; so are `judges`.
     """
     calls = [0 if debug else _calls_at_once(reward) for reward in rewards.mix]
-    mix = Mix([_reward(reward, base_dir, deadlines.start, debug, scorers or {}) for reward in rewards.mix])
+    mix = Mix(
+        [_reward(reward, base_dir, deadlines.start, debug, scorers or {}, judges or {}) for reward in rewards.mix]
+    )
     return RewardStage(mix, calls, deadlines.reward, rewards.max_failure_rate)
 
 
 def _calls_at_once(recipe: kinds.Reward) -> int:
+    if isinstance(recipe, JudgeReward):
+        return recipe.by.engines
     return next((getattr(recipe, key) for key in ("processes", "requests", "ranks") if hasattr(recipe, key)), 1)
 
 
-def _reward(recipe: kinds.Reward, base_dir: Path, start: float, debug: bool, scorers: Mapping[str, Scorer]) -> Reward:
+def _reward(
+    recipe: kinds.Reward,
+    base_dir: Path,
+    start: float,
+    debug: bool,
+    scorers: Mapping[str, Scorer],
+    judges: Mapping[str, Judged],
+) -> Reward:
     match recipe:
+        case JudgeReward():
+            return judges[recipe.name]
         case kinds.ExactReward():
             return Exact(recipe)
         case kinds.EnvironmentReward():

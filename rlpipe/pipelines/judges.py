@@ -1,0 +1,92 @@
+"""The judges of a stage: engines that a runtime starts as roles, and who asks them."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rlpipe.models.load import context_length, load_tokenizer
+from rlpipe.pipelines import roles
+from rlpipe.pipelines.stage import Stage
+from rlpipe.recipe.judge import EngineJudge, JudgeReward
+from rlpipe.recipe.model import PretrainedModel
+from rlpipe.recipe.rewards import RewardMix
+from rlpipe.rewards.fleet import Fleet
+from rlpipe.rewards.judging.judged import Judged
+from rlpipe.rewards.judging.local import Local
+from rlpipe.rewards.judging.question import Arbiter
+from rlpipe.rewards.judging.template import load
+from rlpipe.rollout.engine import EngineSpec
+from rlpipe.rollout.worker import RolloutWorker
+from rlpipe.runtime.handle import Handle
+from rlpipe.runtime.roles import RoleSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def specs(stage: Stage, mix: RewardMix) -> list[RoleSpec]:
+    """One role per judge of the mix that is a model of this run."""
+    return [
+        _spec(stage, f"rewards.mix.{i}.by", reward)
+        for i, reward in enumerate(mix.mix)
+        if isinstance(reward, JudgeReward)
+    ]
+
+
+def judged(stage: Stage, mix: RewardMix, handles: Mapping[str, list[Handle[Any]]]) -> dict[str, Judged]:
+    """The judges, by the name of their reward, over the handles of the started roles."""
+    return {reward.name: _judged(stage, reward, handles) for reward in mix.mix if isinstance(reward, JudgeReward)}
+
+
+def _judged(stage: Stage, reward: JudgeReward, handles: Mapping[str, list[Handle[Any]]]) -> Judged:
+    arbiter, at_once = _arbiter(stage, reward, handles), reward.by.questions_per_call
+    return Judged(reward, arbiter, load(reward.template), lambda prompt: None, at_once)
+
+
+def _arbiter(stage: Stage, reward: JudgeReward, handles: Mapping[str, list[Handle[Any]]]) -> Arbiter:
+    by = reward.by
+    fleet = Fleet(reward.name, [[h] for h in handles[_role(reward)]], stage.recipe.deadlines, by.max_restarts)
+    longest = context_length(_model(by), by.path)
+    limit = min(longest, by.max_model_len or longest) - 1  # an engine that is asked for probabilities adds a token
+    return Local(by.path, fleet, _tokenizer(by), limit, reward.least_mass)
+
+
+def _spec(stage: Stage, key: str, reward: JudgeReward) -> RoleSpec:
+    by = reward.by
+    tokenizer = _tokenizer(by)
+    spec = EngineSpec(
+        engine=by.engine,
+        model=by.path,
+        dtype=by.dtype,
+        eos_token_ids=() if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,),
+        version=0,
+        max_model_len=by.max_model_len,
+        max_num_seqs=by.max_num_seqs,
+        kv_cache_gib=by.kv_cache_gib,
+        gpu_memory_utilization=by.gpu_memory_utilization,
+        tensor_parallel=by.tensor_parallel,
+        trust_remote_code=by.trust_remote_code,
+    )
+    return RoleSpec(
+        _role(reward),
+        RolloutWorker,
+        lambda seat: (spec,),
+        1 if stage.debug else by.engines,
+        by.resources,
+        by.threads,
+        key,
+        again=(spec,),
+        gpus=by.tensor_parallel,
+        secrets=roles.hub_keys(by.path),
+    )
+
+
+def _role(reward: JudgeReward) -> str:
+    return f"judge/{reward.name}"
+
+
+def _model(by: EngineJudge) -> PretrainedModel:
+    return PretrainedModel(path=by.path, trust_remote_code=by.trust_remote_code)
+
+
+def _tokenizer(by: EngineJudge) -> "PreTrainedTokenizerBase":
+    return load_tokenizer(_model(by), by.path)
