@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlpipe.data.flow import Prompt
-from rlpipe.data.records import DataError, Format, Record
-from rlpipe.data.source import Records
+from rlpipe.data.records import DataError, Format, Record, Records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlpipe.data.chat import Rendered, ended, joined, prompt_context, render, require_template, with_system
-from rlpipe.data.records import DataError, Format, Record
+from rlpipe.data.records import DataError, Format, Record, Records
 from rlpipe.data.seams import common_prefix, warn_of_seams
-from rlpipe.data.source import Records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlpipe.data.chat import as_generated, ended, joined, prompt_context, render, with_system
-from rlpipe.data.records import DataError, Format, Record, margin
-from rlpipe.data.source import Records
+from rlpipe.data.records import DataError, Format, Record, Records, margin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -58,6 +58,19 @@ class Record:
         return self.origin.rpartition(", ")[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What a task learns from, what it is measured on, and how both become text."""
+
+    train: list[Record]
+    heldout: list[Record]
+    format: Format
+    chat: bool
+    system: str | None
+    add_eos: bool
+    """Whether the end-of-sequence token follows plain text; a chat template ends its turns itself."""
+
+
 def sft_format(first: Record, *more: Record) -> Format:
     """The first of TRL's formats whose fields one of the given records has."""
     if found := _fitting((Format.PROMPT_COMPLETION, Format.MESSAGES, Format.TEXT), (first, *more)):

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlpipe.data.chat import prompt_context, render, with_system
 from rlpipe.data.preferences import LONGER, encode_pairs, sequences, within, without
-from rlpipe.data.records import DataError, Format, Record, label
+from rlpipe.data.records import DataError, Format, Record, Records, label
 from rlpipe.data.seams import common_prefix, warn_of_seams
-from rlpipe.data.source import Records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,27 +9,34 @@ from rlpipe.data.arithmetic import preferences, problems
 from rlpipe.data.conversions import converted, recognised
 from rlpipe.data.files import read
 from rlpipe.data.guess import games
+from rlpipe.data.judge_questions import questions
+from rlpipe.data.judge_template import load
 from rlpipe.data.labelled import is_labelled, paired
-from rlpipe.data.records import DataError, Format, Record, check, labelled_format, preference_format, sft_format
-from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, MixtureData, PreferenceData, RecordsData, SftData
+from rlpipe.data.records import (
+    DataError,
+    Format,
+    Record,
+    Records,
+    check,
+    labelled_format,
+    preference_format,
+    sft_format,
+)
+from rlpipe.recipe.data import (
+    ArithmeticData,
+    ComparisonsData,
+    Data,
+    GuessNumberData,
+    MixtureData,
+    PreferenceData,
+    RecordsData,
+    SftData,
+)
 
 logger = logging.getLogger(__name__)
 
 Prepare = Callable[[list[Record], RecordsData], list[Record]]
 """What is made of records before some are held out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Records:
-    """What a task learns from, what it is measured on, and how both become text."""
-
-    train: list[Record]
-    heldout: list[Record]
-    format: Format
-    chat: bool
-    system: str | None
-    add_eos: bool
-    """Whether the end-of-sequence token follows plain text; a chat template ends its turns itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +48,10 @@ class Source:
     records: Records
 
 
-def load_records(data: Data, only_prompts: bool) -> Records:
+def load_records(data: Data | ComparisonsData, only_prompts: bool) -> Records:
     """Read and check all records. `only_prompts` is online RL: a prompt suffices, other columns feed the rewards."""
+    if isinstance(data, ComparisonsData):
+        return questions(load_preferences(data.pairs), load(data.template))
     if isinstance(data, ArithmeticData | GuessNumberData):
         train, heldout = problems(data) if isinstance(data, ArithmeticData) else games(data)
         return Records(train, heldout, Format.PROMPT if only_prompts else Format.PROMPT_COMPLETION, True, None, True)

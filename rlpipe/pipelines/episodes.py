@@ -1,8 +1,11 @@
 """The environment of a stage, and what its samples go through: the pool itself, or episodes over it."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import chain
 
+from rlpipe.data.flow import Prompt
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.environment import SingleTurn
 from rlpipe.rollout.environments.stage import EnvironmentStage, build
@@ -16,13 +19,16 @@ def environment_of(stage: Stage) -> AbstractContextManager[EnvironmentStage | No
     return build(stage.recipe.environment, stage.recipe.deadlines, stage.debug) or nullcontext()
 
 
-def over(pool: EnginePool, environment: EnvironmentStage | None, stage: Stage) -> Rollouts:
-    """What samplers and evaluators ask. Waits until the environment is ready."""
+def over(
+    pool: EnginePool, environment: EnvironmentStage | None, stage: Stage, asked: Sequence[Prompt] | None = None
+) -> Rollouts:
+    """What samplers and evaluators ask. Waits until the environment is ready. `asked` are the prompts, if they are not
+    the stage's own."""
     recipe = stage.recipe
     if environment is None or isinstance(recipe.environment, SingleTurn):
         return pool
     environment.ready()
-    prompts = {prompt.prompt_id: prompt for part in stage.prompts for prompt in part}
+    prompts = {p.prompt_id: p for p in (chain(*stage.prompts) if asked is None else asked)}
     limits = EpisodeLimits(recipe.environment.max_turns, recipe.rollout.max_model_len or stage.model_length)
     decode = partial(stage.tokenizer.decode, skip_special_tokens=True)
     return Episodes(pool, environment, prompts, TurnMarks(stage.tokenizer, stage.records.chat), decode, limits)

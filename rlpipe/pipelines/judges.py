@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rlpipe.data.judge_template import load
 from rlpipe.models.load import context_length, load_tokenizer
 from rlpipe.pipelines import roles
 from rlpipe.pipelines.stage import Stage
@@ -13,7 +14,6 @@ from rlpipe.rewards.fleet import Fleet
 from rlpipe.rewards.judging.judged import Judged
 from rlpipe.rewards.judging.local import Local
 from rlpipe.rewards.judging.question import Arbiter
-from rlpipe.rewards.judging.template import load
 from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.worker import RolloutWorker
 from rlpipe.runtime.handle import Handle

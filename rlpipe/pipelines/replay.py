@@ -23,7 +23,7 @@ from rlpipe.observe.runinfo import versions
 from rlpipe.pipelines.online import again
 from rlpipe.pipelines.online.replay_folder import Beginning, fill
 from rlpipe.pipelines.run import stages_of
-from rlpipe.pipelines.stage import FINAL_MODEL, Stage
+from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.references import resolve
 from rlpipe.recipe.tasks import Recipe, RlRecipe
 from rlpipe.runtime.local import LocalRuntime
@@ -90,7 +90,7 @@ def _stage(recipe: Recipe, request: Request) -> tuple[Path, RlRecipe]:
         which = f"the RL stages {', '.join(online)}; name one with --stage" if any(online) else "no stages"
         raise NoReplay(f"{request.run_dir} has {which}")
     task, place = online[name]
-    return place, resolve(task, {each: str(folder / FINAL_MODEL) for each, (_, folder) in stages.items()})
+    return place, resolve(task, {each: str(folder) for each, (_, folder) in stages.items()})
 
 
 def _logged(found: list[Event]) -> dict[int, dict[str, float]]:

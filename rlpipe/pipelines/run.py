@@ -27,8 +27,9 @@ from rlpipe.pipelines.exit_codes import DONE, FAILED, INTERRUPTED
 from rlpipe.pipelines.offline.failures import TrainingFailed
 from rlpipe.pipelines.profiling import Profile, Steps
 from rlpipe.pipelines.sole import alone_in
-from rlpipe.pipelines.stage import FINAL_MODEL, RESULTS, Stage
+from rlpipe.pipelines.stage import RESULTS, Stage
 from rlpipe.recipe import resolved, secrets
+from rlpipe.recipe.labelling import LabelRecipe
 from rlpipe.recipe.references import resolve
 from rlpipe.recipe.secrets import SecretUnreadable
 from rlpipe.recipe.tasks import PipelineRecipe, Recipe, RlRecipe, StageRecipe
@@ -147,19 +148,24 @@ def stages_of(recipe: Recipe, directory: Path) -> dict[str, tuple[StageRecipe, P
 
 
 def _run_stages(recipe: Recipe, directory: Path, view: View, debug: bool, profile: Steps | None) -> None:
-    models: dict[str, str] = {}
+    places: dict[str, str] = {}
     stages = stages_of(recipe, directory)
-    left = {name: task for name, (task, place) in stages.items() if not resuming.finished(place)}
+    left = {name: task for name, (task, place) in stages.items() if not _is_done(task, place)}
     for name, (task, place) in stages.items():
         if name in left:
             # Once for all stages: what the last one lacks is told before the first one is trained.
             due = left if not debug and name == next(iter(left)) else {}
             look = partial(preflight.check, _prefixed(due), directory) if due else None
             checkpoints.agree(place)
-            _run_stage(name, resolve(task, models), place, view, debug, profile, look)
+            _run_stage(name, resolve(task, places), place, view, debug, profile, look)
         else:
             resuming.bring(place)
-        models[name] = str(place / FINAL_MODEL)
+        places[name] = str(place)
+
+
+def _is_done(task: StageRecipe, place: Path) -> bool:
+    """A labelling looks again: what it has asked it asks no more, unless a file that it hangs on was edited."""
+    return resuming.finished(place) and not isinstance(task, LabelRecipe)
 
 
 def _prefixed(stages: Mapping[str, StageRecipe]) -> dict[str, StageRecipe]:
@@ -208,8 +214,17 @@ def _keep_results(stage: Stage) -> None:
 
 def _announce(stage: Stage) -> None:
     recipe = stage.recipe
-    steps = recipe.schedule.steps if isinstance(recipe, RlRecipe) else recipe.train.max_steps or 0
-    stage.events.run_started(recipe.task, steps, runinfo.collect(recipe.model_dump()))
+    stage.events.run_started(recipe.task, _steps(recipe), runinfo.collect(recipe.model_dump()))
+
+
+def _steps(recipe: StageRecipe) -> int:
+    """As far as the recipe says."""
+    match recipe:
+        case RlRecipe():
+            return recipe.schedule.steps
+        case LabelRecipe():
+            return 0
+    return recipe.train.max_steps or 0
 
 
 def _start(stage: Stage) -> None:
@@ -218,6 +233,10 @@ def _start(stage: Stage) -> None:
             from rlpipe.pipelines.online.rl import run_rl
 
             run_rl(stage, recipe)
+        case LabelRecipe() as recipe:
+            from rlpipe.pipelines.labelling.stage import run_label
+
+            run_label(stage, recipe)
         case recipe:
             from rlpipe.pipelines.offline.stage import run_offline_stage
 

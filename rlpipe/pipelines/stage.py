@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from rlpipe.data.chat import render_prompts
 from rlpipe.data.flow import Prompt
+from rlpipe.data.records import Records
 from rlpipe.data.remote import storage_of
-from rlpipe.data.source import Records, Source, load_judged, load_preferences, load_records, load_sources
+from rlpipe.data.source import Source, load_judged, load_preferences, load_records, load_sources
 from rlpipe.data.storage import Storage
 from rlpipe.models.load import context_length, load_causal_lm, load_tokenizer, materialise, resolve_dtype
 from rlpipe.observe.events import EventLog
@@ -28,7 +29,10 @@ FINAL_MODEL = "model"
 FINAL_ADAPTER = "adapter"
 """Folder of the adapter that was trained, for PEFT; what it was merged into, if it can be, is the result beside it."""
 
-RESULTS = (FINAL_MODEL, FINAL_ADAPTER)
+LABELS = "labels"
+"""Folder of what a labelling stage makes: data for other stages, and its card."""
+
+RESULTS = (FINAL_MODEL, FINAL_ADAPTER, LABELS)
 
 
 @dataclass(frozen=True)

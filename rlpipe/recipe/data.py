@@ -131,9 +131,22 @@ class MixtureData(Strict):
         return self
 
 
-SftData = Annotated[
-    ArithmeticData | GuessNumberData | RecordsData | MixtureData,
-    Field(discriminator="kind"),
-]
 PreferenceData = Annotated[ArithmeticData | RecordsData, Field(discriminator="kind")]
 """Data with better and worse responses."""
+
+
+class ComparisonsData(Strict):
+    """What a judge learns from: which of two responses is better, asked as a judge is asked."""
+
+    kind: Literal["comparisons"]
+    """Questions made of preferences."""
+    pairs: PreferenceData
+    """Preferences; with `kind: arithmetic`, pairs of the right sum and a likely wrong one."""
+    template: PathOrHubId = "compare"
+    """What is asked, as in a `judge` reward: its options are the completions. Each pair is asked in both orders."""
+
+
+SftData = Annotated[
+    ArithmeticData | GuessNumberData | RecordsData | MixtureData | ComparisonsData,
+    Field(discriminator="kind"),
+]

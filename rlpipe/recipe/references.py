@@ -1,4 +1,10 @@
-"""`${stages.NAME.model}`: the model an earlier stage of a pipeline makes."""
+"""What an earlier stage of a pipeline makes:
+
+${stages.NAME.model}         the model of a training
+${stages.NAME.preferences}   of a labelling: pairs, single responses with labels, the best responses
+${stages.NAME.unpaired}
+${stages.NAME.best}
+"""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +17,9 @@ from rlpipe.recipe.tree import Node
 
 R = TypeVar("R", bound=Strict)
 _REFERENCE = re.compile(r"\$\{(.*)\}$")
-_STAGE_MODEL = re.compile(r"\$\{stages\.([^.}]+)\.model\}$")
+MADE = {"model": "model", "preferences": "labels/preferences", "unpaired": "labels/unpaired", "best": "labels/best"}
+"""Where each lies in the stage's directory."""
+_MADE_BY_STAGE = re.compile(r"\$\{stages\.([^.}]+)\.(" + "|".join(MADE) + r")\}$")
 
 
 def is_reference(value: object) -> bool:
@@ -21,8 +29,8 @@ def is_reference(value: object) -> bool:
 
 def stage_of(value: str) -> str | None:
     """The stage whose model a value stands for, if it stands for one."""
-    match = _STAGE_MODEL.match(value)
-    return match[1] if match else None
+    match = _MADE_BY_STAGE.match(value)
+    return match[1] if match and match[2] == "model" else None
 
 
 def check(root: Node) -> list[Problem]:
@@ -39,8 +47,12 @@ def check(root: Node) -> list[Problem]:
 
 
 def _check_made(key: str, node: Node, root: Node) -> list[Problem]:
-    """That the stage makes a model."""
-    match = _STAGE_MODEL.match(node.value)
+    """That the stage makes such a thing."""
+    match = _MADE_BY_STAGE.match(node.value)
+    if match and (labels := root.nearest(("stages", match[1], "task")).value == "label") != (match[2] != "model"):
+        made = ", ".join(f"`${{stages.{match[1]}.{each}}}`" for each in MADE if (each != "model") == labels)
+        what = "labels, which makes data" if labels else "trains, which makes a model"
+        return [Problem(node.place, key, f"`{node.value}` refers to nothing: stage `{match[1]}` {what}: {made}")]
     kind = root.nearest(("stages", match[1], "adapter", "kind")).value if match else None
     if kind not in UNMERGEABLE:
         return []
@@ -52,7 +64,7 @@ def _check_made(key: str, node: Node, root: Node) -> list[Problem]:
 
 
 def _check_one(key: str, node: Node, earlier: list[str], order: list[str]) -> list[Problem]:
-    match = _STAGE_MODEL.match(node.value)
+    match = _MADE_BY_STAGE.match(node.value)
     if match and match[1] in earlier:
         return []
     if not order:
@@ -65,18 +77,19 @@ def _check_one(key: str, node: Node, earlier: list[str], order: list[str]) -> li
     return [Problem(node.place, key, f"`{node.value}` refers to nothing: {why}")]
 
 
-def resolve(recipe: R, models: Mapping[str, str]) -> R:
-    """The recipe with every `${stages.NAME.model}` replaced by `models[NAME]`, which may lack stages yet to run.
+def resolve(recipe: R, places: Mapping[str, str]) -> R:
+    """The recipe with every reference replaced by where that lies; `places` are the directories of stages, and may lack
+    those yet to run.
 
-    Raises KeyError for a reference to a stage that `models` does not hold.
+    Raises KeyError for a reference to a stage that `places` does not hold.
     """
-    return type(recipe).model_validate(_replaced(recipe.model_dump(), models))
+    return type(recipe).model_validate(_replaced(recipe.model_dump(), places))
 
 
-def _replaced(value: object, models: Mapping[str, str]) -> object:
+def _replaced(value: object, places: Mapping[str, str]) -> object:
     if isinstance(value, dict):
-        return {key: _replaced(child, models) for key, child in value.items()}
+        return {key: _replaced(child, places) for key, child in value.items()}
     if isinstance(value, list):
-        return [_replaced(child, models) for child in value]
-    match = _STAGE_MODEL.match(value) if isinstance(value, str) else None
-    return models[match[1]] if match else value
+        return [_replaced(child, places) for child in value]
+    match = _MADE_BY_STAGE.match(value) if isinstance(value, str) else None
+    return f"{places[match[1]]}/{MADE[match[2]]}" if match else value

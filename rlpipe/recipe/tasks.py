@@ -11,6 +11,7 @@ from rlpipe.recipe.base import FolderName, Strict
 from rlpipe.recipe.critic import Critic, check_unsplit
 from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, MixtureData, PreferenceData, SftData
 from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
+from rlpipe.recipe.labelling import LabelRecipe
 from rlpipe.recipe.model import Model, quantization_of
 from rlpipe.recipe.placement import Placement, check_colocated
 from rlpipe.recipe.preference import CpoRecipe, DpoRecipe, KtoRecipe, OrpoRecipe, PreferenceRecipe
@@ -280,13 +281,14 @@ class RlRecipe(Strict):
 
 OfflineRecipe = SftRecipe | RewardModelRecipe | PreferenceRecipe
 """What a trainer of TRL does."""
-StageRecipe = SftRecipe | RewardModelRecipe | DpoRecipe | KtoRecipe | OrpoRecipe | CpoRecipe | RlRecipe
+StageRecipe = SftRecipe | RewardModelRecipe | DpoRecipe | KtoRecipe | OrpoRecipe | CpoRecipe | RlRecipe | LabelRecipe
 """One task."""
 Task = Annotated[StageRecipe, Field(discriminator="task")]
 
 
 class PipelineRecipe(Strict):
-    """Stages run in order; a later stage takes an earlier one's model as `${stages.NAME.model}`."""
+    """Stages run in order; a later stage takes an earlier one's model as `${stages.NAME.model}`, and what one has
+    labelled as `${stages.NAME.preferences}`, `.unpaired` or `.best`."""
 
     task: Literal["pipeline"]
     """Several tasks in order."""

@@ -9,8 +9,7 @@ from trl import pack_dataset
 
 from rlpipe.data.chat import render_prompts
 from rlpipe.data.examples import IGNORED, encode, split, truncate
-from rlpipe.data.records import DataError, Format, Record
-from rlpipe.data.source import Records
+from rlpipe.data.records import DataError, Format, Record, Records
 from rlpipe.models.scratch import build_tokenizer
 
 END, SYSTEM, USER, ASSISTANT = 1, 2, 3, 4

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 from rlpipe.data.check import content, duplicates, lengths, roles, template
 from rlpipe.data.check.lengths import Lengths
 from rlpipe.data.check.part import Finding, Part, finding, is_plain, load
-from rlpipe.data.records import Format, Record
-from rlpipe.data.source import Records
+from rlpipe.data.records import Format, Record, Records
 from rlpipe.recipe.data import RecordFormat
 
 if TYPE_CHECKING:

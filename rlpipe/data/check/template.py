@@ -8,8 +8,7 @@ from rlpipe.data.chat import as_generated, ended, joined, prompt_context, render
 from rlpipe.data.check.lengths import Lengths, said
 from rlpipe.data.check.part import Finding, finding
 from rlpipe.data.examples import marked_template
-from rlpipe.data.records import FIELDS, DataError, Format, Record
-from rlpipe.data.source import Records
+from rlpipe.data.records import FIELDS, DataError, Format, Record, Records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

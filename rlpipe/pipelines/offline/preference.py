@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from rlpipe.data.preferences import numbered
+from rlpipe.data.records import Records
 from rlpipe.data.responses import Judged, ResponsePair, encode_judged, encode_response_pairs
-from rlpipe.data.source import Records
 from rlpipe.models.load import load_tokenizer
 from rlpipe.pipelines.offline.dpo_worker import DpoJob
 from rlpipe.pipelines.offline.kto_worker import KtoJob

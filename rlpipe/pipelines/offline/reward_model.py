@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rlpipe.data.preferences import Pair, encode_pairs, numbered, truncated_left, within
-from rlpipe.data.records import Record
-from rlpipe.data.source import Records
+from rlpipe.data.records import Record, Records
 from rlpipe.models.load import load_tokenizer
 from rlpipe.pipelines.offline.launch import fields, launch, longest_sequence
 from rlpipe.pipelines.offline.length_baseline import beside_length

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rlpipe.data.examples import Example, LossOn, encode, split, truncate
 from rlpipe.data.mixture import mixed
-from rlpipe.data.records import Format, Record
-from rlpipe.data.source import Records, Source
+from rlpipe.data.records import Format, Record, Records
+from rlpipe.data.source import Source
 from rlpipe.models.load import load_tokenizer
 from rlpipe.pipelines.offline.launch import fields, launch, longest_sequence
 from rlpipe.pipelines.offline.progress import Report

@@ -17,9 +17,10 @@ from statistics import fmean
 from typing import Any
 
 from rlpipe.data.flow import Failure, Group, Prompt
+from rlpipe.data.judge_questions import transcript
+from rlpipe.data.judge_template import Template
 from rlpipe.recipe.judge import JudgeReward
 from rlpipe.rewards.judging.question import Arbiter, Choice, Question
-from rlpipe.rewards.judging.template import Template
 from rlpipe.rewards.reward import Allowance, Component, Explained
 
 Answers = dict[str, Choice | Failure]
@@ -103,7 +104,10 @@ class Judged:
     def _question(self, group: Group, shown: dict[str, str]) -> Question:
         drawn = self._draw(group.prompt)
         values = {name: str(value) for name, value in group.prompt.columns.items()}
-        values |= {"prompt": asked_in(group.prompt), **({"principle": drawn.text} if drawn else {})}
+        values |= {
+            "prompt": transcript(group.prompt.messages or group.prompt.text),
+            **({"principle": drawn.text} if drawn else {}),
+        }
         messages = self._template.filled(values | shown)
         question_id = _digest([self._template.name, messages, self._template.options, self._recipe.seed])
         return Question(question_id, messages, self._template.options, int(question_id[:7], 16))
@@ -158,16 +162,6 @@ def _comparison(i: int, j: int, heard: dict[tuple[int, int], Choice | Failure], 
 def _said(answer: Choice) -> dict[str, Any]:
     said = {"said": answer.said} if answer.said else {}
     return {"probabilities": list(answer.probabilities), "mass": answer.mass, **said}
-
-
-def asked_in(prompt: Prompt) -> str:
-    """What a prompt asks, for a judge to read: its text, its only message, or its turns with their roles."""
-    messages = prompt.messages
-    if messages is None:
-        return prompt.text
-    if len(messages) == 1:
-        return str(messages[0]["content"])
-    return "\n\n".join(f"{message['role']}: {message.get('content')}" for message in messages)
 
 
 def _digest(value: Any) -> str:

@@ -21,9 +21,9 @@ from typing import Any
 
 import yaml
 
-from rlpipe.rewards.reward import RewardUnusable
+from rlpipe.data.records import DataError
 
-SHIPPED = Path(__file__).parent / "templates"
+SHIPPED = Path(__file__).parent / "judge_templates"
 _MARK = re.compile(r"\{([A-Za-z_][\w]*)\}")
 _COMPARED, _GRADED = {"first", "second"}, {"response"}
 
@@ -57,7 +57,7 @@ class Template:
 
 
 def load(name: str) -> Template:
-    """The shipped template of this name, or the one in this file. Raises `RewardUnusable` for one that cannot be."""
+    """The shipped template of this name, or the one in this file. Raises `DataError` for one that cannot be."""
     file = SHIPPED / f"{name}.yaml"
     if not re.fullmatch(r"\w+", name) or not file.is_file():
         file = Path(name).expanduser()
@@ -65,21 +65,21 @@ def load(name: str) -> Template:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError:
         shipped = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
-        raise RewardUnusable(f"template: there is no file {name}; shipped ones are {shipped}") from None
+        raise DataError(f"template: there is no file {name}; shipped ones are {shipped}") from None
     except yaml.YAMLError as error:
-        raise RewardUnusable(f"template {file}: not YAML: {error}") from None
+        raise DataError(f"template {file}: not YAML: {error}") from None
     return _template(file, found)
 
 
 def _template(file: Path, found: Any) -> Template:
     if not isinstance(found, dict) or set(found) != {"version", "options", "messages"}:
-        raise RewardUnusable(f"template {file}: expected the keys version, options and messages, and no others")
+        raise DataError(f"template {file}: expected the keys version, options and messages, and no others")
     options, values = _options(file, found["options"])
     template = Template(f"{file.stem}@{found['version']}", _messages(file, found["messages"]), options, values)
     wanted = _COMPARED if template.compares else _GRADED
     if missing := sorted(wanted - template.marks):
         kind = "a list, so two responses are compared" if template.compares else "worth something, so one is graded"
-        raise RewardUnusable(f"template {file}: its options are {kind}, and {{{missing[0]}}} stands nowhere in it")
+        raise DataError(f"template {file}: its options are {kind}, and {{{missing[0]}}} stands nowhere in it")
     return template
 
 
@@ -89,7 +89,7 @@ def _options(file: Path, found: Any) -> tuple[tuple[str, ...], tuple[float, ...]
     graded = isinstance(found, dict) and len(found) > 1 and all(isinstance(option, str) for option in found)
     if graded and all(isinstance(value, int | float) and not isinstance(value, bool) for value in found.values()):
         return tuple(found), tuple(map(float, found.values()))
-    raise RewardUnusable(
+    raise DataError(
         f"template {file}: options must be two texts ([A, B]), or texts with numbers ({{'yes': 1, 'no': 0}}); texts "
         "that YAML takes for something else (yes, no, 1) need quotes"
     )
@@ -99,5 +99,5 @@ def _messages(file: Path, found: Any) -> tuple[dict[str, str], ...]:
     rows = found if isinstance(found, list) else []
     good = [row for row in rows if isinstance(row, dict) and {type(row.get("role")), type(row.get("content"))} == {str}]
     if not good or len(good) < len(rows):
-        raise RewardUnusable(f"template {file}: messages must be a list of {{role: ..., content: ...}}, both texts")
+        raise DataError(f"template {file}: messages must be a list of {{role: ..., content: ...}}, both texts")
     return tuple({"role": row["role"], "content": row["content"]} for row in good)

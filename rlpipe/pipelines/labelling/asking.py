@@ -1,0 +1,116 @@
+"""A pass, from its first lease to its last commit, whoever answers."""
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from rlpipe.data.flow import Failure, Group, Prompt
+from rlpipe.ledger.book import Lease
+from rlpipe.ledger.ledger import Ledger
+from rlpipe.pipelines.labelling.store import Pass, Store, committed
+from rlpipe.rewards.stage import RewardFailed
+
+SECONDS_PER_LOOK = 0.25
+SECONDS_PER_APPEND = 0.5
+"""How long an answer may wait for others, to become durable together with them."""
+BATCHES_AHEAD = 4
+"""Commits whose prompts are under way at once: a slow answer holds up no others."""
+
+
+class Answering(Protocol):
+    """Whoever answers leases."""
+
+    def ask(self, leases: Sequence[Lease]) -> None: ...
+
+    def answered(self, seconds: float) -> list[Group]:
+        """What is answered, waiting up to `seconds` for the first. A group bears its lease's id."""
+
+    def in_hand(self) -> Collection[str]:
+        """The leases that are not answered yet."""
+
+    def check(self, groups: Sequence[Group], step: int) -> None:
+        """Raises `RewardFailed` if too much of a commit failed."""
+
+
+Tell = Callable[[list[Group], int, int], None]
+"""Takes the groups of a commit, and how many of how many prompts are done."""
+
+
+def settle(
+    store: Store,
+    prompts: Sequence[Prompt],
+    answering: Callable[[], AbstractContextManager[Answering]],
+    per_commit: int,
+    tell: Tell,
+) -> dict[str, Group]:
+    """The answers to these, by prompt id; nobody is started where all of them are there. One that fails now is asked
+    again by the next run, and lacks in this one."""
+    found = store.found(prompts)
+    if all(prompt.prompt_id in found for prompt in prompts):
+        return found
+    settled = set(found)
+    with answering() as them:
+        while (one := store.next_pass(prompts, settled)) is not None:
+            with one.ledger:
+                work(one, them, per_commit, tell)
+            settled |= set(one.prompt_ids)
+    return store.found(prompts)
+
+
+def work(one: Pass, answering: Answering, per_commit: int, tell: Tell) -> None:
+    """Until all of the pass is committed. What was durable stays so if anything raises."""
+    ready = _Ready(one.ledger)
+    try:
+        _work(one, answering, ready, per_commit, tell)
+    finally:  # what was answered before somebody else failed
+        ready.append()
+
+
+def _work(one: Pass, answering: Answering, ready: "_Ready", per_commit: int, tell: Tell) -> None:
+    ledger = one.ledger
+    done = committed(ledger)
+    while done < one.total:
+        ledger.hold({*answering.in_hand(), *ready.ids})
+        answering.ask(ledger.lease(min(BATCHES_AHEAD * per_commit, one.total - done)))
+        count = min(per_commit, one.total - done)
+        ready.add(answering.answered(SECONDS_PER_LOOK), urgent=not answering.in_hand())
+        while count and (groups := ledger.take(count)) is not None:
+            _check(ledger, answering, groups)
+            ledger.commit(ledger.step + 1)
+            done += count
+            tell(groups, done, one.total)
+            count = min(per_commit, one.total - done)
+
+
+def _check(ledger: Ledger, answering: Answering, groups: Sequence[Group]) -> None:
+    """What failed is asked again when the run goes on, with what failed mended."""
+    try:
+        answering.check(groups, ledger.step + 1)
+    except RewardFailed:
+        ledger.ask_again([g.group_id for g in groups if any(isinstance(o, Failure) for o in g.outcomes)])
+        raise
+
+
+class _Ready:
+    """Answers on their way to the ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._groups: list[Group] = []
+        self._due = time.monotonic() + SECONDS_PER_APPEND
+
+    @property
+    def ids(self) -> list[str]:
+        return [group.group_id for group in self._groups]
+
+    def add(self, groups: Sequence[Group], urgent: bool) -> None:
+        self._groups += groups
+        if urgent or time.monotonic() >= self._due:
+            self.append()
+
+    def append(self) -> None:
+        if self._groups:
+            self._ledger.append(self._groups)
+        self._groups = []
+        self._due = time.monotonic() + SECONDS_PER_APPEND

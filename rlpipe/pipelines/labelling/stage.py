@@ -1,0 +1,129 @@
+"""A labelling stage: prompts are answered, answers are judged, and what comes of it is written."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from rlpipe.data.flow import Group, Prompt
+from rlpipe.data.judge_template import load
+from rlpipe.observe.progress import duration
+from rlpipe.pipelines import episodes
+from rlpipe.pipelines.evaluation import said_in, shown
+from rlpipe.pipelines.labelling import keys
+from rlpipe.pipelines.labelling.asking import Tell, settle
+from rlpipe.pipelines.labelling.findings import Findings, find
+from rlpipe.pipelines.labelling.judging import judging
+from rlpipe.pipelines.labelling.preferences import Maker
+from rlpipe.pipelines.labelling.responding import responding
+from rlpipe.pipelines.labelling.store import Store
+from rlpipe.pipelines.labelling.writing import write
+from rlpipe.pipelines.stage import LABELS, Stage
+from rlpipe.recipe.judge import JudgeReward
+from rlpipe.recipe.labelling import LabelRecipe
+
+TRAIN, HELDOUT = "train", "heldout"
+SHOWN = 3
+"""Held-out prompts whose best responses are shown in the report."""
+
+
+def run_label(stage: Stage, recipe: LabelRecipe) -> None:
+    """Label `recipe`'s prompts in `stage`; the result lies in `labels/`."""
+    parts = _prompts(stage, recipe)
+    with stage.events.phase("respond", says=_says(recipe, parts)):
+        answered = _respond(stage, recipe, parts)
+    with stage.events.phase("judge", says="judging responses"):
+        labelled = _judge(stage, recipe, answered)
+    with stage.events.phase("save", says="writing labels"):
+        _write(stage, recipe, labelled)
+
+
+def _prompts(stage: Stage, recipe: LabelRecipe) -> dict[str, list[Prompt]]:
+    """By part, each prompt once."""
+    train, heldout = stage.prompts
+    counts = {TRAIN: (train, recipe.labels.prompts or len(train)), HELDOUT: (heldout, recipe.labels.heldout)}
+    parts = {
+        part: keys.asked(stage, recipe, prompts[:count], part, lambda prompt: None)
+        for part, (prompts, count) in counts.items()
+        if count
+    }
+    twice = sum(min(len(prompts), count) for prompts, count in counts.values()) - sum(map(len, parts.values()))
+    if twice:
+        stage.events.note(f"{twice} prompts stand twice in the data; each is labelled once.")
+    return parts
+
+
+def _says(recipe: LabelRecipe, parts: Mapping[str, list[Prompt]]) -> str:
+    count = sum(map(len, parts.values()))
+    if recipe.responses.kind == "read":
+        return f"reading the responses to {count} prompts"
+    return f"{recipe.responses.count} responses to each of {count} prompts"
+
+
+def _respond(stage: Stage, recipe: LabelRecipe, parts: Mapping[str, list[Prompt]]) -> dict[str, list[Group]]:
+    """The prompts' groups, in their order, not judged yet."""
+    prompts = [prompt for part in parts.values() for prompt in part]
+    store = Store(stage.storage, "responses", [], episodes.longest_episode(stage))
+    found = settle(
+        store,
+        prompts,
+        partial(responding, stage, recipe, prompts),
+        recipe.labels.prompts_per_commit,
+        _telling(stage, "answered"),
+    )
+    return {part: [found[p.prompt_id] for p in asked if p.prompt_id in found] for part, asked in parts.items()}
+
+
+def _judge(stage: Stage, recipe: LabelRecipe, parts: Mapping[str, list[Group]]) -> dict[str, list[Group]]:
+    """The groups with their outcomes; those of which no response could be judged are left out."""
+    keyed = {part: keys.judged(recipe, groups, lambda prompt: None) for part, groups in parts.items()}
+    groups = {group.prompt.prompt_id: group for part in keyed.values() for group in part}
+    store = Store(stage.storage, "judged", [r.name for r in recipe.rewards.mix], recipe.deadlines.reward)
+    found = settle(
+        store,
+        [group.prompt for group in groups.values()],
+        partial(judging, stage, recipe, groups),
+        recipe.labels.prompts_per_commit,
+        _telling(stage, "judged"),
+    )
+    return {
+        part: [found[g.prompt.prompt_id] for g in asked if g.prompt.prompt_id in found] for part, asked in keyed.items()
+    }
+
+
+def _telling(stage: Stage, what: str) -> Tell:
+    began = time.monotonic()
+    done_here = 0
+
+    def tell(groups: Sequence[Group], done: int, total: int) -> None:
+        nonlocal done_here
+        done_here += len(groups)
+        left = (total - done) * (time.monotonic() - began) / done_here
+        stage.events.progress(f"{done}/{total} prompts {what}" + (f", {duration(left)} left" if done < total else ""))
+
+    return tell
+
+
+def _write(stage: Stage, recipe: LabelRecipe, parts: Mapping[str, list[Group]]) -> None:
+    judge = next((r.name for r in recipe.rewards.mix if isinstance(r, JudgeReward) and load(r.template).compares), None)
+    labels = recipe.labels
+    found = {part: find(groups, judge, labels.gold, labels.tie_within) for part, groups in parts.items()}
+    written = write(stage.directory / LABELS, recipe, parts, Maker(labels, judge, stage.records.system), found)
+    for part, one in found.items():
+        stage.events.note(f"{part}: {_says_findings(one)}; {written[part]}")
+    if HELDOUT in found:
+        samples = [_sample(group) for group in parts[HELDOUT][:SHOWN]]
+        stage.events.evaluation(0, found[HELDOUT].metrics, samples)
+
+
+def _says_findings(found: Findings) -> str:
+    failed = "".join(f", {count} failed ({kind})" for kind, count in found.failures.items())
+    numbers = "".join(f", {name} {value:.3f}" for name, value in found.metrics.items())
+    return f"{found.responses} responses to {found.prompts} prompts judged{failed}{numbers}"
+
+
+def _sample(group: Group) -> dict[str, Any]:
+    best = max(range(len(group.outcomes)), key=lambda i: getattr(group.outcomes[i], "value", -math.inf))
+    sample = {"prompt": group.prompt.text, "completion": said_in(group, best), "columns": group.prompt.columns}
+    return sample | shown(group.outcomes[best])
