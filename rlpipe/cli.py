@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from rlpipe import __version__, cli_debug, cli_inspect, cli_jobs, cli_models, cli_plan, cli_runs, cli_supervise
+from rlpipe import (
+    __version__,
+    cli_debug,
+    cli_inspect,
+    cli_jobs,
+    cli_label,
+    cli_models,
+    cli_plan,
+    cli_runs,
+    cli_supervise,
+)
 from rlpipe.cli_runs import Changes, RecipeArgument
 from rlpipe.terminal import mistakes_told, say, stop
 
@@ -47,6 +57,7 @@ def main(
       rlpipe run arithmetic/pipeline   train a small model: SFT, then GRPO
       rlpipe plan gsm8k/grpo --gpus 8x80GB   see what a run takes, and whether it fits, before it starts
       rlpipe resume runs/NAME          go on with a run that was stopped, killed, or failed
+      rlpipe label my.yaml             have responses judged: preferences to learn from
       rlpipe submit my.yaml            run it on a Ray cluster; jobs, status, logs, attach, stop
       rlpipe study FILE                compare: a recipe over a grid of changes
       rlpipe recipes copy arithmetic/grpo my.yaml   begin a recipe of your own
@@ -64,7 +75,7 @@ def main(
     """
 
 
-for verb in (cli_plan.plan, cli_runs.run, cli_runs.resume, cli_jobs.submit):
+for verb in (cli_plan.plan, cli_runs.run, cli_runs.resume, cli_label.label, cli_jobs.submit):
     app.command()(verb)
 for verb in (cli_jobs.jobs, cli_jobs.logs, cli_jobs.status, cli_jobs.stop, cli_jobs.attach, cli_supervise.supervise):
     app.command()(verb)

@@ -63,9 +63,9 @@ def run(
         from rlpipe.recipe.load import read, require_files
 
         checked = require_files(read(recipe, changes or ()))
-        directory = _place(run_dir or f"runs/{checked.name}")
+        directory = place(run_dir or f"runs/{checked.name}")
         _refuse_used(directory, [recipe, *(changes or ()), *(["--debug"] if debug else [])])
-        _run(checked, directory, debug, steps)
+        start(checked, directory, debug, steps)
 
 
 def resume(
@@ -86,15 +86,15 @@ def resume(
       rlpipe resume runs/arithmetic-sft
       rlpipe resume runs/arithmetic deadlines.train=1200
     """
-    directory = _place(run_dir)
+    directory = place(run_dir)
     file = _recipe_of(directory)
     with mistakes_told():
         from rlpipe.recipe.load import read, require_files
 
-        _run(require_files(read(file, changes or ())), directory, debug)
+        start(require_files(read(file, changes or ())), directory, debug)
 
 
-def _place(run_dir: str) -> Path | str:
+def place(run_dir: str) -> Path | str:
     """A folder, or the URL of an object store."""
     return run_dir if "://" in run_dir else Path(run_dir)
 
@@ -128,7 +128,8 @@ def unreachable_told() -> Iterator[None]:
         stop(str(error))
 
 
-def _run(recipe: "Recipe", directory: Path | str, debug: bool, steps: tuple[int, int] | None = None) -> NoReturn:
+def start(recipe: "Recipe", directory: Path | str, debug: bool, steps: tuple[int, int] | None = None) -> NoReturn:
+    """Run it, and end this process with its exit code."""
     # Before torch is loaded, for --debug: spinning threads slow a shared machine down several times over.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler prints when it begins and ends

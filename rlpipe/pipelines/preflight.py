@@ -9,6 +9,8 @@ from rlpipe.plan.architecture import Unpredictable
 from rlpipe.plan.checkpoint_size import state_bytes
 from rlpipe.plan.model_files import facts
 from rlpipe.recipe import local_files
+from rlpipe.recipe.judge import JudgeReward
+from rlpipe.recipe.labelling import LabelRecipe, ReadResponses
 from rlpipe.recipe.model import PretrainedModel
 from rlpipe.recipe.rewards import ModelReward, RewardMix
 from rlpipe.recipe.rollout import Rollout
@@ -64,10 +66,19 @@ def moments(task: StageRecipe, prefix: str) -> list[list[Demand]]:
     """The roles of a stage that have processes of their own, as they are there at once."""
     if isinstance(task, RlRecipe):
         return [[*_online(task, prefix), *_scorers(task.rewards, prefix)]]
+    if isinstance(task, LabelRecipe):
+        return list(filter(None, [_responding(task, prefix), list(_scorers(task.rewards, prefix))]))
     train = Demand("training", task.train.ranks, task.train.resources, f"{prefix}train", trains=True)
     if isinstance(task, RewardModelRecipe) or task.rewards is None:
         return [[train]]
     return [[train], [_engines(task.rollout, prefix, task.rollout.resources), *_scorers(task.rewards, prefix)]]
+
+
+def _responding(task: LabelRecipe, prefix: str) -> list[Demand]:
+    """Engines of the model; none where its responses are read."""
+    if isinstance(task.responses, ReadResponses):
+        return []
+    return [_engines(task.rollout, prefix, task.rollout.resources)]
 
 
 def _online(task: RlRecipe, prefix: str) -> Iterator[Demand]:
@@ -93,10 +104,15 @@ def _scorers(mix: RewardMix, prefix: str) -> Iterator[Demand]:
             split = reward.zero_stage == 3
             key = f"{prefix}rewards.mix.{i}"
             yield Demand(f"reward/{reward.name}", reward.ranks, reward.resources, key, trains=split)
+        if isinstance(reward, JudgeReward):
+            by, key = reward.by, f"{prefix}rewards.mix.{i}.by"
+            yield Demand(f"judge/{reward.name}", by.engines, by.resources, key, auto_gpus=by.tensor_parallel)
 
 
 def _room(task: StageRecipe, prefix: str) -> Room | None:
-    """Checkpoints and the result; None where the model's size is not known before it is loaded."""
+    """Checkpoints and the result; None where nothing is trained, or the model's size is not known yet."""
+    if isinstance(task, LabelRecipe):
+        return None
     if isinstance(task.model, PretrainedModel) and not (Path(task.model.path) / "config.json").is_file():
         return None
     try:

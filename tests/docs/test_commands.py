@@ -88,7 +88,7 @@ class Reader:
     def rlpipe(self, words: list[str], typed: str = "") -> Done:
         if words[0] in ON_A_CLUSTER:
             return understood(words)
-        if words[0] in ("run", "study"):
+        if words[0] in ("run", "study", "label"):
             words = self.shrunk(words)
         if ">" in words:
             *words, _, file = words

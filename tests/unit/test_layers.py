@@ -1,4 +1,4 @@
-"""Imports run downwards only (DESIGN.md, section 2), checked over the syntax trees of the whole package."""
+"""Imports run downwards only, checked over the syntax trees of the whole package."""
 
 import ast
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ TIERS = (
         "cli_debug",
         "cli_inspect",
         "cli_jobs",
+        "cli_label",
         "cli_models",
         "cli_plan",
         "cli_runs",

@@ -257,13 +257,13 @@ class TestReferences:
     def test_stay_until_the_models_are_there(self):
         recipe = load("pipeline.yaml")
         assert recipe.stages["grpo"].model.path == "${stages.sft.model}"
-        assert resolve(recipe, {"sft": "/a/model"}).stages["grpo"].model.path == "/a/model"
-        assert resolve(recipe.stages["grpo"], {"sft": "/a/model"}).model.path == "/a/model"
+        assert resolve(recipe, {"sft": "/a"}).stages["grpo"].model.path == "/a/model"
+        assert resolve(recipe.stages["grpo"], {"sft": "/a"}).model.path == "/a/model"
         assert resolve(recipe.stages["sft"], {}) == recipe.stages["sft"]
 
     def test_resolve_changes_nothing_else(self):
         stage = load("pipeline.yaml").stages["grpo"]
-        changed = resolve(stage, {"sft": "/a/model"}).model_dump()
+        changed = resolve(stage, {"sft": "/a"}).model_dump()
         assert changed == stage.model_dump() | {"model": stage.model.model_dump() | {"path": "/a/model"}}
 
     def test_resolve_needs_the_model(self):
@@ -291,7 +291,7 @@ class TestReferences:
             "stages.grpo.algorithm.name=ppo",
             "stages.grpo.critic.model=${stages.sft.model}",
         ]
-        stage = resolve(load("pipeline.yaml", changes), {"sft": "/a/model"}).stages["grpo"]
+        stage = resolve(load("pipeline.yaml", changes), {"sft": "/a"}).stages["grpo"]
         assert (stage.rewards.mix[1].path, stage.critic.model.path) == ("/a/model", "/a/model")
         assert message("pipeline.yaml", changes[0].replace("sft.model", "rm.model")).endswith(
             "stages.grpo.rewards.mix.1.path: `${stages.rm.model}` refers to nothing: expected `${stages.sft.model}`"

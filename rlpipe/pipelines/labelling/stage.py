@@ -1,5 +1,6 @@
 """A labelling stage: prompts are answered, answers are judged, and what comes of it is written."""
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -18,10 +19,12 @@ from rlpipe.pipelines.labelling.judging import judging
 from rlpipe.pipelines.labelling.preferences import Maker
 from rlpipe.pipelines.labelling.responding import responding
 from rlpipe.pipelines.labelling.store import Store
-from rlpipe.pipelines.labelling.writing import write
+from rlpipe.pipelines.labelling.writing import digest, write
 from rlpipe.pipelines.stage import LABELS, Stage
 from rlpipe.recipe.judge import JudgeReward
 from rlpipe.recipe.labelling import LabelRecipe
+
+logger = logging.getLogger(__name__)
 
 TRAIN, HELDOUT = "train", "heldout"
 SHOWN = 3
@@ -109,7 +112,10 @@ def _write(stage: Stage, recipe: LabelRecipe, parts: Mapping[str, list[Group]]) 
     judge = next((r.name for r in recipe.rewards.mix if isinstance(r, JudgeReward) and load(r.template).compares), None)
     labels = recipe.labels
     found = {part: find(groups, judge, labels.gold, labels.tie_within) for part, groups in parts.items()}
+    before = digest(stage.directory / LABELS)
     written = write(stage.directory / LABELS, recipe, parts, Maker(labels, judge, stage.records.system), found)
+    if before not in (None, digest(stage.directory / LABELS)):
+        logger.warning("The labels have changed. What was trained on them before stays: train in a new run directory.")
     for part, one in found.items():
         stage.events.note(f"{part}: {_says_findings(one)}; {written[part]}")
     if HELDOUT in found:

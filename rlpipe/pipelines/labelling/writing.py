@@ -1,5 +1,6 @@
 """The files of a labelling stage: whole or not at all."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -50,6 +51,16 @@ def write(
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return {part: _says(part, files) for part in parts}
+
+
+def digest(folder: Path) -> str | None:
+    """Of all files; None where there is no folder."""
+    if not folder.is_dir():
+        return None
+    found = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        found.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    return found.hexdigest()
 
 
 def _says(part: str, files: Mapping[str, Mapping[str, tuple[str, int]]]) -> str:
