@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, MixtureData
+from rlpipe.recipe.data import ArithmeticData, ComparisonsData, Data, GuessNumberData, MixtureData
+from rlpipe.recipe.judge import JudgeReward
+from rlpipe.recipe.labelling import LabelRecipe
 from rlpipe.recipe.model import ScratchModel
 from rlpipe.recipe.references import is_reference
 from rlpipe.recipe.tasks import (
@@ -95,6 +97,11 @@ def shrunk(recipe: Recipe, local: Path, own_engine: bool = False) -> list[str]:
     keep its own."""
     if isinstance(recipe, PipelineRecipe):
         return [f"stages.{name}.{o}" for name, task in recipe.stages.items() for o in shrunk(task, local, own_engine)]
+    if isinstance(recipe, LabelRecipe):
+        changes = (
+            _model(recipe, local) | _data(recipe, local) | _rollout(recipe, own_engine) | _labels(recipe, own_engine)
+        )
+        return [f"{key}={value}" for key, value in changes.items()]
     # On models this small a second thread costs more than it gives.
     changes = _model(recipe, local) | _data(recipe, local) | {"train.threads": 1}
     if not isinstance(recipe, RewardModelRecipe):
@@ -114,6 +121,8 @@ def _data(recipe: StageRecipe, local: Path) -> dict[str, object]:
     if isinstance(recipe.data, MixtureData):
         parts = recipe.data.sources.items()
         return {key: value for name, part in parts for key, value in _part(f"data.sources.{name}", part, local).items()}
+    if isinstance(recipe.data, ComparisonsData):
+        return _part("data.pairs", recipe.data.pairs, local)
     return _part("data", recipe.data, local)
 
 
@@ -125,6 +134,22 @@ def _part(key: str, data: Data, local: Path) -> dict[str, object]:
         own = Path(data.path).name
         path = local / (own if (local / own).exists() else FILES.get(data.path, "train.jsonl"))
         changes |= {f"{key}.path": path, f"{key}.split": "train", f"{key}.heldout.split": "null"}
+    return changes
+
+
+def _labels(recipe: LabelRecipe, own_engine: bool) -> dict[str, object]:
+    """A judge that has learned nothing says neither A nor B, and finds everything alike: both count here."""
+    changes: dict[str, object] = {
+        "labels.prompts": HELDOUT,
+        "labels.heldout": HELDOUT,
+        "labels.tie_within": 0.0,
+        "labels.ties": "keep",
+    }
+    for i, reward in enumerate(recipe.rewards.mix):
+        if isinstance(reward, JudgeReward):
+            changes |= {f"rewards.mix.{i}.least_mass": 0.0}
+            changes |= {f"rewards.mix.{i}.by.threads": 1, f"rewards.mix.{i}.by.kv_cache_gib": 0.05}
+            changes |= {} if own_engine else {f"rewards.mix.{i}.by.engine": "transformers"}
     return changes
 
 

@@ -14,6 +14,7 @@ import shrink
 from rlpipe.data.storage import Storage
 from rlpipe.observe import events
 from rlpipe.pipelines.run import stages_of
+from rlpipe.recipe.labelling import LabelRecipe
 from rlpipe.recipe.load import load, read
 from rlpipe.recipe.shipped import folder, names
 from rlpipe.recipe.tasks import (
@@ -57,6 +58,7 @@ CHAINS = {
         "arithmetic/ppo_lora": [],
         "arithmetic/ppo_qlora": [],
     },
+    "rlaif": {"arithmetic/sft": [], "arithmetic/judge": [], "arithmetic/rlaif": []},
     "guess": {"arithmetic/guess": [], "arithmetic/guess_rl": []},
     "calculator": {"arithmetic/calculator": []},
     "gsm8k": {"gsm8k/sft": [], "gsm8k/grpo": ["model.path=runs/gsm8k-sft/model"], "gsm8k/reward_model": []},
@@ -146,15 +148,18 @@ def check(run_dir: Path, name: str, changes: list[str], output: str) -> None:
     assert "Traceback" not in output
     if isinstance(recipe, PipelineRecipe):
         heading = next(line for line in output.splitlines() if re.match(r"┃ +┃", line))
-        assert re.findall(r"base|after \w+", heading) == ["base", *(f"after {stage}" for stage in recipe.stages)]
+        trained = [stage for stage, task in recipe.stages.items() if not isinstance(task, LabelRecipe)]
+        assert re.findall(r"base|after \w+", heading) == ["base", *(f"after {stage}" for stage in trained)]
 
 
 def check_stage(task: StageRecipe, place: Path) -> None:
     found, torn = events.read(Storage(place))
-    check_sizes(task, found)
     assert torn == []
     assert [e["status"] for e in of(found, "run_finished")] == ["completed"]
     assert of(found, "fault") == []
+    if isinstance(task, LabelRecipe):
+        return check_labels(task, place)
+    check_sizes(task, found)
     assert list((place / "tensorboard").iterdir())
     match task:
         case RlRecipe():
@@ -167,6 +172,19 @@ def check_stage(task: StageRecipe, place: Path) -> None:
         case PreferenceRecipe():
             check_preference(task, found)
     generates(place / "model")
+
+
+def check_labels(task: LabelRecipe, place: Path) -> None:
+    """Every prompt has its responses; every preference prefers what is worth more."""
+    for part, count in (("train", task.labels.prompts), ("heldout", task.labels.heldout)):
+        rows = [json.loads(line) for line in (place / f"labels/preferences/{part}.jsonl").open()]
+        assert len({row["prompt"] for row in rows}) == len(rows) <= count
+        for row in rows:
+            assert row["tie"] or row["chosen_score"] > row["rejected_score"]
+            assert row["margin"] == pytest.approx(0.0 if row["tie"] else row["chosen_score"] - row["rejected_score"])
+    judged = pd.read_parquet(place / "judged")
+    assert (judged.groupby("prompt_id").size() == task.responses.count).all()
+    assert judged["prompt_id"].nunique() == task.labels.prompts + task.labels.heldout
 
 
 def check_sizes(task: StageRecipe, found: list[dict]) -> None:
