@@ -91,7 +91,7 @@ class LabelRecipe(Strict):
     rewards: RewardMix
     """Who judges: language models (`judge`), reward models (`model`), functions (`python`, `exact`, …)."""
     labels: Labels = Labels()
-    """What becomes of judged responses."""
+    """Which prompts are labelled, and what is written."""
     rollout: Rollout = Rollout()
     """Engines of the model, and how they sample."""
     deadlines: Deadlines = Deadlines()

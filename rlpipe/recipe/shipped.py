@@ -1,6 +1,7 @@
 """The recipes that come with rlpipe, and how a recipe is named."""
 
 import difflib
+import re
 from pathlib import Path
 
 from rlpipe.recipe.errors import Place, Problem, RecipeError, on_command_line
@@ -18,7 +19,13 @@ def folder() -> Path:
 
 def names() -> list[str]:
     """Shipped recipes, as `arithmetic/grpo`."""
-    return [name for name in _files() if not name.startswith(STUDIES)]
+    return [name for name in _files() if not name.startswith(STUDIES) and _is_recipe(name)]
+
+
+def _is_recipe(name: str) -> bool:
+    """Beside recipes lie YAML files of other kinds that they name: templates, constitutions."""
+    text = (folder() / f"{name}.yaml").read_text(encoding="utf-8")
+    return re.search(r"^(task|extends):", text, re.MULTILINE) is not None
 
 
 def studies() -> list[str]:
@@ -37,8 +44,9 @@ def headline(name: str) -> str:
 
 def path_of(name: str) -> Path:
     """The file of a shipped recipe or study; raises RecipeError naming the nearest."""
-    if name.removesuffix(".yaml") not in _files():
-        raise RecipeError([Problem(on_command_line(), "", f"no shipped recipe `{name}`{_instead(name, _files())}")])
+    known = names() + studies()
+    if name.removesuffix(".yaml") not in known:
+        raise RecipeError([Problem(on_command_line(), "", f"no shipped recipe `{name}`{_instead(name, known)}")])
     return folder() / f"{name.removesuffix('.yaml')}.yaml"
 
 

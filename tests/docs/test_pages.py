@@ -19,6 +19,7 @@ VERBS = {
     "resume",
     "submit",
     "jobs",
+    "label",
     "logs",
     "status",
     "stop",
