@@ -1,11 +1,15 @@
 """Asking over HTTP, whatever is asked: the key, which faults are tried again, and after which pause."""
 
+import contextlib
 import math
 import os
 import random
 import re
 import time
+from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
+
+import httpx
 
 from rlpipe.data.flow import Failure
 from rlpipe.rewards.reward import RewardUnusable
@@ -30,14 +34,27 @@ class Retry(Exception):
 
 
 class Refused(Exception):
-    """The server will not answer this request, whenever it is asked; `text` is all that it says."""
+    """This request gets no answer, whenever it is sent; `text` is all that the server says."""
 
-    def __init__(self, message: str, text: str):
+    def __init__(self, kind: str, message: str, text: str = ""):
         super().__init__(message)
-        self.text = text
+        self.kind, self.text = kind, text
 
     def failure(self) -> Failure:
-        return Failure("http_status", str(self))
+        return Failure(self.kind, str(self))
+
+
+@contextlib.contextmanager
+def faults(seconds: float) -> Iterator[None]:
+    """What goes wrong within the block, in which an attempt of so many seconds is made, is a `Retry` or a `Refused`."""
+    try:
+        yield
+    except (TimeoutError, httpx.TimeoutException):
+        raise Retry("deadline", f"no answer within {seconds:.3g} s") from None
+    except (httpx.TransportError, RuntimeError) as error:  # RuntimeError: the client was closed
+        raise Retry("unreachable", f"{type(error).__name__}: {error}") from None
+    except httpx.HTTPError as error:
+        raise Refused("bad_answer", f"{type(error).__name__}: {error}") from None
 
 
 def check_status(status: int, body: bytes, wait: str) -> None:
@@ -48,7 +65,7 @@ def check_status(status: int, body: bytes, wait: str) -> None:
     says = f"status {status}: {text!r:.200}"
     if status == 429 or status >= 500:
         raise Retry("http_status", says, retry_after(wait))
-    raise Refused(says, text)
+    raise Refused("http_status", says, text)
 
 
 def pause(attempt: int, after: float) -> float:

@@ -64,22 +64,16 @@ class Http:
                 if time.monotonic() + pause >= deadline or self._closed.wait(pause):
                     return problem.given_up(attempt, self._recipe.deadline)
 
-    def _attempt(self, body: bytes, deadline: float) -> bytes | Failure:
+    def _attempt(self, body: bytes, deadline: float) -> bytes:
         """Raises `Retry` where another attempt may go better, and `Refused` where none does."""
         headers = attempts.headers(self._token())
         seconds = max(min(self._recipe.timeout, deadline - time.monotonic()), 0.001)
         until = time.monotonic() + seconds
-        try:
-            with self._client.stream(
-                "POST", self._recipe.url, content=body, headers=headers, timeout=seconds
-            ) as response:
-                text = _read(response, until)
-        except httpx.TimeoutException:
-            raise Retry("deadline", f"no answer within {seconds:.3g} s") from None
-        except (httpx.TransportError, RuntimeError) as error:  # RuntimeError: the client was closed
-            raise Retry("unreachable", f"{type(error).__name__}: {error}") from None
-        except httpx.HTTPError as error:
-            return Failure("bad_answer", f"{type(error).__name__}: {error}")
+        with (
+            attempts.faults(seconds),
+            self._client.stream("POST", self._recipe.url, content=body, headers=headers, timeout=seconds) as response,
+        ):
+            text = _read(response, until)
         attempts.check_status(response.status_code, text, response.headers.get("retry-after", ""))
         return text
 

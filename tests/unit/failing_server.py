@@ -57,3 +57,13 @@ def half(body, promised=1000):
         handler.wfile.write(body)
 
     return reply
+
+
+def drip(handler):
+    """A reply whose body goes on for seconds."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    for _ in range(100):
+        handler.wfile.write(b" ")
+        time.sleep(0.05)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from failing_server import Server, half
+from failing_server import Server, drip, half
 from pydantic import ValidationError
 
 from rlpipe.data.flow import Failure
@@ -39,7 +39,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def judge(server):
-    """One that asks this server, with these keys of the recipe; the last one made is closed."""
+    """Judges that ask this server, with these keys of the recipe."""
     made = []
 
     def judge(least_mass=0.1, **keys):
@@ -147,14 +147,6 @@ def test_an_attempt_that_hangs_is_left_and_tried_again(ask):
 
 
 def test_an_answer_drop_by_drop_is_late_too(ask):
-    def drip(handler):
-        handler.send_response(200)
-        handler.send_header("Content-Length", "1000")
-        handler.end_headers()
-        for _ in range(100):
-            handler.wfile.write(b" ")
-            time.sleep(0.05)
-
     failure, usage = ask(drip, timeout=0.2, deadline=0.3)
     assert failure.kind == "deadline" and usage.failures == {"deadline": 1}
 
@@ -186,11 +178,23 @@ def test_what_repeating_does_not_help_fails_at_once_with_the_servers_words(ask, 
     assert usage == Usage(requests=1, failures={"http_status": 1})
 
 
+def test_a_question_that_the_model_cannot_take_is_too_long(ask):
+    failure, usage = ask(refusal("This model's maximum context length is 256 tokens. However, you requested 8 output"))
+    assert failure.kind == "too_long" and "256 tokens" in failure.message
+    assert usage.failures == {"too_long": 1}
+
+
 @pytest.mark.parametrize("body", [b"", b"<html>", b'{"choices": [{"mess', b"[1]", b'{"choices": []}', b"\xff\xfe"])
 def test_what_was_not_agreed_is_a_bad_answer(ask, body):
     failure, usage = ask((200, {}, body))
     assert failure.kind == "bad_answer" and failure.message.startswith("expected a chat completion, got ")
     assert usage == Usage(requests=1, unmetered=1, failures={"bad_answer": 1})
+
+
+def test_a_body_that_cannot_be_unpacked_is_a_bad_answer(ask):
+    failure, usage = ask((200, {"Content-Encoding": "gzip"}, b"not packed"))
+    assert failure.kind == "bad_answer" and failure.message.startswith("DecodingError")
+    assert usage == Usage(requests=1, failures={"bad_answer": 1})
 
 
 def asking(content):

@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from failing_server import Server, half
+from failing_server import Server, drip, half
 from pydantic import ValidationError
 from sample_groups import make_group
 
@@ -155,14 +155,6 @@ def test_a_server_that_hangs_is_a_deadline_within_the_groups_allowance(ask):
 
 
 def test_an_answer_drop_by_drop_is_late_too(ask):
-    def drip(handler):
-        handler.send_response(200)
-        handler.send_header("Content-Length", "1000")
-        handler.end_headers()
-        for _ in range(100):
-            handler.wfile.write(b" ")
-            time.sleep(0.1)
-
     begin = time.monotonic()
     assert ask(drip, timeout=0.5, deadline=0.6)[0].kind == "deadline"
     assert time.monotonic() - begin < 5

@@ -21,6 +21,8 @@ from rlpipe.rewards.judging.usage import Usage, metered
 logger = logging.getLogger(__name__)
 BYTES_PER_TOKEN = 4
 """A guess, for the rate limit, until the server has counted."""
+TOO_LONG = ("context_length_exceeded", "maximum context length")
+"""Words of a server, OpenAI's and vLLM's among them, whose model cannot take so long a question."""
 
 
 class Completions:
@@ -65,7 +67,7 @@ class Completions:
             except Refused as refused:
                 dialect = dialect.simpler(refused.text)
                 if dialect is None:
-                    return refused.failure()
+                    return _final(refused)
             except Retry as problem:
                 pause = attempts.pause(attempt, problem.after)
                 if _now() + pause >= until:
@@ -73,7 +75,7 @@ class Completions:
                 await asyncio.sleep(pause)
             else:
                 self._learn(dialect)
-                return answer if isinstance(answer, Failure) else self._metered(answer, booked)
+                return self._metered(answer, booked)
 
     async def _turn(self, tokens: float) -> float:
         """Wait for what the rate limits leave; the seconds that took, which no deadline counts."""
@@ -81,21 +83,15 @@ class Completions:
         await asyncio.sleep(seconds)
         return seconds
 
-    async def _attempt(self, body: bytes, seconds: float) -> bytes | Failure:
+    async def _attempt(self, body: bytes, seconds: float) -> bytes:
         """Raises `Retry` where another attempt may go better, and `Refused` where the same request does not."""
         headers, seconds = attempts.headers(self.key()), max(seconds, 0.001)
-        try:
+        with attempts.faults(seconds):
             async with (
                 asyncio.timeout(seconds),
                 self._client.stream("POST", self._url, content=body, headers=headers) as response,
             ):
                 text = await _read(response)
-        except TimeoutError:
-            raise Retry("deadline", f"no answer within {seconds:.3g} s") from None
-        except httpx.TransportError as error:
-            raise Retry("unreachable", f"{type(error).__name__}: {error}") from None
-        except httpx.HTTPError as error:
-            return Failure("bad_answer", f"{type(error).__name__}: {error}")
         attempts.check_status(response.status_code, text, response.headers.get("retry-after", ""))
         return text
 
@@ -116,6 +112,11 @@ class Completions:
         if tokens is not None:
             self._pace.correct(sum(tokens) - booked)
         return said
+
+
+def _final(refused: Refused) -> Failure:
+    too_long = any(words in refused.text for words in TOO_LONG)
+    return Failure("too_long", str(refused)) if too_long else refused.failure()
 
 
 async def _read(response: httpx.Response) -> bytes:

@@ -5,8 +5,8 @@
 Its preference is read from the log-probabilities of the answer's first token: the options' share of them. Where the
 server gives none it is read from the text, as 1 or 0; this is told once, and counted (`Usage.without_probabilities`).
 
-Kinds of failure: `outside_choice`, and those of an endpoint (`rewards.reward`). Too many requests (429), faults of the
-server (5xx), late answers and broken connections are tried again until the question's deadline.
+Kinds of failure: `outside_choice`, `too_long`, and those of an endpoint (`rewards.reward`). Too many requests (429),
+faults of the server (5xx), late answers and broken connections are tried again until the question's deadline.
 """
 
 import asyncio
