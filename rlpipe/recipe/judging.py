@@ -38,7 +38,7 @@ class EndpointJudge(Strict):
     max_tokens: PositiveInt = 8
     """Most tokens of an answer, thinking included."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
-    """Of what it writes; the log-probabilities of OpenAI and vLLM are those before it."""
+    """Of what it writes; vLLM's log-probabilities are those before it."""
     timeout: PositiveFloat = 60.0
     """Seconds one attempt may take."""
     deadline: PositiveFloat = 300.0

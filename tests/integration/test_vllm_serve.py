@@ -202,11 +202,19 @@ def test_a_judge_has_the_probabilities_of_the_models_own_forward_pass(judge, mod
     asked, one = questions_and_answers(models, 12), judge()
     choices = one.ask([question for question, _, _ in asked], Allowance(120))
     for (_, expected, _), choice in zip(asked, choices, strict=True):
-        np.testing.assert_allclose(choice.mass, sum(expected), atol=1e-3)
-        np.testing.assert_allclose(choice.probabilities, np.array(expected) / sum(expected), atol=1e-3)
+        np.testing.assert_allclose(choice.mass, sum(expected), atol=1e-5)
+        np.testing.assert_allclose(choice.probabilities, np.array(expected) / sum(expected), atol=1e-5)
     assert len({round(choice.probabilities[0], 3) for choice in choices}) > 6, "they are of different minds"
     tokens = sum(length for _, _, length in asked)
     assert one.usage() == Usage(requests=12, prompt_tokens=tokens, completion_tokens=12)
+
+
+def test_the_temperature_of_a_judge_changes_nothing_of_its_preference(judge, models):
+    questions = [question for question, _, _ in questions_and_answers(models, 4)]
+    plain, hot = (judge(temperature=degree).ask(questions, Allowance(120)) for degree in (0.0, 1.5))
+    for one, other in zip(plain, hot, strict=True):
+        np.testing.assert_allclose(other.probabilities, one.probabilities, atol=1e-5)
+    assert [choice.said for choice in plain] != [choice.said for choice in hot]
 
 
 def test_what_vllms_server_refuses_is_a_failure_in_its_words(judge, models):
