@@ -2,10 +2,10 @@
 
 import re
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from rlpipe.recipe.addresses import check_address
 from rlpipe.recipe.base import PathOrHubId, PythonFunction, SecretName, Strict
 from rlpipe.recipe.judge import JudgeReward
 from rlpipe.recipe.model import Dtype
@@ -190,12 +190,7 @@ class HttpReward(Strict):
     @field_validator("url")
     @classmethod
     def _is_an_address(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("expected an address such as `https://host:8000/score`")
-        if parts.username or parts.password:
-            raise ValueError("a URL with a password would be seen in logs; name a variable in `token_env` instead")
-        return url
+        return check_address(url, "https://host:8000/score", "token_env")
 
 
 class EnvironmentReward(Strict):

@@ -2,7 +2,8 @@
 
     WANDB_API_KEY, MLFLOW_TRACKING_*     the driver's alone
     HF_TOKEN                             the driver's, and of the roles that load a model from the hub
-    what `token_env`, `secrets` name     of that reward or environment, whose process the driver starts
+    what `token_env`, `api_key_env`      the driver's alone, which asks the endpoint
+    what `secrets` names                 of that reward or environment, whose process the driver starts
     NAME_FILE                            a file that holds the value of NAME, in place of the variable itself
 
 What a process knows of (`learn`) is replaced wherever it would write it (`hide`): by its value, under any name.
@@ -24,7 +25,7 @@ FILE = "_FILE"
 SHORTEST = 6
 """Characters of a value that is looked for in texts. Shorter ones would be found in words."""
 
-NAMING = ("token_env", "secrets")
+NAMING = ("token_env", "api_key_env", "secrets")
 """Keys of a recipe whose values name variables with keys."""
 
 _known: set[str] = set()

@@ -1,4 +1,4 @@
-"""What is agreed with an endpoint: the JSON of the request and of the answer."""
+"""What is agreed with an endpoint that scores: the JSON of the request and of the answer."""
 
 import json
 import math
@@ -9,14 +9,6 @@ from typing import Any
 from rlpipe.data.flow import Failure, Group
 from rlpipe.rewards.function import RESERVED, conversations
 from rlpipe.rewards.reward import Component
-
-
-class Retry(Exception):
-    """An attempt failed as another may not; `after` is the pause in seconds that the server asks for, or 0."""
-
-    def __init__(self, kind: str, message: str, after: float = 0.0):
-        super().__init__(message)
-        self.kind, self.after = kind, after
 
 
 def request_body(groups: Sequence[Group]) -> bytes:

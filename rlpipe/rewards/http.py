@@ -8,21 +8,18 @@ tried again, with growing pauses or as Retry-After says, until the request's dea
 """
 
 import itertools
-import os
 import threading
 import time
 from collections.abc import Sequence
-from email.utils import parsedate_to_datetime
 
 import httpx
 
 from rlpipe.data.flow import Failure, Group
 from rlpipe.recipe.rewards import HttpReward
-from rlpipe.rewards.endpoint import Retry, read_rewards, request_body
-from rlpipe.rewards.reward import Allowance, Component, RewardUnusable
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
-LARGEST_ANSWER = 16 << 20
+from rlpipe.rewards import attempts
+from rlpipe.rewards.attempts import Refused, Retry
+from rlpipe.rewards.endpoint import read_rewards, request_body
+from rlpipe.rewards.reward import Allowance, Component
 
 
 class Http:
@@ -60,50 +57,33 @@ class Http:
         for attempt in itertools.count(1):
             try:
                 return self._attempt(body, deadline)
+            except Refused as refused:
+                return refused.failure()
             except Retry as problem:
-                pause = problem.after or min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE)
+                pause = attempts.pause(attempt, problem.after)
                 if time.monotonic() + pause >= deadline or self._closed.wait(pause):
-                    tried = f"{attempt} attempt{'s' * (attempt > 1)}"
-                    return Failure(problem.kind, f"{problem} ({tried}, deadline={self._recipe.deadline:g})")
+                    return problem.given_up(attempt, self._recipe.deadline)
 
-    def _attempt(self, body: bytes, deadline: float) -> bytes | Failure:
-        """Raises `Retry` where another attempt may go better."""
+    def _attempt(self, body: bytes, deadline: float) -> bytes:
+        """Raises `Retry` where another attempt may go better, and `Refused` where none does."""
+        headers = attempts.headers(self._token())
         seconds = max(min(self._recipe.timeout, deadline - time.monotonic()), 0.001)
         until = time.monotonic() + seconds
-        try:
-            with self._client.stream(
-                "POST", self._recipe.url, content=body, headers=self._headers(), timeout=seconds
-            ) as response:
-                text = _read(response, until)
-        except httpx.TimeoutException:
-            raise Retry("deadline", f"no answer within {seconds:.3g} s") from None
-        except (httpx.TransportError, RuntimeError) as error:  # RuntimeError: the client was closed
-            raise Retry("unreachable", f"{type(error).__name__}: {error}") from None
-        except httpx.HTTPError as error:
-            return Failure("bad_answer", f"{type(error).__name__}: {error}")
-        if response.is_success:
-            return text
-        says = f"status {response.status_code}: {text.decode(errors='replace')!r:.200}"
-        if response.status_code == 429 or response.is_server_error:
-            raise Retry("http_status", says, retry_after(response.headers.get("retry-after", "")))
-        return Failure("http_status", says)
-
-    def _headers(self) -> dict[str, str]:
-        token = self._token()
-        return {"content-type": "application/json"} | ({"authorization": f"Bearer {token}"} if token else {})
+        with (
+            attempts.faults(seconds),
+            self._client.stream("POST", self._recipe.url, content=body, headers=headers, timeout=seconds) as response,
+        ):
+            text = _read(response, until)
+        attempts.check_status(response.status_code, text, response.headers.get("retry-after", ""))
+        return text
 
     def _token(self) -> str:
-        name = self._recipe.token_env
-        if name and not os.environ.get(name):
-            raise RewardUnusable(f"reward {self.name!r}: the environment variable {name} (`token_env`) is not set")
-        return os.environ[name] if name else ""
+        return attempts.key_in(self._recipe.token_env, "token_env", f"reward {self.name!r}")
 
     def _safe(self, component: Component) -> Component:
-        """Without the token, should the server have sent it back."""
-        token = self._token()
-        if not token or not isinstance(component, Failure):
+        if not isinstance(component, Failure):
             return component
-        return Failure(component.kind, component.message.replace(token, "[token]"))
+        return Failure(component.kind, attempts.without_key(component.message, self._token()))
 
 
 def _read(response: httpx.Response, until: float) -> bytes:
@@ -113,16 +93,6 @@ def _read(response: httpx.Response, until: float) -> bytes:
         body += chunk
         if time.monotonic() > until:
             raise httpx.ReadTimeout("the body took too long")
-        if len(body) > LARGEST_ANSWER:
+        if len(body) > attempts.LARGEST_ANSWER:
             break
     return bytes(body)
-
-
-def retry_after(value: str) -> float:
-    """Seconds to wait, from the header's number or date; 0 if it says nothing."""
-    if value.isdecimal():
-        return float(value)
-    try:
-        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
-    except ValueError:
-        return 0.0

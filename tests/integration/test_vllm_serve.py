@@ -1,4 +1,4 @@
-"""docs/serving.md over HTTP: vLLM's server answers for a base and two adapters of it at once."""
+"""docs/serving.md over HTTP: vLLM's server answers for a base and two adapters of it at once, and as a judge."""
 
 import os
 import signal
@@ -17,6 +17,11 @@ import tiny_models
 from served_adapters import exported_adapters
 from tiny_models import request, teacher_forced
 
+from rlpipe.recipe.judging import EndpointJudge
+from rlpipe.rewards.judging.endpoint import Endpoint
+from rlpipe.rewards.judging.question import Question
+from rlpipe.rewards.judging.usage import Usage
+from rlpipe.rewards.reward import Allowance
 from rlpipe.rollout.vllm_compat import ENVIRONMENT
 from rlpipe.runtime.local import free_port
 
@@ -141,3 +146,81 @@ def test_a_name_that_is_not_served_is_an_error(client):
 
     with pytest.raises(NotFoundError, match="third"):
         ask(client, "third", PROMPTS[0])
+
+
+LIKELIEST = 20
+"""Tokens whose log-probabilities a judge is asked for."""
+
+
+@pytest.fixture
+def judge(client):
+    """Judges behind the server, with these keys of the recipe."""
+    made = []
+
+    def judge(**keys):
+        keys = {"model": "base", "max_tokens": 1, **keys}
+        made.append(Endpoint(EndpointJudge(kind="openai", url=str(client.base_url), **keys), least_mass=1e-4))
+        return made[-1]
+
+    yield judge
+    for one in made:
+        one.close()
+
+
+def likeliest_letters(model, tokenizer, messages):
+    """By letter, in any case, the probability that the answer begins with it, as far as it is among the likeliest
+    tokens; and the length of the question in tokens. By the model's own forward pass."""
+    import torch
+
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    with torch.no_grad():
+        top = model(torch.tensor([ids])).logits[0, -1].softmax(-1).topk(LIKELIEST)
+    found = {}
+    for token, probability in zip(top.indices.tolist(), top.values.tolist(), strict=True):
+        letter = tokenizer.decode([token]).strip().lower()
+        if letter.isascii() and letter.isalpha():
+            found[letter] = found.get(letter, 0.0) + probability
+    return found, len(ids)
+
+
+def questions_and_answers(models, count):
+    """Questions whose options are the two likeliest letters, and the probabilities of these."""
+    from transformers import AutoTokenizer
+
+    tokenizer, made = AutoTokenizer.from_pretrained(models[1] / "base"), []
+    for number in range(50):
+        messages = ({"role": "user", "content": f"Which is better, number {number}?"},)
+        found, length = likeliest_letters(models[0]["base"], tokenizer, messages)
+        options = tuple(sorted(found, key=found.get)[-2:])
+        if len(options) == 2:
+            made.append((Question(f"q{number}", messages, options, 0), [found[o] for o in options], length))
+    assert len(made) >= count
+    return made[:count]
+
+
+def test_a_judge_has_the_probabilities_of_the_models_own_forward_pass(judge, models):
+    asked, one = questions_and_answers(models, 12), judge()
+    choices = one.ask([question for question, _, _ in asked], Allowance(120))
+    for (_, expected, _), choice in zip(asked, choices, strict=True):
+        np.testing.assert_allclose(choice.mass, sum(expected), atol=1e-5)
+        np.testing.assert_allclose(choice.probabilities, np.array(expected) / sum(expected), atol=1e-5)
+    assert len({round(choice.probabilities[0], 3) for choice in choices}) > 6, "they are of different minds"
+    tokens = sum(length for _, _, length in asked)
+    assert one.usage() == Usage(requests=12, prompt_tokens=tokens, completion_tokens=12)
+
+
+def test_the_temperature_of_a_judge_changes_nothing_of_its_preference(judge, models):
+    questions = [question for question, _, _ in questions_and_answers(models, 4)]
+    plain, hot = (judge(temperature=degree).ask(questions, Allowance(120)) for degree in (0.0, 1.5))
+    for one, other in zip(plain, hot, strict=True):
+        np.testing.assert_allclose(other.probabilities, one.probabilities, atol=1e-5)
+    assert [choice.said for choice in plain] != [choice.said for choice in hot]
+
+
+def test_what_vllms_server_refuses_is_a_failure_in_its_words(judge, models):
+    [(question, _, _)] = questions_and_answers(models, 1)
+    [unknown] = judge(model="third").ask([question], Allowance(120))
+    assert unknown.kind == "http_status" and "The model `third` does not exist" in unknown.message
+    long = Question("q", ({"role": "user", "content": "Which? " * 100},), ("A", "B"), 0)
+    [too_long] = judge().ask([long], Allowance(120))
+    assert too_long.kind == "too_long", too_long

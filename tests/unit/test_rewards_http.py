@@ -1,59 +1,28 @@
 """The reward that asks an endpoint, against a server that fails on purpose."""
 
-import json
 import math
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from failing_server import Server, drip, half
 from pydantic import ValidationError
 from sample_groups import make_group
 
 from rlpipe.data.flow import Failure
 from rlpipe.recipe.rewards import HttpReward
-from rlpipe.rewards import http
-from rlpipe.rewards.http import Http, retry_after
+from rlpipe.rewards import attempts
+from rlpipe.rewards.attempts import retry_after
+from rlpipe.rewards.http import Http
 from rlpipe.rewards.reward import Allowance, RewardUnusable
 
 SECRET = "tok-9f31c7"
 
 
-class Server:
-    """Answers each request with the next of its replies: (status, headers, body), or a function of the handler."""
-
-    def __init__(self):
-        self.replies, self.requests = [], []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers["content-length"]))
-                outer.requests.append((time.monotonic(), dict(self.headers), json.loads(body)))
-                reply = outer.replies[min(len(outer.requests), len(outer.replies)) - 1]
-                if callable(reply):
-                    return reply(self)
-                status, headers, body = reply
-                self.send_response(status)
-                for name, value in {"Content-Length": len(body), **headers}.items():
-                    self.send_header(name, str(value))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_): ...
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.http.server_port}/score?key=1"
-
-
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = Server()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
+    with Server(monkeypatch) as server:
+        yield server
 
 
 def one(reward, group, seconds=60.0):
@@ -67,7 +36,7 @@ def ask(server):
 
     def ask(*replies, seconds=60.0, **keys):
         server.replies = replies
-        reward = Http(HttpReward(kind="http", url=server.url, **keys))
+        reward = Http(HttpReward(kind="http", url=server.url("/score?key=1"), **keys))
         try:
             return one(reward, make_group(["4", "five"], {"answer": 4, "prompt": "raw"}), seconds)
         finally:
@@ -91,7 +60,7 @@ GROUPS = [make_group(["4", "five"], {"answer": 4}, "a"), make_group(["6"], {"ans
 
 
 def test_groups_that_wait_share_a_request_as_far_as_the_recipe_says(server):
-    reward = Http(HttpReward(kind="http", url=server.url, groups_per_request=2))
+    reward = Http(HttpReward(kind="http", url=server.url("/score?key=1"), groups_per_request=2))
     assert [reward.takes(GROUPS[:1]), reward.takes(GROUPS), reward.takes(GROUPS * 2)] == [1, 2, 2]
     server.replies = [ok('{"rewards": [1, null, 0.5]}'), ok('{"rewards": [1, "x", 2]}'), ok('{"rewards": [1, 2]}')]
     assert reward.score_all(GROUPS, Allowance(60)) == [[1.0, None], [0.5]]
@@ -107,7 +76,7 @@ def test_groups_that_wait_share_a_request_as_far_as_the_recipe_says(server):
 
 
 def test_by_default_a_request_is_a_group(server):
-    assert Http(HttpReward(kind="http", url=server.url)).takes(GROUPS) == 1
+    assert Http(HttpReward(kind="http", url=server.url("/score?key=1"))).takes(GROUPS) == 1
 
 
 def test_null_means_not_applicable(ask):
@@ -130,6 +99,15 @@ def test_a_token_that_is_not_set_stops_the_run(monkeypatch):
         reward.ready()
 
 
+@pytest.mark.parametrize("token", ["two words", "key-5f\n", "schlüssel"])
+def test_a_token_that_no_header_takes_stops_the_run_and_is_not_shown(monkeypatch, token):
+    monkeypatch.setenv("JUDGE_TOKEN", token)
+    reward = Http(HttpReward(kind="http", url="http://127.0.0.1:9/", token_env="JUDGE_TOKEN"))
+    with pytest.raises(RewardUnusable, match=r"JUDGE_TOKEN .* holds spaces, line ends or other characters") as raised:
+        one(reward, make_group(["x"]))
+    assert token.strip() not in str(raised.value)
+
+
 def test_too_many_requests_waits_as_long_as_it_is_told(ask, server):
     assert ask((429, {"Retry-After": "1"}, b""), ok()) == [1.0, 0.5]
     first, second = (request[0] for request in server.requests)
@@ -141,6 +119,14 @@ def test_a_wait_beyond_the_deadline_is_not_begun(ask):
     first, _ = ask((429, {"Retry-After": "1000"}, b"later"))
     assert first == Failure("http_status", "status 429: 'later' (1 attempt, deadline=60)")
     assert time.monotonic() - begin < 10
+
+
+def test_pauses_grow_and_chance_spreads_them():
+    drawn = [[attempts.pause(attempt, after=0) for _ in range(50)] for attempt in (1, 2, 3, 99)]
+    for pauses, shortest in zip(drawn, (0.25, 0.5, 1.0, 8.0), strict=True):
+        assert all(shortest <= pause <= 1.5 * shortest for pause in pauses)
+        assert len(set(pauses)) > 1
+    assert all(7 <= attempts.pause(1, after=7) <= 7.125 for _ in range(50))
 
 
 def test_a_server_that_always_fails_is_asked_until_the_deadline(ask, server):
@@ -169,31 +155,17 @@ def test_a_server_that_hangs_is_a_deadline_within_the_groups_allowance(ask):
 
 
 def test_an_answer_drop_by_drop_is_late_too(ask):
-    def drip(handler):
-        handler.send_response(200)
-        handler.send_header("Content-Length", "1000")
-        handler.end_headers()
-        for _ in range(100):
-            handler.wfile.write(b" ")
-            time.sleep(0.1)
-
     begin = time.monotonic()
     assert ask(drip, timeout=0.5, deadline=0.6)[0].kind == "deadline"
     assert time.monotonic() - begin < 5
 
 
 def test_half_an_answer_is_tried_again(ask, server, monkeypatch):
-    def half(handler):
-        handler.send_response(200)
-        handler.send_header("Content-Length", "1000")
-        handler.end_headers()
-        handler.wfile.write(b'{"rewards": [1,')
-
-    assert ask(half, ok()) == [1.0, 0.5]
+    assert ask(half(b'{"rewards": [1,'), ok()) == [1.0, 0.5]
     assert len(server.requests) == 2
-    monkeypatch.setattr(http, "FIRST_PAUSE", 100.0)
-    monkeypatch.setattr(http, "LONGEST_PAUSE", 100.0)  # longer than the deadline: there is one attempt
-    assert ask(half)[0].kind == "unreachable"
+    monkeypatch.setattr(attempts, "FIRST_PAUSE", 100.0)
+    monkeypatch.setattr(attempts, "LONGEST_PAUSE", 100.0)  # longer than the deadline: there is one attempt
+    assert ask(half(b'{"rewards": [1,'))[0].kind == "unreachable"
 
 
 def test_nobody_there():
@@ -224,7 +196,7 @@ def test_what_is_no_number_fails_its_row_alone(ask, bad):
 
 def test_closing_ends_a_pause(server):
     server.replies = [(500, {"Retry-After": "50"}, b"")]
-    reward = Http(HttpReward(kind="http", url=server.url))
+    reward = Http(HttpReward(kind="http", url=server.url("/score?key=1")))
     thread = threading.Thread(target=one, args=(reward, make_group(["x"])))
     thread.start()
     while not server.requests:
@@ -235,10 +207,10 @@ def test_closing_ends_a_pause(server):
 
 
 def test_retry_after_is_a_number_or_a_date():
-    assert retry_after("7") == 7.0
+    assert [retry_after("7"), retry_after("0.5")] == [7.0, 0.5]
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
     assert math.isclose(retry_after("Wed, 21 Oct 2095 07:28:00 GMT"), 2**31, rel_tol=1)
-    assert retry_after("soon") == retry_after("") == 0.0
+    assert [retry_after(text) for text in ("soon", "", "nan", "inf", "-3")] == [0.0] * 5
 
 
 @pytest.mark.parametrize(
