@@ -6,6 +6,7 @@ from typing import Any
 
 from rlpipe.recipe.data import ArithmeticData, ComparisonsData, Data, GuessNumberData, MixtureData
 from rlpipe.recipe.judge import JudgeReward
+from rlpipe.recipe.judging import EngineJudge
 from rlpipe.recipe.labelling import LabelRecipe
 from rlpipe.recipe.model import ScratchModel
 from rlpipe.recipe.references import is_reference
@@ -148,6 +149,7 @@ def _labels(recipe: LabelRecipe, own_engine: bool) -> dict[str, object]:
     for i, reward in enumerate(recipe.rewards.mix):
         if isinstance(reward, JudgeReward):
             changes |= {f"rewards.mix.{i}.least_mass": 0.0}
+        if isinstance(reward, JudgeReward) and isinstance(reward.by, EngineJudge):
             changes |= {f"rewards.mix.{i}.by.threads": 1, f"rewards.mix.{i}.by.kv_cache_gib": 0.05}
             changes |= {} if own_engine else {f"rewards.mix.{i}.by.engine": "transformers"}
     return changes

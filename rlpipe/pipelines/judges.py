@@ -3,17 +3,20 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rlpipe.data.judge_template import load
+from rlpipe.data.judge_template import Template, load
 from rlpipe.models.load import context_length, load_tokenizer
 from rlpipe.pipelines import roles
 from rlpipe.pipelines.stage import Stage
-from rlpipe.recipe.judge import EngineJudge, JudgeReward
+from rlpipe.recipe.judge import JudgeReward
+from rlpipe.recipe.judging import EngineJudge
 from rlpipe.recipe.model import PretrainedModel
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.rewards.fleet import Fleet
+from rlpipe.rewards.judging.endpoint import Endpoint
 from rlpipe.rewards.judging.judged import Judged
 from rlpipe.rewards.judging.local import Local
-from rlpipe.rewards.judging.question import Arbiter
+from rlpipe.rewards.judging.reading import check_options
+from rlpipe.rewards.reward import RewardUnusable
 from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.worker import RolloutWorker
 from rlpipe.runtime.handle import Handle
@@ -23,12 +26,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+QUESTIONS_PER_REQUEST = 4
+"""Of an endpoint's call, for each request that may be under way: a slow answer holds up no others."""
+
+
 def specs(stage: Stage, mix: RewardMix) -> list[RoleSpec]:
     """One role per judge of the mix that is a model of this run."""
     return [
         _spec(stage, f"rewards.mix.{i}.by", reward)
         for i, reward in enumerate(mix.mix)
-        if isinstance(reward, JudgeReward)
+        if isinstance(reward, JudgeReward) and isinstance(reward.by, EngineJudge)
     ]
 
 
@@ -38,12 +45,25 @@ def judged(stage: Stage, mix: RewardMix, handles: Mapping[str, list[Handle[Any]]
 
 
 def _judged(stage: Stage, reward: JudgeReward, handles: Mapping[str, list[Handle[Any]]]) -> Judged:
-    arbiter, at_once = _arbiter(stage, reward, handles), reward.by.questions_per_call
-    return Judged(reward, arbiter, load(reward.template), lambda prompt: None, at_once)
-
-
-def _arbiter(stage: Stage, reward: JudgeReward, handles: Mapping[str, list[Handle[Any]]]) -> Arbiter:
     by = reward.by
+    if isinstance(by, EngineJudge):
+        arbiter, at_once = _local(stage, reward, by, handles), by.questions_per_call
+    else:
+        arbiter, at_once = Endpoint(by, reward.least_mass), QUESTIONS_PER_REQUEST * by.requests
+    return Judged(reward, arbiter, template_of(reward), lambda prompt: None, at_once)
+
+
+def template_of(reward: JudgeReward) -> Template:
+    """What the judge is asked. Raises `DataError`, and `RewardUnusable` where its options cannot be told apart."""
+    template = load(reward.template)
+    try:
+        check_options(template.options)
+    except ValueError as error:
+        raise RewardUnusable(f"reward `{reward.name}`, template {template.name}: {error}") from None
+    return template
+
+
+def _local(stage: Stage, reward: JudgeReward, by: EngineJudge, handles: Mapping[str, list[Handle[Any]]]) -> Local:
     fleet = Fleet(reward.name, [[h] for h in handles[_role(reward)]], stage.recipe.deadlines, by.max_restarts)
     longest = context_length(_model(by), by.path)
     limit = min(longest, by.max_model_len or longest) - 1  # an engine that is asked for probabilities adds a token

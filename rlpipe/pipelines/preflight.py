@@ -10,6 +10,7 @@ from rlpipe.plan.checkpoint_size import state_bytes
 from rlpipe.plan.model_files import facts
 from rlpipe.recipe import local_files
 from rlpipe.recipe.judge import JudgeReward
+from rlpipe.recipe.judging import EngineJudge
 from rlpipe.recipe.labelling import LabelRecipe, ReadResponses
 from rlpipe.recipe.model import PretrainedModel
 from rlpipe.recipe.rewards import ModelReward, RewardMix
@@ -104,7 +105,7 @@ def _scorers(mix: RewardMix, prefix: str) -> Iterator[Demand]:
             split = reward.zero_stage == 3
             key = f"{prefix}rewards.mix.{i}"
             yield Demand(f"reward/{reward.name}", reward.ranks, reward.resources, key, trains=split)
-        if isinstance(reward, JudgeReward):
+        if isinstance(reward, JudgeReward) and isinstance(reward.by, EngineJudge):
             by, key = reward.by, f"{prefix}rewards.mix.{i}.by"
             yield Demand(f"judge/{reward.name}", by.engines, by.resources, key, auto_gpus=by.tensor_parallel)
 

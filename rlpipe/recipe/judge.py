@@ -2,58 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field
 
 from rlpipe.recipe.base import FilePath, PathOrHubId, Strict
-from rlpipe.recipe.model import Dtype
-from rlpipe.recipe.training import Resources, Threads
-
-
-class EngineJudge(Strict):
-    """A local model on engines of its own. What it prefers is read from its probabilities of the options."""
-
-    kind: Literal["engine"]
-    """A model that this run starts."""
-    path: PathOrHubId
-    """Its folder in Hugging Face format, a hub id, or `${stages.NAME.model}`."""
-    trust_remote_code: bool = False
-    """Run the Python code that comes with it; as `model.trust_remote_code`."""
-    dtype: Dtype = "auto"
-    """Computation type; auto is float32 on CPU and bfloat16 on GPU."""
-    engine: Literal["vllm", "transformers"] = "vllm"
-    """vLLM, or the reference engine on plain transformers."""
-    engines: PositiveInt = 1
-    """Engines that share the questions."""
-    tensor_parallel: PositiveInt = 1
-    """GPUs of one node that each vLLM engine splits the model over."""
-    max_model_len: PositiveInt | None = None
-    """Longest question in tokens; a longer one is a failure. The model's own limit if absent."""
-    max_num_seqs: PositiveInt = 256
-    """Sequences an engine works on at once."""
-    questions_per_call: PositiveInt = 128
-    """Questions, at most, that an engine gets at a time, of the groups that wait; a group is never divided."""
-    kv_cache_gib: PositiveFloat = 1.0
-    """KV cache of a vLLM engine on CPU, in GiB."""
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of a GPU's memory a vLLM engine may take."""
-    max_restarts: NonNegativeInt = 3
-    """How often in a row a new process takes the place of an engine that died or hung, before the run gives up."""
-    threads: Threads = 0
-    resources: Resources = Resources()
-    """What each engine reserves."""
-
-    @model_validator(mode="after")
-    def _can_be_split(self) -> "EngineJudge":
-        if self.tensor_parallel > 1 and self.engine != "vllm":
-            raise ValueError(
-                f"tensor_parallel={self.tensor_parallel} splits a model over GPUs, which engine={self.engine} cannot; "
-                "take engine=vllm, or leave tensor_parallel out"
-            )
-        return self
-
-
-By = EngineJudge
-"""Who is asked."""
+from rlpipe.recipe.judging import By
 
 
 class JudgeReward(Strict):

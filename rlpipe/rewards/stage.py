@@ -20,6 +20,7 @@ from pathlib import Path
 from rlpipe.data.flow import Failure, Group
 from rlpipe.recipe import rewards as kinds
 from rlpipe.recipe.judge import JudgeReward
+from rlpipe.recipe.judging import EngineJudge
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.recipe.run import Deadlines
 from rlpipe.rewards import code, function, maths, regex
@@ -28,11 +29,16 @@ from rlpipe.rewards.exact import Exact
 from rlpipe.rewards.format import Format
 from rlpipe.rewards.http import Http
 from rlpipe.rewards.judging.judged import Judged
+from rlpipe.rewards.judging.usage import Usage
 from rlpipe.rewards.killable import InProcess, Pool
 from rlpipe.rewards.lane import Lane, Raised, Said, Scoring
 from rlpipe.rewards.mix import Mix, blamed
 from rlpipe.rewards.model import Model, Scorer
 from rlpipe.rewards.reward import Reward
+
+CALLS_OF_ENDPOINT = 2
+"""Of a judge behind an endpoint, which bounds its requests itself: while the last answers of one call come, the next
+one is under way."""
 
 
 class RewardFailed(RuntimeError):
@@ -110,6 +116,11 @@ class RewardStage:
         if failures and len(failures) > self._max_failure_rate * responses:
             raise RewardFailed(_failure_report(failures, responses, step, self._max_failure_rate))
 
+    def spent(self) -> dict[str, Usage]:
+        """What judges behind endpoints have taken so far, by the name of the reward."""
+        judges = {reward.name: reward.usage() for reward in self._mix.rewards if isinstance(reward, Judged)}
+        return {name: usage for name, usage in judges.items() if usage is not None}
+
     def close(self) -> None:
         """Stop, killing what is still being scored."""
         for lane in self._lanes:
@@ -184,7 +195,7 @@ def build(
 
 def _calls_at_once(recipe: kinds.Reward) -> int:
     if isinstance(recipe, JudgeReward):
-        return recipe.by.engines
+        return recipe.by.engines if isinstance(recipe.by, EngineJudge) else CALLS_OF_ENDPOINT
     return next((getattr(recipe, key) for key in ("processes", "requests", "ranks") if hasattr(recipe, key)), 1)
 
 

@@ -31,6 +31,9 @@ class Scripted:
 
     def close(self): ...
 
+    def usage(self):
+        return None
+
     def ask(self, questions, allowance):
         texts = [question.messages[0]["content"].partition("|")[2] for question in questions]
         self.asked += texts

@@ -53,4 +53,8 @@ def judging(stage: Stage, recipe: LabelRecipe, groups: Mapping[str, Group]) -> I
             if started:
                 started.ready()
             scoring.ready()
-        yield Judging(scoring, groups)
+        try:
+            yield Judging(scoring, groups)
+        finally:
+            for name, usage in scoring.spent().items():
+                stage.events.note(f"judge `{name}`: {usage}")

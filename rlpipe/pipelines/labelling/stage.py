@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 from rlpipe.data.flow import Group, Prompt
-from rlpipe.data.judge_template import load
 from rlpipe.observe.progress import duration
 from rlpipe.pipelines import episodes
 from rlpipe.pipelines.evaluation import said_in, shown
+from rlpipe.pipelines.judges import template_of
 from rlpipe.pipelines.labelling import keys
 from rlpipe.pipelines.labelling.asking import Tell, settle
 from rlpipe.pipelines.labelling.findings import Findings, find
@@ -33,13 +33,20 @@ SHOWN = 3
 
 def run_label(stage: Stage, recipe: LabelRecipe) -> None:
     """Label `recipe`'s prompts in `stage`; the result lies in `labels/`."""
+    judge = _comparing(recipe)  # what is wrong with a template is told before anything is asked
     parts = _prompts(stage, recipe)
     with stage.events.phase("respond", says=_says(recipe, parts)):
         answered = _respond(stage, recipe, parts)
     with stage.events.phase("judge", says="judging responses"):
         labelled = _judge(stage, recipe, answered)
     with stage.events.phase("save", says="writing labels"):
-        _write(stage, recipe, labelled)
+        _write(stage, recipe, labelled, judge)
+
+
+def _comparing(recipe: LabelRecipe) -> str | None:
+    """The reward that compares responses, the first where there are several; None where all are graded."""
+    judges = [reward for reward in recipe.rewards.mix if isinstance(reward, JudgeReward)]
+    return next((reward.name for reward in judges if template_of(reward).compares), None)
 
 
 def _prompts(stage: Stage, recipe: LabelRecipe) -> dict[str, list[Prompt]]:
@@ -108,8 +115,7 @@ def _telling(stage: Stage, what: str) -> Tell:
     return tell
 
 
-def _write(stage: Stage, recipe: LabelRecipe, parts: Mapping[str, list[Group]]) -> None:
-    judge = next((r.name for r in recipe.rewards.mix if isinstance(r, JudgeReward) and load(r.template).compares), None)
+def _write(stage: Stage, recipe: LabelRecipe, parts: Mapping[str, list[Group]], judge: str | None) -> None:
     labels = recipe.labels
     found = {part: find(groups, judge, labels.gold, labels.tie_within) for part, groups in parts.items()}
     before = digest(stage.directory / LABELS)

@@ -21,6 +21,7 @@ from rlpipe.data.judge_questions import transcript
 from rlpipe.data.judge_template import Template
 from rlpipe.recipe.judge import JudgeReward
 from rlpipe.rewards.judging.question import Arbiter, Choice, Question
+from rlpipe.rewards.judging.usage import Usage
 from rlpipe.rewards.reward import Allowance, Component, Explained
 
 Answers = dict[str, Choice | Failure]
@@ -56,6 +57,10 @@ class Judged:
 
     def close(self) -> None:
         self._arbiter.close()
+
+    def usage(self) -> Usage | None:
+        """What asking has taken so far."""
+        return self._arbiter.usage()
 
     def takes(self, waiting: Sequence[Group]) -> int:
         """Groups until the questions of one call are full."""

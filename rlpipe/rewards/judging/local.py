@@ -61,6 +61,9 @@ class Local:
                 found.append(self._too_long(sequences))
         return found
 
+    def usage(self) -> None:
+        return None
+
     def close(self) -> None: ...
 
     def _logprobs(self, sequences: list[Tokens], allowance: Allowance) -> list[np.ndarray] | Failure:

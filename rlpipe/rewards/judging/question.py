@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rlpipe.data.flow import Failure
+from rlpipe.rewards.judging.usage import Usage
 from rlpipe.rewards.reward import Allowance
 
 
@@ -56,5 +57,8 @@ class Arbiter(Protocol):
 
     def ask(self, questions: Sequence[Question], allowance: Allowance) -> list[Choice | Failure]:
         """One answer per question, in their order. Called from several threads at once."""
+
+    def usage(self) -> Usage | None:
+        """What asking has taken so far; None for one that costs nothing but this run's own machines."""
 
     def close(self) -> None: ...
