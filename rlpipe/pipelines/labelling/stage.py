@@ -1,16 +1,13 @@
 """A labelling stage: prompts are answered, answers are judged, and what comes of it is written."""
 
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from rlpipe.data.flow import Group, Prompt
 from rlpipe.observe.progress import duration
 from rlpipe.pipelines import episodes
-from rlpipe.pipelines.evaluation import said_in, shown
 from rlpipe.pipelines.judges import template_of
 from rlpipe.pipelines.labelling import keys
 from rlpipe.pipelines.labelling.asking import Tell, settle
@@ -27,8 +24,6 @@ from rlpipe.recipe.labelling import LabelRecipe
 logger = logging.getLogger(__name__)
 
 TRAIN, HELDOUT = "train", "heldout"
-SHOWN = 3
-"""Held-out prompts whose best responses are shown in the report."""
 
 
 def run_label(stage: Stage, recipe: LabelRecipe) -> None:
@@ -124,18 +119,9 @@ def _write(stage: Stage, recipe: LabelRecipe, parts: Mapping[str, list[Group]], 
         logger.warning("The labels have changed. What was trained on them before stays: train in a new run directory.")
     for part, one in found.items():
         stage.events.note(f"{part}: {_says_findings(one)}; {written[part]}")
-    if HELDOUT in found:
-        samples = [_sample(group) for group in parts[HELDOUT][:SHOWN]]
-        stage.events.evaluation(0, found[HELDOUT].metrics, samples)
 
 
 def _says_findings(found: Findings) -> str:
     failed = "".join(f", {count} failed ({kind})" for kind, count in found.failures.items())
     numbers = "".join(f", {name} {value:.3f}" for name, value in found.metrics.items())
     return f"{found.responses} responses to {found.prompts} prompts judged{failed}{numbers}"
-
-
-def _sample(group: Group) -> dict[str, Any]:
-    best = max(range(len(group.outcomes)), key=lambda i: getattr(group.outcomes[i], "value", -math.inf))
-    sample = {"prompt": group.prompt.text, "completion": said_in(group, best), "columns": group.prompt.columns}
-    return sample | shown(group.outcomes[best])

@@ -84,7 +84,7 @@ def _judgements(groups: Iterable[Group]) -> Iterator[dict[str, Any]]:
             for name, said in one.details.items():
                 about = {key: said.get(key) for key in ("judge", "template", "principle", "seed")}
                 for row in said.get("comparisons", []):
-                    if one.index < row["other"]:
+                    if one.index < row["other"] and "same" not in row:
                         yield _judgement(group, name, about, one.index, row)
 
 
