@@ -8,6 +8,8 @@ from rlpipe.recipe.errors import Place, Problem, RecipeError, on_command_line
 
 STUDIES = "studies/"
 """The folder of studies among the recipes."""
+BESIDE = "constitution"
+"""What files are called that lie beside recipes and are none."""
 
 
 def folder() -> Path:
@@ -34,7 +36,8 @@ def studies() -> list[str]:
 
 
 def _files() -> list[str]:
-    return sorted(file.relative_to(folder()).with_suffix("").as_posix() for file in folder().rglob("*.yaml"))
+    files = [file for file in folder().rglob("*.yaml") if file.stem != BESIDE]
+    return sorted(file.relative_to(folder()).with_suffix("").as_posix() for file in files)
 
 
 def headline(name: str) -> str:
