@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlpipe.data.chat import Message, prompt_context
-from rlpipe.data.records import DataError, Format, Record
-from rlpipe.data.source import Records
+from rlpipe.data.records import DataError, Format, Record, Records
 from rlpipe.data.specification import Bm25, Section, divided, sections
 from rlpipe.recipe.guidance import PLACE, Specification
 

@@ -8,8 +8,6 @@ from rlpipe.recipe.errors import Place, Problem, RecipeError, on_command_line
 
 STUDIES = "studies/"
 """The folder of studies among the recipes."""
-BESIDE = "constitution"
-"""What files are called that lie beside recipes and are none."""
 
 
 def folder() -> Path:
@@ -36,8 +34,7 @@ def studies() -> list[str]:
 
 
 def _files() -> list[str]:
-    files = [file for file in folder().rglob("*.yaml") if file.stem != BESIDE]
-    return sorted(file.relative_to(folder()).with_suffix("").as_posix() for file in files)
+    return sorted(file.relative_to(folder()).with_suffix("").as_posix() for file in folder().rglob("*.yaml"))
 
 
 def headline(name: str) -> str:

@@ -9,8 +9,7 @@ from pydantic import ValidationError
 
 from rlpipe.data.chat import render_prompts
 from rlpipe.data.guidance import Library, guided
-from rlpipe.data.records import DataError, Format, Record
-from rlpipe.data.source import Records
+from rlpipe.data.records import DataError, Format, Record, Records
 from rlpipe.data.specification import Bm25, divided, sections
 from rlpipe.models.scratch import build_tokenizer
 from rlpipe.recipe.guidance import Specification
