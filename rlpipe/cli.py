@@ -171,7 +171,10 @@ def validate(recipe: RecipeArgument, changes: Changes = None) -> None:
 
 
 @app.command()
-def schema(study: Annotated[bool, typer.Option("--study", help="Of study files instead of recipes.")] = False) -> None:
+def schema(
+    study: Annotated[bool, typer.Option("--study", help="Of study files instead of recipes.")] = False,
+    constitution: Annotated[bool, typer.Option("--constitution", help="Of constitutions instead of recipes.")] = False,
+) -> None:
     """Print the JSON Schema of recipes, for editors.
 
     An editor with a YAML language server then completes and checks recipes that begin with the second line:
@@ -181,13 +184,16 @@ def schema(study: Annotated[bool, typer.Option("--study", help="Of study files i
       rlpipe schema > rlpipe.schema.json
       # yaml-language-server: $schema=rlpipe.schema.json
       rlpipe schema --study > study.schema.json
+      rlpipe schema --constitution > constitution.schema.json
     """
     import json
 
     from rlpipe.recipe import schema as schemas
 
-    found = schemas.study_json_schema() if study else schemas.json_schema()
-    typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    if study and constitution:
+        stop("--study and --constitution are two schemas; ask for one")
+    kind = schemas.study_json_schema if study else schemas.constitution_json_schema if constitution else None
+    typer.echo(json.dumps((kind or schemas.json_schema)(), indent=2, ensure_ascii=False))
 
 
 @app.command()

@@ -125,6 +125,8 @@ class Said:
 
     role: str
     text: str
+    note: str = ""
+    """Where it comes from, for provenance: an environment says so of its messages, where there is something to say."""
 
 
 @dataclass(frozen=True, slots=True)

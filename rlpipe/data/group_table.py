@@ -29,7 +29,7 @@ from rlpipe.data.flow import (
 REWARD = "reward/"
 """Before the name of a component of the mix."""
 
-_TURNS = pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())]))
+_TURNS = pa.list_(pa.struct([("role", pa.string()), ("text", pa.string()), ("note", pa.string())]))
 _VERSIONS = pa.list_(pa.struct([("first_token", pa.int32()), ("version", pa.int64())]))
 _EPISODE = pa.struct([("starts", pa.list_(pa.int32())), ("ends", pa.list_(pa.int32())), ("outcome", pa.string())])
 

@@ -5,8 +5,8 @@ One row per response:
 
     step, epoch, group_id, prompt_id, sample_index
     prompt, completion              text; the prompt as the chat template rendered it
-    turns                           [{role, text}]: the response as messages, from the policy's first turn on; with an
-                                    environment, `completion` is the last of them; null without one
+    turns                           [{role, text, note}]: the response as messages, from the policy's first turn on;
+                                    with an environment, `completion` is the last of them; null without one
     columns                         the row's other columns, as JSON
     prompt_tokens, response_tokens  token ids
     response_mask                   1 where the policy wrote the token, 0 where an environment did

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from rlpipe.recipe.base import PythonFunction, SecretName, Strict
+from rlpipe.recipe.critique import ConstitutionEnvironment
 from rlpipe.recipe.rewards import EnvironmentReward, RewardMix
 
 
@@ -76,14 +77,25 @@ class PythonEnvironment(Strict):
 
 
 Environment = Annotated[
-    SingleTurn | Calculator | GuessNumber | PythonEnvironment,
+    SingleTurn | Calculator | GuessNumber | ConstitutionEnvironment | PythonEnvironment,
     Field(discriminator="kind"),
 ]
 
 
+def check_requests(environment: Environment, data: object) -> None:
+    """Raise ValueError where requests made for a chat template would stand in plain text without any marks."""
+    plain = getattr(data, "chat", True) is False
+    if plain and isinstance(environment, ConstitutionEnvironment) and environment.requests_version != "own":
+        raise ValueError(
+            "data.chat=false puts the requests of environment.kind=constitution behind the answer as they are; give "
+            "environment.critique_request and environment.revision_request with the marks that your text has between "
+            'speakers (for example "\n\nHuman: {principle} …\n\nAssistant:")'
+        )
+
+
 def check_rewards(environment: Environment, rewards: RewardMix) -> None:
     """Raise ValueError where a reward asks for what the environment never says."""
-    if not isinstance(environment, SingleTurn | Calculator):
+    if not isinstance(environment, SingleTurn | Calculator | ConstitutionEnvironment):
         return
     for i, reward in enumerate(rewards.mix):
         if isinstance(reward, EnvironmentReward):

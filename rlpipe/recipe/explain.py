@@ -42,7 +42,7 @@ def _path(error: ErrorDetails, data: object) -> Path:
 
 def _problem(root: Node, data: object, path: Path, error: ErrorDetails) -> Problem:
     message = _message(root, data, path, error)
-    node = _blamed(root, path, message) if error["type"] == "value_error" else root.nearest(path)
+    node = blamed(root, path, message) if error["type"] == "value_error" else root.nearest(path)
     return Problem(node.place, dotted(path), message)
 
 
@@ -54,10 +54,10 @@ def _message(root: Node, data: object, path: Path, error: ErrorDetails) -> str:
     expected, value = _expected(path, data, error), root.nearest(path).value
     if not root.has(path):
         return f"missing; expected {expected}{_purpose(path, data)}"
-    return f"expected {expected}, found {_found(value)}{_near(value, _options(path, data, error))}"
+    return f"expected {expected}, found {found(value)}{_near(value, _options(path, data, error))}"
 
 
-def _blamed(root: Node, path: Path, message: str) -> Node:
+def blamed(root: Node, path: Path, message: str) -> Node:
     """The node that a validator's message, with its `key=value`, is about: of the keys it names one that was typed on
     the command line, else the first; where it names none, the section that was validated."""
     named = [_below(path, key) for key in re.findall(r"([\w.]+)=", message)]
@@ -91,7 +91,8 @@ def _purpose(path: Path, data: object) -> str:
     return f" ({words.rstrip('.')})" if words and "oneOf" not in here else ""
 
 
-def _found(value: object) -> str:
+def found(value: object) -> str:
+    """What stands there, in words."""
     if isinstance(value, (dict, list)):
         return f"{'a' if value else 'an empty'} {'list' if isinstance(value, list) else 'section'}"
     if isinstance(value, str):

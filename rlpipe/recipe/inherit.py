@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from rlpipe.recipe import yaml_text
 from rlpipe.recipe.algorithm.kinds import with_kinds
-from rlpipe.recipe.errors import Problem, RecipeError, dotted, in_file, shown
+from rlpipe.recipe.errors import Problem, RecipeError, dotted, shown
 from rlpipe.recipe.shipped import find
 from rlpipe.recipe.tree import Node
-from rlpipe.recipe.yaml_text import parse
 
 
 class Reader:
@@ -18,11 +18,7 @@ class Reader:
 
     def read(self, file: Path, chain: tuple[Path, ...] = ()) -> Node:
         """The nodes of a file with everything it extends merged in."""
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError([Problem(in_file(file, 1), "", f"cannot be read as text: {error}")]) from None
-        root, problems = parse(text, file)
+        root, problems = yaml_text.read(file)
         self.files.append(file.resolve())
         self.problems += problems
         return self._expanded(root, (*chain, file.resolve()), ())

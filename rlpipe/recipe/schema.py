@@ -5,6 +5,7 @@ from functools import cache
 
 from pydantic import TypeAdapter
 
+from rlpipe.recipe.constitution import Constitution
 from rlpipe.recipe.errors import choices
 from rlpipe.recipe.study import Study
 from rlpipe.recipe.tasks import Recipe
@@ -179,6 +180,11 @@ def json_schema() -> dict:
 def study_json_schema() -> dict:
     """JSON Schema of study files, for editors."""
     return _titled("rlpipe study", Study.model_json_schema())
+
+
+def constitution_json_schema() -> dict:
+    """JSON Schema of constitutions, for editors."""
+    return _titled("rlpipe constitution", Constitution.model_json_schema())
 
 
 def _titled(title: str, schema: dict) -> dict:

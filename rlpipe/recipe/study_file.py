@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from rlpipe.recipe import schema, shipped
-from rlpipe.recipe.errors import Problem, RecipeError, choices, dotted, in_file, on_command_line
+from rlpipe.recipe import schema, shipped, yaml_text
+from rlpipe.recipe.errors import Problem, RecipeError, choices, dotted, on_command_line
 from rlpipe.recipe.study import Study, StudyFile, written
 from rlpipe.recipe.tree import Node
-from rlpipe.recipe.yaml_text import parse
 
 AXIS = "a list of values (`seed: [0, 1]`), or labels with a list of changes each (`ppo: [algorithm.name=ppo]`)"
 TAKEN = ("cell", "recipe", "steps", "samples", "seconds", "step_seconds", "peak_memory_gib")
@@ -21,11 +20,7 @@ TAKEN = ("cell", "recipe", "steps", "samples", "seconds", "step_seconds", "peak_
 def read(name: str) -> StudyFile:
     """The study of a file, or a shipped one by name. Raises RecipeError."""
     file = shipped.find_study(name, on_command_line())
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([Problem(in_file(file, 1), "", f"cannot be read as text: {error}")]) from None
-    root, problems = parse(text, file)
+    root, problems = yaml_text.read(file, "a study is a mapping with keys such as `recipe` and `grid`")
     try:
         found = StudyFile(Study.model_validate(root.plain()), file, root)
     except ValidationError as error:

@@ -10,7 +10,7 @@ from rlpipe.recipe.algorithm.checks import check
 from rlpipe.recipe.base import FolderName, Strict
 from rlpipe.recipe.critic import Critic, check_unsplit
 from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, MixtureData, PreferenceData, SftData
-from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
+from rlpipe.recipe.environment import Environment, SingleTurn, check_requests, check_rewards
 from rlpipe.recipe.labelling import LabelRecipe
 from rlpipe.recipe.model import Model, quantization_of
 from rlpipe.recipe.placement import Placement, check_colocated
@@ -76,6 +76,7 @@ class SftRecipe(Strict):
 
     @model_validator(mode="after")
     def _rewards_fit_the_environment(self) -> "SftRecipe":
+        check_requests(self.environment, self.data)
         if self.rewards is not None:
             check_rewards(self.environment, self.rewards)
             check_nothing_shared(self.rewards)
@@ -163,6 +164,7 @@ class RlRecipe(Strict):
 
     @model_validator(mode="after")
     def _rewards_fit_the_environment(self) -> "RlRecipe":
+        check_requests(self.environment, self.data)
         check_rewards(self.environment, self.rewards)
         check_correct_by(self.evaluation.correct_by, self.rewards)
         return self

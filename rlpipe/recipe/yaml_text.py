@@ -38,8 +38,21 @@ for _tag, _pattern in _PATTERNS.items():
     _Dumper.add_implicit_resolver(_TAG + _tag, _pattern, None)
 
 
-def parse(text: str, file: Path) -> tuple[Node, list[Problem]]:
-    """The nodes of a recipe file, and its duplicate keys. Raises RecipeError where there is nothing to go on with."""
+RECIPE = "a recipe is a mapping that begins with a key such as `task: rl`"
+
+
+def read(file: Path, what: str = RECIPE) -> tuple[Node, list[Problem]]:
+    """The nodes of a file, as `parse` has them."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError([Problem(in_file(file, 1), "", f"cannot be read as text: {error}")]) from None
+    return parse(text, file, what)
+
+
+def parse(text: str, file: Path, what: str = RECIPE) -> tuple[Node, list[Problem]]:
+    """The nodes of a recipe file, or of another mapping that `what` describes, and its duplicate keys. Raises
+    RecipeError where there is nothing to go on with."""
     try:
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -48,9 +61,8 @@ def parse(text: str, file: Path) -> tuple[Node, list[Problem]]:
     except yaml.YAMLError as error:
         raise RecipeError([Problem(in_file(file, 1), "", f"not valid YAML: {error}")]) from None
     if not isinstance(root, yaml.MappingNode):
-        message = "a recipe is a mapping that begins with a key such as `task: rl`; this file holds "
         found = "nothing" if root is None or root.value == "" else f"a {root.id}"
-        raise RecipeError([Problem(in_file(file, 1), "", message + found)])
+        raise RecipeError([Problem(in_file(file, 1), "", f"{what}; this file holds {found}")])
     reading = _Reading(file)
     return reading.node(root, root, ()), reading.problems
 

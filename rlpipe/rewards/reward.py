@@ -12,7 +12,10 @@ Kinds of failure, as they stand in `Failure.kind` and in the rollouts' Parquet:
     not_applicable         no component of the mix applies to the row
     unknown_component      the environment names no such component
 
-An episode whose environment raised, died or was late fails with the same kinds.
+An episode whose environment raised, died or was late fails with the same kinds; one whose environment waits for more:
+
+    unfinished             a turn was cut off at its limit, or no token was left for the next one
+    empty                  a turn has no text
 
 of a program that `code` runs (its wrong output and its exceptions are 0):
 

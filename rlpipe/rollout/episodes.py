@@ -86,8 +86,9 @@ class Episodes:
             prompt = self._prompts[request.prompt_id]
             self._groups[request.group_id] = group = _Group(model, request)
             for episode in group.episodes:
-                seed = environment_seed(request.seeds[episode.talk.sample])
-                self._environment.reset(episode, {**prompt.columns, "prompt": prompt.text}, seed)
+                sample = episode.talk.sample
+                columns = {**prompt.columns, "prompt": prompt.text, "sample_index": sample}
+                self._environment.reset(episode, columns, environment_seed(request.seeds[sample]))
 
     def finished(self, seconds: float, also: Sequence[Pending[Any]] = ()) -> list[FinishedGroup]:
         """Groups whose episodes have all ended. See `Rollouts.finished`."""
@@ -166,10 +167,11 @@ class Episodes:
         talk, tokens = episode.talk, np.empty(0, np.int32)
         reason: FinishReason | None = talk.last.finish_reason
         if isinstance(turn, Reply) and reason is FinishReason.STOP:
-            tokens = self._marks.tokens(said := Said(turn.role, turn.text), int(talk.last.response_tokens[-1]))
+            said = Said(turn.role, turn.text, turn.note)
+            tokens = self._marks.tokens(said, int(talk.last.response_tokens[-1]))
             reason = self._cut(talk, len(tokens))
         if reason is not None:
-            self._end(episode, reason, outcome_of(turn))
+            self._end(episode, reason, self._worth(turn, talk.length + len(tokens)))
             return False
         talk.reply(said, tokens)
         return True
@@ -179,6 +181,17 @@ class Episodes:
         if len(talk.turns) >= self._limits.max_turns:
             return FinishReason.TURNS
         return FinishReason.LENGTH if talk.length + reply >= self._limits.longest else None
+
+    def _worth(self, turn: Turn, length: int) -> Outcome | None:
+        """The outcome of an episode that ends with this word of the environment, `length` tokens long."""
+        if not (isinstance(turn, Reply) and turn.needed):
+            return outcome_of(turn)
+        return Failure(
+            "unfinished",
+            f"cut short before its environment was done: prompt, response and what was said next are {length} tokens "
+            f"of at most {self._limits.longest}, with at most {self._limits.max_turns} turns; lower "
+            "rollout.max_new_tokens, or raise rollout.max_model_len where the model takes more",
+        )
 
     def _continuation(self, episode: "_Episode") -> GroupRequest:
         talk = episode.talk

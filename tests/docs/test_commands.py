@@ -23,6 +23,7 @@ from warm import Done, Warm
 
 import rlpipe
 from rlpipe.cli import app
+from rlpipe.recipe import constitution
 from rlpipe.recipe.load import load
 from rlpipe.recipe.study_file import read
 
@@ -138,7 +139,9 @@ class Reader:
             self.copy_code()
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(block.text)
-        if block.language == "yaml" and "mistakes" not in block.said:
+        if re.search(r"^principles:", block.text, re.MULTILINE):
+            assert constitution.read(file).principles
+        elif block.language == "yaml" and "mistakes" not in block.said:
             is_study = re.search(r"^grid:", block.text, re.MULTILINE)
             done = self.rlpipe(["study", file.name, "--dry-run"] if is_study else ["validate", file.name])
             assert done.code == 0, done.output

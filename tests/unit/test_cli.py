@@ -157,7 +157,12 @@ def test_validate_tells_mistakes():
 
 
 @pytest.mark.parametrize(
-    ("options", "title", "key"), [((), "rlpipe recipe", "$defs"), (("--study",), "rlpipe study", "properties")]
+    ("options", "title", "key"),
+    [
+        ((), "rlpipe recipe", "$defs"),
+        (("--study",), "rlpipe study", "properties"),
+        (("--constitution",), "rlpipe constitution", "properties"),
+    ],
 )
 def test_schema_is_json(options, title, key):
     code, out, _ = call("schema", *options)

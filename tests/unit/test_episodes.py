@@ -183,7 +183,7 @@ def test_an_environment_is_told_the_row_and_what_was_said():
     subject = episodes(pool_of(FakeEngine(scripted([*ids("42"), END]), {END})), environment)
     subject.submit("policy", [ask(seeds=(11,))])
     (t,) = drained(subject)["g"]
-    assert environment.began == [({"answer": "7", "prompt": "<|user|>0-9"}, environment_seed(11))]
+    assert environment.began == [({"answer": "7", "prompt": "<|user|>0-9", "sample_index": 0}, environment_seed(11))]
     (heard,) = environment.heard
     assert (heard.text, heard.tokens, heard.complete) == ("42", (*ids("42"), END), True)
     assert t.episode.outcome is None

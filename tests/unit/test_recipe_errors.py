@@ -91,7 +91,7 @@ def test_a_good_recipe_loads():
         (
             "steps: 3",
             "steps: 3\n  seed: 4",
-            "r.yaml:10: schedule.seed: `seed` is not a key of `schedule`; did you mean `seed` at the top level or `data.seed`?",
+            "r.yaml:10: schedule.seed: `seed` is not a key of `schedule`; did you mean `seed` at the top level or `data.seed` or `environment.seed`?",
         ),
         # types, ranges, choices
         ("steps: 3", "steps: 0", "r.yaml:9: schedule.steps: expected a whole number above 0, found 0"),

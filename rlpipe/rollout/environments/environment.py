@@ -30,6 +30,10 @@ class Reply:
     """What the episode is worth should it be cut short here, by its limits of turns or tokens."""
     components: dict[str, float] = field(default_factory=dict)
     """Parts of that reward by name."""
+    note: str = ""
+    """Where the message comes from, kept beside it for provenance; the policy does not see it."""
+    needed: bool = False
+    """Whether what the policy says next is needed: an episode that is cut short here has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +58,9 @@ class Environment(Protocol):
     """
 
     def reset(self, columns: dict[str, Any], seed: int) -> Any:
-        """The state of a new episode, from the row's columns and, as `prompt`, its rendered text. `seed` belongs to
-        the sample alone: whatever is drawn at random should hang on it."""
+        """The state of a new episode, from the row's columns and, as `prompt`, its rendered text, as `sample_index` its
+        number among the samples of the prompt. `seed` belongs to the sample alone: whatever is drawn at random should
+        hang on it."""
 
     def step(self, state: Any, response: Response) -> Turn | Failure:
         """The answer to a turn; `state` may be changed."""

@@ -25,6 +25,7 @@ from rlpipe.rewards import child
 from rlpipe.rewards.killable import InProcess, Pool
 from rlpipe.rollout.environments import user_class
 from rlpipe.rollout.environments.calculator import Calculator
+from rlpipe.rollout.environments.critique import CritiqueAndRevision
 from rlpipe.rollout.environments.environment import Environment, Request, Response
 from rlpipe.rollout.environments.guess_number import GuessNumber
 
@@ -186,5 +187,11 @@ def build(recipe: kinds.Environment, deadlines: Deadlines, debug: bool) -> Envir
     return EnvironmentStage(user_class.UserClass(caller, deadlines.environment), threads, None, recipe.batch)
 
 
-def _builtin(recipe: kinds.Calculator | kinds.GuessNumber) -> Environment:
-    return Calculator(recipe) if isinstance(recipe, kinds.Calculator) else GuessNumber(recipe)
+def _builtin(recipe: kinds.Calculator | kinds.GuessNumber | kinds.ConstitutionEnvironment) -> Environment:
+    match recipe:
+        case kinds.Calculator():
+            return Calculator(recipe)
+        case kinds.GuessNumber():
+            return GuessNumber(recipe)
+        case kinds.ConstitutionEnvironment():
+            return CritiqueAndRevision(recipe)
