@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlpipe.data.chat import Message, prompt_context
+from rlpipe.data.flow import Prompt
 from rlpipe.data.records import DataError, Format, Record, Records
 from rlpipe.data.specification import Bm25, Section, divided, sections
 from rlpipe.recipe.guidance import PLACE, Specification
@@ -14,10 +15,15 @@ from rlpipe.recipe.guidance import PLACE, Specification
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PLAIN = "plain_prompt"
+PLAIN = "prompt_without_guidance"
 """Column with the prompt as the data has it."""
 SHOWN = "specification"
 """Column with the sections that were in context, for a judge."""
+
+
+def asked_of(prompt: Prompt) -> str | list[Message]:
+    """What a prompt asks, without guidance: its text, or its messages."""
+    return prompt.columns.get(PLAIN) or prompt.messages or prompt.text
 
 
 def guided(records: Records, settings: Specification, tokenizer: "PreTrainedTokenizerBase") -> Records:

@@ -3,17 +3,19 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rlpipe.data.flow import Prompt
 from rlpipe.data.judge_template import Template, load
 from rlpipe.models.load import context_length, load_tokenizer
 from rlpipe.pipelines import roles
 from rlpipe.pipelines.stage import Stage
+from rlpipe.recipe.constitution import draw, read
 from rlpipe.recipe.judge import JudgeReward
 from rlpipe.recipe.judging import EngineJudge
 from rlpipe.recipe.model import PretrainedModel
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.rewards.fleet import Fleet
 from rlpipe.rewards.judging.endpoint import Endpoint
-from rlpipe.rewards.judging.judged import Judged
+from rlpipe.rewards.judging.judged import Draw, Drawn, Judged
 from rlpipe.rewards.judging.local import Local
 from rlpipe.rewards.judging.reading import check_options
 from rlpipe.rewards.reward import RewardUnusable
@@ -50,7 +52,21 @@ def _judged(stage: Stage, reward: JudgeReward, handles: Mapping[str, list[Handle
         arbiter, at_once = _local(stage, reward, by, handles), by.questions_per_call
     else:
         arbiter, at_once = Endpoint(by, reward.least_mass), QUESTIONS_PER_REQUEST * by.requests
-    return Judged(reward, arbiter, template_of(reward), lambda prompt: None, at_once)
+    return Judged(reward, arbiter, template_of(reward), drawer(reward), at_once)
+
+
+def drawer(reward: JudgeReward) -> Draw:
+    """How a prompt gets the principle that it is judged by."""
+    if reward.constitution is None:
+        return lambda prompt: None
+    constitution = read(reward.constitution)
+    origin = f"{constitution.name}@{constitution.version}"
+
+    def drawn(prompt: Prompt) -> Drawn:
+        principle = draw(constitution.principles, prompt.text, reward.seed)
+        return Drawn(f"{origin}/{principle.id}", principle.preference)
+
+    return drawn
 
 
 def template_of(reward: JudgeReward) -> Template:

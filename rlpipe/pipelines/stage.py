@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rlpipe.data.chat import render_prompts
 from rlpipe.data.flow import Prompt
+from rlpipe.data.guidance import guided
 from rlpipe.data.records import Records
 from rlpipe.data.remote import storage_of
 from rlpipe.data.source import Source, load_judged, load_preferences, load_records, load_sources
@@ -15,6 +16,8 @@ from rlpipe.models.load import context_length, load_causal_lm, load_tokenizer, m
 from rlpipe.observe.events import EventLog
 from rlpipe.pipelines.profiling import Steps
 from rlpipe.recipe.adapter import is_the_result, virtual_tokens
+from rlpipe.recipe.guidance import Specification
+from rlpipe.recipe.labelling import LabelRecipe
 from rlpipe.recipe.model import quantization_of
 from rlpipe.recipe.preference import KtoRecipe, PreferenceRecipe
 from rlpipe.recipe.tasks import RewardModelRecipe, RlRecipe, SftRecipe, StageRecipe
@@ -102,6 +105,8 @@ class Stage:
                 return load_judged(self.recipe.data)
             case RewardModelRecipe() | PreferenceRecipe():
                 return load_preferences(self.recipe.data)
+            case LabelRecipe(guidance=Specification() as guidance):
+                return guided(load_records(self.recipe.data, only_prompts=True), guidance, self.tokenizer)
         return load_records(self.recipe.data, only_prompts=True)
 
     @cached_property

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rlpipe.recipe.base import FilePath, PathOrHubId, Strict
+from rlpipe.recipe.base import PathOrHubId, Strict
+from rlpipe.recipe.constitution import ConstitutionFile
 from rlpipe.recipe.judging import By
 
 
@@ -22,7 +23,7 @@ class JudgeReward(Strict):
     template: PathOrHubId = "compare"
     """What is asked: `compare` (which of two responses is better; the component is the mean probability of being the
     better one, over all other responses to the prompt), `grade` (is it a good response), or a YAML file of your own."""
-    constitution: FilePath | None = None
+    constitution: ConstitutionFile | None = None
     """A file of principles, of which one is drawn for each prompt and shown to the judge as `{principle}`."""
     orders: Literal["both", "one"] = "both"
     """Show the two responses of a comparison in both orders and take the mean, or in one that is drawn: half the

@@ -6,7 +6,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model
 
 from rlpipe.recipe.base import FolderName, Strict
 from rlpipe.recipe.data import Data
-from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
+from rlpipe.recipe.environment import Environment, SingleTurn, check_requests, check_rewards
+from rlpipe.recipe.guidance import Specification
 from rlpipe.recipe.judge import JudgeReward
 from rlpipe.recipe.model import Model
 from rlpipe.recipe.rewards import RewardMix, check_nothing_shared
@@ -84,6 +85,8 @@ class LabelRecipe(Strict):
     """Whose responses are labelled; its tokenizer and chat template are used where they are read, too."""
     data: Data
     """Prompts."""
+    guidance: Specification | None = None
+    """What the model has in its context while it answers, and what is written lacks."""
     responses: Responses = SampledResponses(kind="sampled")
     """Where the responses come from."""
     environment: Environment = SingleTurn(kind="single_turn")
@@ -101,6 +104,7 @@ class LabelRecipe(Strict):
 
     @model_validator(mode="after")
     def _rewards_fit(self) -> "LabelRecipe":
+        check_requests(self.environment, self.data)
         check_rewards(self.environment, self.rewards)
         check_nothing_shared(self.rewards)
         return self

@@ -108,14 +108,14 @@ def test_the_section_is_in_context_and_the_plain_prompt_and_the_section_beside_i
             {"role": "system", "content": f"Obey. {shown} Go."},
             {"role": "user", "content": "Which doses of this drug?"},
         ],
-        "plain_prompt": "Which doses of this drug?",
+        "prompt_without_guidance": "Which doses of this drug?",
         "specification": shown,
         "answer": "none",
     }
     assert found.heldout[0].fields == found.train[0].fields
     ((prompt,), _) = render_prompts(found, TOKENIZER)
     assert shown in prompt.text
-    assert prompt.columns == {"plain_prompt": "Which doses of this drug?", "specification": shown, "answer": "none"}
+    assert prompt.columns == {"prompt_without_guidance": "Which doses of this drug?", "specification": shown, "answer": "none"}
 
 
 @pytest.mark.parametrize("where", ["data.system", "the record"])
@@ -131,7 +131,7 @@ def test_a_system_message_of_the_data_follows(file, where):
     (system, user) = found.train[0].fields["prompt"]
     assert system["content"].startswith("# Care > Medicine") and system["content"].endswith("\n\nBe brief.")
     assert (user, found.system) == (messages[0], None)
-    assert found.train[0].fields["plain_prompt"] == data.train[0].fields["prompt"]
+    assert found.train[0].fields["prompt_without_guidance"] == data.train[0].fields["prompt"]
 
 
 def titles(file, question, name=None, **more):

@@ -14,34 +14,41 @@ from typing import Any
 
 from rlpipe.data.flow import Group, Prompt
 from rlpipe.data.judge_template import load
+from rlpipe.pipelines.judges import drawer
 from rlpipe.pipelines.stage import Stage
-from rlpipe.recipe.environment import SingleTurn
+from rlpipe.recipe.critique import ConstitutionEnvironment
+from rlpipe.recipe.environment import PythonEnvironment, SingleTurn
 from rlpipe.recipe.judge import JudgeReward
 from rlpipe.recipe.labelling import LabelRecipe, ReadResponses
 from rlpipe.recipe.rewards import ModelReward, PythonReward, RewardMix
+from rlpipe.rewards.judging.judged import Drawn
+from rlpipe.rollout.environments.critique import CritiqueAndRevision
 from rlpipe.runtime.preflight.look import fingerprint
 
-Concerns = Callable[[Prompt], Any]
-"""What of a file concerns a prompt, as JSON-able values."""
 
-
-def asked(stage: Stage, recipe: LabelRecipe, prompts: list[Prompt], part: str, concerns: Concerns) -> list[Prompt]:
+def asked(stage: Stage, recipe: LabelRecipe, prompts: list[Prompt], part: str) -> list[Prompt]:
     """The prompts under keys of what their responses hang on, each once: `part-KEY`."""
-    about = _about_responses(stage, recipe)
+    about, concerns = _about_responses(stage, recipe), _said_by(recipe)
     keyed = [replace(p, prompt_id=f"{part}-{_digest([about, *_content(recipe, p), concerns(p)])}") for p in prompts]
     return list({prompt.prompt_id: prompt for prompt in keyed}.values())
 
 
-def judged(recipe: LabelRecipe, groups: list[Group], concerns: Concerns) -> list[Group]:
+def judged(recipe: LabelRecipe, groups: list[Group]) -> list[Group]:
     """The groups under keys of what their labels hang on."""
     about = _about_labels(recipe.rewards)
-    return [_judged(group, about, concerns) for group in groups]
+    draws = [drawer(reward) for reward in recipe.rewards.mix if isinstance(reward, JudgeReward)]
+    return [_judged(group, [about, [_words(draw(group.prompt)) for draw in draws]]) for group in groups]
 
 
-def _judged(group: Group, about: Any, concerns: Concerns) -> Group:
+def _words(principle: Drawn | None) -> str | None:
+    """Not the version of its constitution, which counts up when another principle is edited."""
+    return None if principle is None else principle.text
+
+
+def _judged(group: Group, about: Any) -> Group:
     prompt = group.prompt
     said = [group.completions, [[t.role, t.text] for turns in group.conversations for t in turns]]
-    digest = _digest([about, prompt.prompt_id, said, prompt.columns, concerns(prompt)])
+    digest = _digest([about, prompt.prompt_id, said, prompt.columns])
     part = prompt.prompt_id.partition("-")[0]
     return replace(group, prompt=replace(prompt, prompt_id=f"{part}-{digest}"))
 
@@ -51,8 +58,21 @@ def _about_responses(stage: Stage, recipe: LabelRecipe) -> Any:
         return recipe.responses.model_dump()
     rollout = recipe.rollout
     how = [rollout.engine, rollout.max_new_tokens, rollout.temperature, list(stage.stop_token_ids), stage.dtype]
-    environment = recipe.environment.model_dump(exclude={"path"})
-    return [_model(stage.model_path), how, recipe.responses.model_dump(), recipe.seed, environment]
+    return [_model(stage.model_path), how, recipe.responses.model_dump(), recipe.seed]
+
+
+def _said_by(recipe: LabelRecipe) -> Callable[[Prompt], Any]:
+    """What the environment says to a prompt, as far as it is known before."""
+    environment = recipe.environment
+    match environment:
+        case ConstitutionEnvironment():
+            asking, samples = CritiqueAndRevision(environment), recipe.responses.count
+            return lambda prompt: asking.what_decides(prompt.text, samples)
+        case PythonEnvironment():
+            settings = environment.model_dump() | _code(environment.implementation)
+            return lambda prompt: settings
+    settings = environment.model_dump()
+    return lambda prompt: settings
 
 
 def _content(recipe: LabelRecipe, prompt: Prompt) -> list[Any]:
@@ -86,9 +106,15 @@ def _contents(reward: Any) -> dict[str, Any]:
             return own | ({"model": _model(path)} if path else {})
         case ModelReward():
             return {"model": _model(reward.path)}
-        case PythonReward() if (file := Path(reward.function.rpartition(":")[0])).is_file():
-            return {"code": hashlib.sha256(file.read_bytes()).hexdigest()}
+        case PythonReward():
+            return _code(reward.function)
     return {}
+
+
+def _code(named: str) -> dict[str, str]:
+    """What stands in the file of `path/to/file.py:name`."""
+    file = Path(named.rpartition(":")[0])
+    return {"code": hashlib.sha256(file.read_bytes()).hexdigest()} if file.is_file() else {}
 
 
 def _model(path: str) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from rlpipe.algorithms.agreement import Compared
 from rlpipe.data.flow import Group, Prompt, Score
+from rlpipe.data.guidance import PLAIN, SHOWN, asked_of
 from rlpipe.recipe.labelling import FIRST, Labels
 
 Row = dict[str, Any]
@@ -106,7 +107,9 @@ class Maker:
             name: {key: value for key, value in said.items() if key != "comparisons"}
             for name, said in one.details.items()
         }
-        return own | {"score": one.score.value, "provenance": _json({"prompt_id": group.prompt.prompt_id, **sources})}
+        notes = [json.loads(t.note) for t in group.conversations[one.index] if t.note] if group.conversations else []
+        about = {"prompt_id": group.prompt.prompt_id, **sources} | ({"turns": notes} if notes else {})
+        return own | {"score": one.score.value, "provenance": _json(about)}
 
     def _asked(self, prompt: Prompt) -> Row:
         return {"prompt": asked(prompt, self._system)}
@@ -119,15 +122,15 @@ class Maker:
 
 
 _OURS = {"prompt", "completion", "chosen", "rejected", "label", "margin", "probability", "tie", "chosen_score",
-         "rejected_score", "score", "provenance"}  # fmt: skip
-"""Columns that rows of ours have; one of the data with such a name gives way."""
+         "rejected_score", "score", "provenance", PLAIN, SHOWN}  # fmt: skip
+"""Columns that rows of ours have; one of the data with such a name gives way. And guidance: it is not learned from."""
 
 
 def asked(prompt: Prompt, system: str | None) -> str | list[Row]:
     """The prompt as a record has it: a text, or messages without the recipe's system message."""
-    messages = prompt.messages
-    if messages is None:
-        return prompt.text
+    messages = asked_of(prompt)
+    if isinstance(messages, str):
+        return messages
     if system is not None and messages[0] == {"role": "system", "content": system}:
         messages = messages[1:]
     return messages[0]["content"] if len(messages) == 1 and messages[0]["role"] == "user" else messages

@@ -49,9 +49,7 @@ def _prompts(stage: Stage, recipe: LabelRecipe) -> dict[str, list[Prompt]]:
     train, heldout = stage.prompts
     counts = {TRAIN: (train, recipe.labels.prompts or len(train)), HELDOUT: (heldout, recipe.labels.heldout)}
     parts = {
-        part: keys.asked(stage, recipe, prompts[:count], part, lambda prompt: None)
-        for part, (prompts, count) in counts.items()
-        if count
+        part: keys.asked(stage, recipe, prompts[:count], part) for part, (prompts, count) in counts.items() if count
     }
     twice = sum(min(len(prompts), count) for prompts, count in counts.values()) - sum(map(len, parts.values()))
     if twice:
@@ -82,7 +80,7 @@ def _respond(stage: Stage, recipe: LabelRecipe, parts: Mapping[str, list[Prompt]
 
 def _judge(stage: Stage, recipe: LabelRecipe, parts: Mapping[str, list[Group]]) -> dict[str, list[Group]]:
     """The groups with their outcomes; those of which no response could be judged are left out."""
-    keyed = {part: keys.judged(recipe, groups, lambda prompt: None) for part, groups in parts.items()}
+    keyed = {part: keys.judged(recipe, groups) for part, groups in parts.items()}
     groups = {group.prompt.prompt_id: group for part in keyed.values() for group in part}
     store = Store(stage.storage, "judged", [r.name for r in recipe.rewards.mix], recipe.deadlines.reward)
     found = settle(

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlpipe.data.flow import Group
+from rlpipe.data.guidance import asked_of
 from rlpipe.data.judge_questions import transcript
 from rlpipe.data.near_duplicates import near_duplicates, overlaps
 from rlpipe.pipelines.labelling.card import card
@@ -104,7 +105,7 @@ def _judgement(group: Group, name: str, about: dict[str, Any], first: int, row: 
 
 def _read(group: Group) -> str:
     """The prompt as a judge reads it."""
-    return transcript(group.prompt.messages or group.prompt.text)
+    return transcript(asked_of(group.prompt))
 
 
 def _twice(parts: Mapping[str, list[Group]]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from rlpipe.data.flow import Failure, Group, Prompt
+from rlpipe.data.guidance import asked_of
 from rlpipe.data.judge_questions import transcript
 from rlpipe.data.judge_template import Template
 from rlpipe.recipe.judge import JudgeReward
@@ -33,6 +34,7 @@ class Drawn:
     """The principle that a prompt is judged by."""
 
     principle_id: str
+    """With the name and the version of its constitution: `ours@2/kind`."""
     text: str
 
 
@@ -110,7 +112,7 @@ class Judged:
         drawn = self._draw(group.prompt)
         values = {name: str(value) for name, value in group.prompt.columns.items()}
         values |= {
-            "prompt": transcript(group.prompt.messages or group.prompt.text),
+            "prompt": transcript(asked_of(group.prompt)),
             **({"principle": drawn.text} if drawn else {}),
         }
         messages = self._template.filled(values | shown)
