@@ -138,9 +138,9 @@ def undisturbed(cluster, tmp_path_factory):
 VLLM = ("rollout.engine=vllm", "rollout.kv_cache_gib=0.05")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("engine", [(), pytest.param(VLLM, marks=pytest.mark.soak)], ids=["transformers", "vllm"])
+@pytest.mark.parametrize("engine", [(), VLLM], ids=["transformers", "vllm"])
 def test_a_lost_node_takes_an_engine_and_the_run_goes_on_with_one_until_a_node_joins(
     engine, cluster, undisturbed, recipe_file, tmp_path, monkeypatch
 ):

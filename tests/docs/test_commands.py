@@ -39,6 +39,8 @@ MADE_BEFORE = {
     "reliability.md",
 }
 """Pages that say they start from the model of arithmetic/sft, without making it."""
+LONG = {"studies.md"}
+"""Pages whose commands tests/recipes/test_studies.py runs in another form."""
 SHELL = {"ls", "pytest"}
 ON_A_CLUSTER = {"submit", "jobs", "logs", "status", "stop", "attach", "supervise"}
 """Verbs that tests/integration/test_submit.py runs on a cluster; here they only have to take what a page says."""
@@ -305,8 +307,13 @@ def shown(text: str) -> re.Pattern:
     return re.compile(re.escape(text.strip()).replace(re.escape("..."), "[^\n]*"))
 
 
+def marked(page: Path):
+    """A page that takes minutes, and what it says has shorter tests, is read with -m soak."""
+    return pytest.param(page, id=page.name, marks=[pytest.mark.soak] if page.name in LONG else [])
+
+
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [marked(page) for page in PAGES])
 def test_a_reader_gets_through(page, warm_rlpipe, local, tmp_path):
     for name in ("FOLDER", "train.jsonl", "example_model_solutions.jsonl", "seed_tasks.jsonl"):
         (tmp_path / name).symlink_to(local / name)

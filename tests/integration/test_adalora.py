@@ -108,6 +108,7 @@ def test_the_adapter_has_the_ranks_and_the_model_is_what_it_makes(runs):
         assert np.abs(scores(adapted) - scores(load(folder / "base"))).max() > 1e-2
 
 
+@pytest.mark.soak
 def test_two_ranks_allot_as_one_does(runs, ray_cluster):
     alone, _, figures = runs[0]
     expected = adapter_settings(alone / "adapter")["rank_pattern"]

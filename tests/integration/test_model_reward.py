@@ -33,7 +33,7 @@ def pipeline():
     return adapter().validate_python({"task": "pipeline", "stages": stages})
 
 
-@pytest.mark.parametrize("debug", [True, False], ids=["debug", "ray"])
+@pytest.mark.parametrize("debug", [True, pytest.param(False, marks=pytest.mark.soak)], ids=["debug", "ray"])
 def test_a_stage_is_rewarded_by_an_earlier_stage_s_model(debug, tmp_path, capsys, request):
     if not debug:
         request.getfixturevalue("ray_cluster")

@@ -12,7 +12,9 @@ from rlpipe.pipelines.offline import trl_worker
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.parametrize("task", ["sft", "dpo", "kto", "orpo", "reward_model"])
+@pytest.mark.parametrize(
+    "task", ["sft", "dpo", *(pytest.param(t, marks=pytest.mark.soak) for t in ("kto", "orpo")), "reward_model"]
+)
 def test_stages_agree_and_the_merged_model_answers_as_base_and_adapter(task, tmp_path):
     runs = {}
     for stage in (0, 2, 3):
@@ -111,6 +113,7 @@ def test_delta_lora_is_lora_of_a_larger_scale_under_adam(tmp_path):
         np.testing.assert_allclose(scores(load(tmp_path / name / "model")), scores(adapted), atol=1e-4)
 
 
+@pytest.mark.soak
 def test_two_ranks_move_the_same_weights(tmp_path, ray_cluster):
     adapter = {"kind": "delta_lora", "r": 4, "start_step": 1}
     alone = run("sft", adapter, tmp_path).of("loss")

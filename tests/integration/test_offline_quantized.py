@@ -91,6 +91,7 @@ def test_adalora_allots_ranks_on_them(base, tmp_path):
     np.testing.assert_allclose(scores(load(tmp_path / "3" / "model")), scores(adapted), atol=1e-4)
 
 
+@pytest.mark.soak
 def test_two_ranks_learn_as_one_does(base, tmp_path, ray_cluster):
     """With stage 3 packed weights are split over the ranks, too."""
     alone = run("sft", base, tmp_path / "alone").of("loss")

@@ -74,6 +74,7 @@ def test_dpo_s_reference_is_the_base(tmp_path):
     assert abs(kept.of("heldout_margin")[0]) > 1e-3
 
 
+@pytest.mark.soak
 def test_two_ranks_learn_bottlenecks_as_one_does(tmp_path, ray_cluster):
     alone = run("sft", KINDS["bottleneck"], tmp_path).of("loss")
     expected = PeftModel.from_pretrained(load(tmp_path / "base"), tmp_path / "adapter")

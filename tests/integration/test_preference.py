@@ -155,7 +155,7 @@ def train_one_after_another(jobs, progress):
         train(job, Renumbered(progress, 100 * number))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_ranks_learn_as_one_rank_does(alone, ray_cluster, tmp_path):
     before = {"precompute_ref_log_probs": True}
     cases = [

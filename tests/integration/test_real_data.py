@@ -119,6 +119,7 @@ def test_ppo_on_stories_against_a_reward_model_of_preferences_over_them(tmp_path
     assert first["reward"] == pytest.approx(np.mean(scores), abs=1e-4), "what is watched with weight 0 is not in it"
 
 
+@pytest.mark.soak
 def test_a_reward_model_of_what_people_prefer_is_measured_beside_length_and_its_error(tmp_path):
     """16 dialogues are learned by heart; what the run says of 32 others is what can be counted from their text."""
     tokenizer, directory = AutoTokenizer.from_pretrained(real("models/stories260K")), tmp_path / "run"
@@ -202,7 +203,7 @@ def test_dpo_on_what_people_prefer_is_measured_beside_length(tmp_path):
     assert after["pair_accuracy_stderr"] == pytest.approx((accuracy * (1 - accuracy) / 16) ** 0.5)
 
 
-@pytest.mark.parametrize(("task", "rate"), [("dpo", 1e-3), ("kto", 2e-4)])
+@pytest.mark.parametrize(("task", "rate"), [("dpo", 1e-3), pytest.param("kto", 2e-4, marks=pytest.mark.soak)])
 def test_right_solutions_get_likelier_than_wrong_ones(task, rate, tmp_path):
     """24 short solutions to a dozen problems, seen ten times; what is held out is about other problems."""
     tokenizer, directory = AutoTokenizer.from_pretrained(real("models/stories260K")), tmp_path / "run"

@@ -86,7 +86,7 @@ def test_padding_on_either_side_gives_the_same_scores(alone, side):
     assert together == pytest.approx(scores(model, sequences), abs=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_ranks_in_every_zero_stage_learn_as_one_rank_does(alone, ray_cluster, tmp_path):
     expected, expected_folder = alone
     jobs = []

@@ -176,6 +176,7 @@ def nothing(step, values):
     raise AssertionError("nothing is reported")
 
 
+@pytest.mark.soak
 def test_a_failing_rank_is_one_error_though_the_other_waits_for_it(ray_cluster):
     with pytest.raises(DataError, match=r"^d.jsonl, line 7$"):
         run_remote(one_rank_fails, "d.jsonl, line 7", launch(), nothing)
@@ -226,7 +227,7 @@ def test_an_error_in_debug_is_the_function_s_own():
         run_local(lambda job, progress: 1 / 0, None, launch(), nothing)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_gsm8k_from_a_real_pretrained_model(tmp_path):
     """stories260K knows no mathematics: about 3.4 nats per token on the questions."""
     if "RLPIPE_TEST_DATA" not in os.environ:

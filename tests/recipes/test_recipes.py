@@ -104,7 +104,7 @@ def test_in_one_process(chain, warm_rlpipe, local, tmp_path, monkeypatch):
         check(Path("runs") / load(name).name, name, changes, done.output)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("name", AS_SHIPPED)
 def test_as_shipped_with_debug(name, warm_rlpipe, local, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

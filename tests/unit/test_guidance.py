@@ -115,7 +115,11 @@ def test_the_section_is_in_context_and_the_plain_prompt_and_the_section_beside_i
     assert found.heldout[0].fields == found.train[0].fields
     ((prompt,), _) = render_prompts(found, TOKENIZER)
     assert shown in prompt.text
-    assert prompt.columns == {"prompt_without_guidance": "Which doses of this drug?", "specification": shown, "answer": "none"}
+    assert prompt.columns == {
+        "prompt_without_guidance": "Which doses of this drug?",
+        "specification": shown,
+        "answer": "none",
+    }
 
 
 @pytest.mark.parametrize("where", ["data.system", "the record"])
