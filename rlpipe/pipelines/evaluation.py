@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import comb
 from typing import Any
 
+from rlpipe.algorithms.pass_at_k import pass_at_k
 from rlpipe.data.flow import Failure, Group, GroupRequest, Outcome, Prompt, Sampling, Score, Trajectory
 from rlpipe.data.seeds import sample_seed
 from rlpipe.pipelines.answers import Answers, Ask
@@ -81,14 +81,6 @@ class Evaluator:
 def said_in(group: Group, index: int) -> str:
     """What one response says, as people read it."""
     return spoken.script(group.conversations[index]) if group.conversations else group.completions[index]
-
-
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Probability that one of k samples is right, unbiased: 1 - C(n - c, k) / C(n, k).
-
-    Chen et al. 2021, arXiv 2107.03374, equation 1.
-    """
-    return 1.0 - comb(samples - correct, k) / comb(samples, k)
 
 
 def _greedy_metrics(groups: Sequence[Group]) -> dict[str, float]:
