@@ -116,3 +116,18 @@ def test_diversity():
     assert self_overlap(["a a a", "a"], 1) == pytest.approx((1 / 3 + 1) / 2)
     assert self_overlap(["same words", "same words"], 2) == 1.0
     assert math.isnan(self_overlap(["alone"], 1)) and math.isnan(distinct_n(["", " "], 1))
+
+
+def test_scipy_says_the_same():
+    """Where it is installed: rlpipe does not ask for it."""
+    stats = pytest.importorskip("scipy.stats")
+    for correct, trials in ((0, 7), (3, 11), (40, 64)):
+        expected = stats.binomtest(correct, trials).proportion_ci(0.9, method="wilson")
+        assert wilson(correct, trials, 0.9) == pytest.approx((expected.low, expected.high))
+        assert sign_test(correct, trials - correct) == pytest.approx(stats.binomtest(correct, trials).pvalue)
+        lower = stats.binomtest(correct, trials, alternative="less").pvalue
+        assert sign_test(correct, trials - correct, "worse") == pytest.approx(lower)
+    values = np.random.default_rng(5).normal(0.4, 1.0, 11)
+    for side, alternative in (("two", "two-sided"), ("worse", "less")):
+        expected = stats.permutation_test((values,), np.mean, permutation_type="samples", alternative=alternative)
+        assert sign_flip_test(values, 0, side) == pytest.approx(expected.pvalue, abs=1e-3)

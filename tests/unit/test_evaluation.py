@@ -55,7 +55,7 @@ class Rewards:
 def evaluated(outcome, **settings):
     told = []
     stage = SimpleNamespace(
-        recipe=SimpleNamespace(evaluation=Evaluation(**settings), rollout=Rollout(), seed=0),
+        recipe=SimpleNamespace(evaluation=Evaluation(**settings), rollout=Rollout(), rewards=None, seed=0),
         events=SimpleNamespace(progress=told.append),
         tokenizer=SimpleNamespace(batch_decode=lambda rows, **_: ["4"] * len(rows)),
         stop_token_ids=(1,),
