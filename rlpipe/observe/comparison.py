@@ -49,8 +49,8 @@ def metrics_of(data: dict[str, Any]) -> list[str]:
 
 
 def table(data: dict[str, Any]) -> Table:
-    """One row per metric, one column per model: the value with its interval, and beneath it how far it is from the
-    baseline, marked where that is more than chance; red what is a regression."""
+    """One row per metric, one column per model: the value, how far it is from the baseline's, a star where that is more
+    than chance, and beneath it the interval; red what is a regression."""
     base = data["baseline"]
     drawn = Table(title=_title(data), title_justify="left", title_style="bold")
     drawn.add_column("")
@@ -73,17 +73,17 @@ def cell(data: dict[str, Any], name: str, metric: str) -> Text:
     found = data["models"][name]["metrics"].get(metric)
     if found is None:
         return Text("")
-    text = Text(number(metric, found["value"]))
-    if found["low"] is not None:
-        text.append(f" [{number(metric, found['low'])}, {number(metric, found['high'])}]", "dim")
     beside = data["models"][name]["against"].get(metric)
+    text = Text(number(metric, found["value"]))
     if beside and metric != "win_rate":
-        text.append(f"\n{_signed(metric, beside['difference'])}", "dim")
+        text.append(f" ({_signed(metric, beside['difference'])})", "dim")
     if beside and beside["p"] < data["level"]:
         text.append(" *", "bold")
     if is_regression(data, name, metric):
         text.stylize("red")
         text.append(" worse", "bold red")
+    if found["low"] is not None:
+        text.append(f"\n[{number(metric, found['low'])}, {number(metric, found['high'])}]", "dim")
     return text
 
 

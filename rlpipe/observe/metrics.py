@@ -69,7 +69,7 @@ METRICS = {
     "refusals": Label("refusals", "refusals", "", ".1%", NOTHING),
     "distinct_2": Label("different word pairs among the samples of a prompt", "distinct-2", "", ".3f", NOTHING),
     "self_overlap": Label("word pairs that samples of a prompt share", "self-overlap", "", ".3f", NOTHING),
-    "perplexity": Label("perplexity of the samples under the reference", "perplexity", "", ".3f", NOTHING),
+    "perplexity": Label("perplexity of the samples under the reference", "perplexity", "", ".4g", NOTHING),
     "turns": Label("turns of the policy", "turns", "turns", ".2f"),
     "failures": Label("failed held-out rewards", "failed rewards", "", ".0f"),
     "truncated": Label("responses cut off at the limit", "cut off", "", ".1%"),

@@ -125,7 +125,7 @@ class EvalRecipe(Strict):
         if self.refusals:
             yield "refusals"
         if self.reference is not None:
-            yield from ("kl", "perplexity")
+            yield from ("reference_kl", "perplexity")
 
     @field_validator("refusals")
     @classmethod

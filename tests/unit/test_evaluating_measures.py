@@ -58,7 +58,7 @@ def test_kl_and_perplexity_by_hand():
     own = [[np.array([-1.0, -1.0])], [np.array([-2.0])]]
     reference = [[np.array([-1.5, -2.0])], [np.array([-2.5])]]
     found = kl_measures(own, reference)
-    assert found["kl"].value == pytest.approx((0.5 + 1.0 + 0.5) / 3)
+    assert found["reference_kl"].value == pytest.approx((0.5 + 1.0 + 0.5) / 3)
     assert found["perplexity"].value == pytest.approx(math.exp((1.5 + 2.0 + 2.5) / 3))
 
 

@@ -11,7 +11,7 @@ from rlpipe.data.flow import Group
 from rlpipe.pipelines.evaluating.measures import Measure, mean_of, score_of
 
 WIN_RATE = "win_rate"
-LOWER_IS_BETTER = ("refusals", "kl", "perplexity")
+LOWER_IS_BETTER = ("refusals", "reference_kl", "perplexity")
 """Of the metrics in which a model can be worse than another one."""
 
 

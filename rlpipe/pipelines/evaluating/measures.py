@@ -117,13 +117,13 @@ def kl_measures(own: Sequence[Sequence[np.ndarray]], reference: Sequence[Sequenc
     """From log-probabilities of the same sampled tokens, by prompt and sample, under the model that drew them at
     temperature 1 and under the reference:
 
-        kl          mean over tokens of log p - log q: the estimator k1 of `algorithms.kl`, unbiased for the KL(p || q)
-                    of whole answers, shown per token; by chance it may lie below 0 where both are close
-        perplexity  exp of the mean over tokens of -log q
+        reference_kl  mean over tokens of log p - log q: the estimator k1 of `algorithms.kl`, unbiased for the
+                      KL(p || q) of whole answers, shown per token; by chance it may lie below 0 where both are close
+        perplexity    exp of the mean over tokens of -log q
     """
     tokens_N = np.array([sum(map(len, samples)) for samples in own], float)
     own_N, reference_N = (np.array([sum(float(s.sum()) for s in of) for of in side]) for side in (own, reference))
-    return {"kl": Measure(own_N - reference_N, tokens_N), "perplexity": Measure(-reference_N, tokens_N, True)}
+    return {"reference_kl": Measure(own_N - reference_N, tokens_N), "perplexity": Measure(-reference_N, tokens_N, True)}
 
 
 def failures_in(groups: Sequence[Group]) -> float:

@@ -82,7 +82,7 @@ def _measures(
     if recipe.evaluation.samples > 1:
         found |= diversity_measures(sampled)
     if reference is not None:
-        found |= kl_measures(stored.own, book.under_reference(model, reference, sampled))
+        found |= kl_measures(stored.own, book.under_reference(model, reference, stored))
     return found
 
 

@@ -79,7 +79,7 @@ def _unprobed(models: Mapping[str, Served], book: Book, reference: Served, unans
     """Whether the reference is still to say what it thinks of somebody's answers."""
     return any(
         model in unanswered or (stored := book.answers(model)) is None
-        or book.under_reference(model, reference, stored.answered.sampled) is None
+        or book.under_reference(model, reference, stored) is None
         for model in models.values()
     )  # fmt: skip
 
@@ -87,7 +87,7 @@ def _unprobed(models: Mapping[str, Served], book: Book, reference: Served, unans
 def _probe_others(stage: Stage, models: Mapping[str, Served], book: Book, reference: Served, serving: Serving) -> None:
     for model in models.values():
         stored = book.answers(model)
-        if book.under_reference(model, reference, stored.answered.sampled) is None:
+        if book.under_reference(model, reference, stored) is None:
             with stage.events.phase("probe", says=f"answers of {model.name} under {reference.name}"):
                 found = probing.logprobs(reference, serving.engines, stored.answered.sampled)
             book.keep_under_reference(model, reference, found)

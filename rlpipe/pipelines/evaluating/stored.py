@@ -71,10 +71,12 @@ class Book:
         table = pa.table({**columns_of(groups, self._rewards), _OWN: pa.array(own, pa.list_(pa.float32()))})
         self._write(model.name, key_of(model), table)
 
-    def under_reference(self, model: Served, reference: Served, sampled: Sequence[Group]) -> Logprobs | None:
+    def under_reference(self, model: Served, reference: Served, stored: Stored) -> Logprobs | None:
         """The same of the reference; None where it was not asked yet."""
+        if model is reference:  # it has said so itself
+            return stored.own
         table = self._read(f"{model.name}.reference", _together(model, reference))
-        return None if table is None else _by_prompt(_lists(table, _REFERENCE), sampled)
+        return None if table is None else _by_prompt(_lists(table, _REFERENCE), stored.answered.sampled)
 
     def keep_under_reference(self, model: Served, reference: Served, found: Logprobs) -> None:
         values = pa.array([each for samples in found for each in samples], pa.list_(pa.float32()))
