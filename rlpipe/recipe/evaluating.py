@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field, NonNegativeFloat, Ta
 
 from rlpipe.recipe.base import FilePath, FolderName, PathOrHubId, Strict
 from rlpipe.recipe.data import Data, HeldOut, RecordsData
-from rlpipe.recipe.environment import Environment, SingleTurn, check_rewards
+from rlpipe.recipe.environment import Environment, SingleTurn, check_requests, check_rewards
 from rlpipe.recipe.model import Dtype, Model, PretrainedModel, ScratchModel, allow_text, expand, model_kind
 from rlpipe.recipe.rewards import RewardMix, check_correct_by, check_nothing_shared
 from rlpipe.recipe.rollout import Evaluation, Rollout
@@ -146,6 +146,7 @@ class EvalRecipe(Strict):
 
     @model_validator(mode="after")
     def _rewards_fit(self) -> "EvalRecipe":
+        check_requests(self.environment, self.data)
         check_rewards(self.environment, self.rewards)
         check_nothing_shared(self.rewards)
         check_correct_by(self.evaluation.correct_by, self.rewards)
