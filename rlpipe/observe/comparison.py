@@ -60,6 +60,8 @@ def table(data: dict[str, Any]) -> Table:
         drawn.add_row(label(metric).short, *(cell(data, name, metric) for name in data["models"]))
     if any(model["failures"] for model in data["models"].values()):
         drawn.add_row("failed rewards", *(f"{model['failures']:.0f}" for model in data["models"].values()))
+    if any(model.get("failed_judgements") for model in data["models"].values()):
+        drawn.add_row("failed judgements", *(f"{model['failed_judgements']}" for model in data["models"].values()))
     return drawn
 
 

@@ -71,7 +71,8 @@ def moments(task: StageRecipe, prefix: str) -> list[list[Demand]]:
     if isinstance(task, LabelRecipe):
         return list(filter(None, [_responding(task, prefix), list(_scorers(task.rewards, prefix))]))
     if isinstance(task, EvalRecipe):
-        return [_answering(task, prefix)]
+        judging = list(_scorers(RewardMix(mix=[task.judge]), prefix)) if task.judge else []
+        return [_answering(task, prefix), *([judging] if judging else [])]
     train = Demand("training", task.train.ranks, task.train.resources, f"{prefix}train", trains=True)
     if isinstance(task, RewardModelRecipe) or task.rewards is None:
         return [[train]]

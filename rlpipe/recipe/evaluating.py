@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, NonNegativeFloat, Ta
 from rlpipe.recipe.base import FilePath, FolderName, PathOrHubId, Strict
 from rlpipe.recipe.data import Data, HeldOut, RecordsData
 from rlpipe.recipe.environment import Environment, SingleTurn, check_requests, check_rewards
+from rlpipe.recipe.judge import JudgeReward
 from rlpipe.recipe.model import Dtype, Model, PretrainedModel, ScratchModel, allow_text, expand, model_kind
 from rlpipe.recipe.rewards import RewardMix, check_correct_by, check_nothing_shared
 from rlpipe.recipe.rollout import Evaluation, Rollout
@@ -84,6 +85,8 @@ class EvalRecipe(Strict):
     """How many prompts are asked, and how often; what counts as correct."""
     win_by: str | None = None
     """Name of the reward that says which of two answers to a prompt is better; the weighted sum if absent."""
+    judge: JudgeReward | None = None
+    """A language model that says so in their place, of the baseline's greedy answer and each other model's."""
     refusals: list[str] = REFUSALS
     """Regular expressions of refusals, found anywhere in a greedy answer, in any case and with any kind of apostrophe;
     an empty list measures none."""
@@ -151,6 +154,24 @@ class EvalRecipe(Strict):
         check_nothing_shared(self.rewards)
         check_correct_by(self.evaluation.correct_by, self.rewards)
         check_correct_by(self.win_by, self.rewards, "win_by")
+        return self
+
+    @model_validator(mode="after")
+    def _judge_compares(self) -> "EvalRecipe":
+        for i, reward in enumerate(self.rewards.mix):
+            if isinstance(reward, JudgeReward) and reward.template.startswith("compare"):
+                raise ValueError(
+                    f"rewards.mix.{i}: a judge that compares has nothing to compare a single answer with; put it under "
+                    "`judge`, where it compares models, or let it grade (template: grade)"
+                )
+        if self.judge is None:
+            return self
+        if self.judge.template.startswith("grade"):
+            raise ValueError(f"judge.template={self.judge.template} grades one answer; it has to compare two: compare")
+        if self.win_by is not None:
+            raise ValueError(f"win_by={self.win_by}: `judge` says which answer is better; leave one of the two out")
+        if self.compared_with is None:
+            raise ValueError("judge: there is one model, and nothing to compare its answers with; give another")
         return self
 
     @model_validator(mode="after")

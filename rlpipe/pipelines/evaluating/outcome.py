@@ -12,12 +12,14 @@ from rlpipe.data.flow import Score
 from rlpipe.data.group_table import REWARD
 from rlpipe.observe import comparison
 from rlpipe.pipelines.evaluating.compare import WIN_RATE, Against, against, as_data, regressions, wins
+from rlpipe.pipelines.evaluating.duels import key as duel_key
 from rlpipe.pipelines.evaluating.measures import (
     Measure,
     diversity_measures,
     failures_in,
     greedy_measures,
     kl_measures,
+    mean_of,
     refusal_measure,
     sampled_measures,
     score_of,
@@ -39,6 +41,8 @@ class Found:
     measures: dict[str, dict[str, Measure]]
     compared: dict[str, dict[str, Against]]
     """Of all but the baseline."""
+    duels: dict[str, list[dict[str, Any]]]
+    """Where there is a judge."""
 
 
 def tell(
@@ -59,17 +63,31 @@ def _found(recipe: EvalRecipe, models: Mapping[str, Served], book: Book, referen
     stored = {name: book.answers(model) for name, model in models.items()}
     measures = {name: _measures(recipe, model, stored[name], book, reference) for name, model in models.items()}
     base = recipe.compared_with
+    duels = _duels(recipe, models, book)
     compared = {}
     for name in models:
         if base in (None, name):
             continue
-        measures[name][WIN_RATE] = wins(stored[name].answered.greedy, stored[base].answered.greedy, recipe.win_by)
+        measures[name][WIN_RATE] = (
+            mean_of([row["win"] for row in duels[name]])
+            if name in duels
+            else wins(stored[name].answered.greedy, stored[base].answered.greedy, recipe.win_by)
+        )
         compared[name] = {
             metric: against(metric, measure, measures[base].get(metric), recipe.seed)
             for metric, measure in measures[name].items()
             if metric == WIN_RATE or metric in measures[base]
         }
-    return Found(stored, measures, compared)
+    return Found(stored, measures, compared, duels)
+
+
+def _duels(recipe: EvalRecipe, models: Mapping[str, Served], book: Book) -> dict[str, list[dict[str, Any]]]:
+    """What a judge said, by model and prompt; nothing without one."""
+    if recipe.judge is None:
+        return {}
+    base = models[recipe.compared_with]
+    others = [model for model in models.values() if model is not base]
+    return {one.name: book.judged(one, duel_key(recipe.judge, one, base)) for one in others}
 
 
 def _measures(
@@ -105,7 +123,9 @@ def _model(recipe: EvalRecipe, name: str, model: Served, found: Found) -> dict[s
     metrics = {metric: _metric(measure, recipe.seed) for metric, measure in found.measures[name].items()}
     compared = {metric: as_data(each) for metric, each in found.compared.get(name, {}).items()}
     greedy = found.stored[name].answered.greedy
-    return about | {"failures": failures_in(greedy), "metrics": metrics, "against": compared}
+    unjudged = sum(row["win"] is None for row in found.duels.get(name, []))
+    counts = {"failures": failures_in(greedy), "failed_judgements": unjudged}
+    return about | counts | {"metrics": metrics, "against": compared}
 
 
 def _metric(measure: Measure, seed: int) -> dict[str, float | int]:
@@ -125,7 +145,9 @@ def _rows(recipe: EvalRecipe, found: Found) -> list[dict[str, Any]]:
                     row = _row(recipe, rewards, group, sample)
                     measure = refused[name] if kind == "greedy" else None
                     refuses = None if measure is None else bool(measure.above_N[place])
-                    rows.append({"model": name, "kind": kind, "sample": sample} | row | {"refused": refuses})
+                    duel = found.duels[name][place] if kind == "greedy" and name in found.duels else {}
+                    judged = {f"judge_{key}": duel.get(key) for key in ("win", "details", "failure")}
+                    rows.append({"model": name, "kind": kind, "sample": sample} | row | {"refused": refuses} | judged)
     return rows
 
 

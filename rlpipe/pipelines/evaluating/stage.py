@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from rlpipe.pipelines import roles
 from rlpipe.pipelines.answering import Serving, answering
-from rlpipe.pipelines.evaluating import adapters, outcome, probing
+from rlpipe.pipelines.evaluating import adapters, duels, outcome, probing
 from rlpipe.pipelines.evaluating.questions import questions
 from rlpipe.pipelines.evaluating.regressed import Regressed
 from rlpipe.pipelines.evaluating.served import Served, Sitting, served, sittings
@@ -31,6 +31,8 @@ def run_evaluation(stage: Stage, recipe: EvalRecipe) -> None:
         probing.check_vocabularies(models.values(), reference)
     for sitting in sittings(list(models.values()), recipe.reference):
         _sit(stage, recipe, sitting, book, models, reference)
+    if recipe.judge is not None:
+        duels.fight(stage, recipe, models, book)
     regressions = outcome.tell(stage, recipe, models, book, reference)
     if regressions:
         raise Regressed("\n".join(regressions))

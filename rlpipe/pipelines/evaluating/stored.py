@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ FOLDER = "answers"
 _KEY = b"rlpipe.key"
 _OWN = "own_logprobs"
 _REFERENCE = "reference_logprobs"
+_JUDGED = pa.schema([("win", pa.float64()), ("details", pa.string()), ("failure", pa.string())])
 _HANGS_ON = {
     "seed", "models", "data", "part", "rewards", "environment", "evaluation",
     "rollout.engine", "rollout.max_new_tokens", "rollout.max_model_len", "rollout.stop_token_ids",
@@ -81,6 +83,14 @@ class Book:
     def keep_under_reference(self, model: Served, reference: Served, found: Logprobs) -> None:
         values = pa.array([each for samples in found for each in samples], pa.list_(pa.float32()))
         self._write(f"{model.name}.reference", _together(model, reference), pa.table({_REFERENCE: values}))
+
+    def judged(self, model: Served, key: str) -> list[dict[str, Any]] | None:
+        """What a judge said of it beside the baseline, by prompt: win, details, failure."""
+        table = self._read(f"{model.name}.judge", key)
+        return None if table is None else table.to_pylist()
+
+    def keep_judged(self, model: Served, key: str, rows: list[dict[str, Any]]) -> None:
+        self._write(f"{model.name}.judge", key, pa.Table.from_pylist(rows, _JUDGED))
 
     def _read(self, name: str, key: str) -> pa.Table | None:
         file = f"{FOLDER}/{name}.parquet"
