@@ -115,11 +115,8 @@ def test_the_numbers_are_those_of_the_answers(world):
 
 
 def test_kl_and_perplexity_are_those_of_both_models_on_the_samples(world):
-    from rlpipe.pipelines.evaluating.stored import Book
-
     assert world.data["models"]["base"]["metrics"]["reference_kl"]["value"] == pytest.approx(0, abs=1e-6)
     rows = pd.read_parquet(world.run_dir / "answers" / "wide.parquet")
-    assert Book.__doc__
     own = reference = tokens = 0.0
     for row in rows[rows["group_id"].str.contains("/sampled/")].itertuples():
         prompt, response = np.array(row.prompt_tokens), np.array(row.response_tokens)
@@ -158,3 +155,38 @@ def test_what_has_answered_is_not_asked_again_unless_it_is_another_question(worl
     (again.run_dir / "comparison.json").unlink()
     assert run(recipe(world, seed=1), again.run_dir, debug=True) == 0
     assert [e["model"] for e in told(again, "evaluation")][5:] == ["other", "small", "wide", "base"]
+
+
+def test_a_judge_compares_each_model_with_the_baseline_in_both_orders(world, tmp_path):
+    import shutil
+
+    template = tmp_path / "template.yaml"
+    asks = "version: 1\noptions: [A, B]\nmessages:\n  - role: user\n    content: '{prompt} A {first} B {second}'\n"
+    template.write_text(asks)
+    shutil.copytree(world.run_dir, tmp_path / "run")
+    (tmp_path / "run" / "comparison.json").unlink()
+    by = {"kind": "engine", "engine": "transformers", "path": str(world.folder / "other")}
+    judge = {"kind": "judge", "template": str(template), "least_mass": 0.0, "by": by}
+    again = SimpleNamespace(**vars(world) | {"run_dir": tmp_path / "run"})
+    assert run(recipe(world, judge=judge), again.run_dir, debug=True) == 0
+    assert [e["says"] for e in told(again, "phase") if e["phase"] == "judge"] == [
+        f"the judge compares {name} with base" for name in ("other", "small", "wide")
+    ]
+    data = json.loads((again.run_dir / "comparison.json").read_text())
+    rows = pd.read_parquet(again.run_dir / "answers.parquet")
+    mine = rows[(rows["model"] == "wide") & (rows["kind"] == "greedy")]
+    assert data["models"]["wide"]["metrics"]["win_rate"]["value"] == pytest.approx(mine["judge_win"].mean())
+    row = next(row for row in mine.itertuples() if row.answer.strip() != row.columns)
+    base = rows[(rows["model"] == "base") & (rows["prompt_id"] == row.prompt_id)].iloc[0]
+    first, second = (preferred(world, row, base.answer, row.answer), preferred(world, row, row.answer, base.answer))
+    assert row.judge_win == pytest.approx((1 - first + second) / 2, abs=1e-4)
+    assert run(recipe(world, judge=judge), again.run_dir, debug=True) == 0, "it is done, and says so"
+
+
+def preferred(world, row, first, second):
+    """With what probability transformers alone has the judge say A, of A and B."""
+    prompt = PROMPTS[int(row.prompt_id.split("-")[1])]
+    ids = ids_of(world, f"{prompt} A {first} B {second}")
+    logits = world.models["other"](torch.tensor([ids])).logits[0, -1]
+    both = logits[[world.tokenizer("A")["input_ids"][0], world.tokenizer("B")["input_ids"][0]]]
+    return float(both.softmax(-1)[0])
