@@ -11,6 +11,7 @@ import typer
 from rlpipe import (
     __version__,
     cli_debug,
+    cli_eval,
     cli_inspect,
     cli_jobs,
     cli_label,
@@ -60,6 +61,7 @@ def main(
       rlpipe label my.yaml             have responses judged: preferences to learn from
       rlpipe submit my.yaml            run it on a Ray cluster; jobs, status, logs, attach, stop
       rlpipe study FILE                compare: a recipe over a grid of changes
+      rlpipe eval runs/a runs/b        compare: models on the same prompts, with intervals and tests
       rlpipe recipes copy arithmetic/grpo my.yaml   begin a recipe of your own
       rlpipe chat runs/NAME            try the result; `export` and `merge` take it elsewhere
       rlpipe ledger runs/NAME          see what became of every prompt of an RL run
@@ -79,6 +81,9 @@ for verb in (cli_plan.plan, cli_runs.run, cli_runs.resume, cli_label.label, cli_
     app.command()(verb)
 for verb in (cli_jobs.jobs, cli_jobs.logs, cli_jobs.status, cli_jobs.stop, cli_jobs.attach, cli_supervise.supervise):
     app.command()(verb)
+
+
+app.command("eval")(cli_eval.evaluate)
 
 
 @app.command()

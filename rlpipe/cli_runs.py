@@ -64,7 +64,7 @@ def run(
 
         checked = require_files(read(recipe, changes or ()))
         directory = place(run_dir or f"runs/{checked.name}")
-        _refuse_used(directory, [recipe, *(changes or ()), *(["--debug"] if debug else [])])
+        refuse_used(directory, "run", [recipe, *(changes or ()), *(["--debug"] if debug else [])])
         start(checked, directory, debug, steps)
 
 
@@ -161,8 +161,8 @@ def _steps(profile: bool, steps: str | None) -> tuple[int, int] | None:
     return first, last
 
 
-def _refuse_used(directory: Path | str, arguments: list[str]) -> None:
-    """No run writes into the directory of another; the same `arguments` of `run` do for a directory beside it."""
+def refuse_used(directory: Path | str, verb: str, arguments: list[str]) -> None:
+    """No run writes into the directory of another; the same `arguments` of the verb do for a directory beside it."""
     if isinstance(directory, str):
         return _refuse_used_url(directory)
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
@@ -175,7 +175,7 @@ def _refuse_used(directory: Path | str, arguments: list[str]) -> None:
         f"{directory} holds an earlier run, which stays. To go on with that one, if it ended early:\n"
         f"  {command('rlpipe')} {shlex.join(['resume', str(directory)])}\n"
         f"To run into another directory:\n"
-        f"  {command('rlpipe')} {shlex.join(['run', *arguments, '--run-dir', str(other)])}\n"
+        f"  {command('rlpipe')} {shlex.join([verb, *arguments, '--run-dir', str(other)])}\n"
         f"Or to remove the earlier run first:\n"
         f"  {shlex.join(['rm', '-r', str(directory)])}"
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpipe.recipe.data import ArithmeticData, ComparisonsData, Data, GuessNumberData, MixtureData
+from rlpipe.recipe.evaluating import EvalRecipe
 from rlpipe.recipe.judge import JudgeReward
 from rlpipe.recipe.judging import EngineJudge
 from rlpipe.recipe.labelling import LabelRecipe
@@ -103,6 +104,9 @@ def shrunk(recipe: Recipe, local: Path, own_engine: bool = False) -> list[str]:
             _model(recipe, local) | _data(recipe, local) | _rollout(recipe, own_engine) | _labels(recipe, own_engine)
         )
         return [f"{key}={value}" for key, value in changes.items()]
+    if isinstance(recipe, EvalRecipe):
+        changes = _models(recipe, local) | _data(recipe, local) | _evaluation(recipe) | _rollout(recipe, own_engine)
+        return [f"{key}={value}" for key, value in changes.items()]
     # On models this small a second thread costs more than it gives.
     changes = _model(recipe, local) | _data(recipe, local) | {"train.threads": 1}
     if not isinstance(recipe, RewardModelRecipe):
@@ -116,6 +120,16 @@ def _model(recipe: StageRecipe, local: Path) -> dict[str, object]:
     if isinstance(model, ScratchModel):
         return {f"model.{key}": value for key, value in TINY.items()}
     return {"model.path": local / "FOLDER"} if _elsewhere(model.path) else {}
+
+
+def _models(recipe: EvalRecipe, local: Path) -> dict[str, object]:
+    changes: dict[str, object] = {}
+    for name, model in recipe.models.items():
+        if isinstance(model, ScratchModel):
+            changes |= {f"models.{name}.{key}": value for key, value in TINY.items()}
+        elif _elsewhere(model.path):
+            changes |= {f"models.{name}.path": local / "FOLDER"}
+    return changes
 
 
 def _data(recipe: StageRecipe, local: Path) -> dict[str, object]:
@@ -172,6 +186,8 @@ def _one_process(recipe: StageRecipe) -> dict[str, object]:
     """Of each role, where engines are spread over GPUs or over those of the policy."""
     if recipe.rollout.tensor_parallel == 1 and getattr(recipe, "placement", "split") == "split":
         return {}
+    if isinstance(recipe, EvalRecipe):
+        return {"rollout.engines": 1, "rollout.tensor_parallel": 1}
     return {"rollout.engines": 1, "rollout.tensor_parallel": 1, "train.ranks": 1, "train.zero_stage": 0}
 
 

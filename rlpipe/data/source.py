@@ -61,6 +61,14 @@ def load_records(data: Data | ComparisonsData, only_prompts: bool) -> Records:
     return _checked(train, heldout, expected, data)
 
 
+def load_all(data: RecordsData) -> Records:
+    """Read and check the prompts of all records of data.path, as held-out ones; none are to be trained on."""
+    rows = _standard(read(data.path, data.config, data.split, "data.path", data.data_dir), data)
+    if not rows:
+        raise DataError("data.path: no records found.")
+    return _checked([], rows, Format.PROMPT, data)
+
+
 def load_sources(data: SftData) -> list[Source]:
     """What SFT learns from; data that is no mixture is the only source."""
     if not isinstance(data, MixtureData):

@@ -144,7 +144,8 @@ class LiveView:
         if not evaluations:
             return None
         last = evaluations[-1]
-        return Text(f"{evaluation_line(last)}  (step {last['step']})")
+        of = last.get("model") or f"step {last['step']}"
+        return Text(f"{evaluation_line(last)}  ({of})")
 
     def _step_shares(self) -> Text | None:
         shares = self._progress.shares()
@@ -170,6 +171,8 @@ class LiveView:
 def lasting_lines(event: Event) -> list[str]:
     """What both views print to stay: evaluations, faults, and the end."""
     match event["kind"]:
+        case "evaluation" if "model" in event:
+            return [f"{event['model']}: {evaluation_line(event)}"]
         case "evaluation" | "metrics" if is_heldout(event):
             return [f"held-out, step {event['step']}: {evaluation_line(event)}"]
         case "fault" if not event["fatal"]:  # a fatal one ends the run, whose last words it is

@@ -10,7 +10,9 @@ Every event has `time` (seconds since 1970), `kind` and, in a pipeline, `stage`.
     metrics         step, metrics {name: number}    once per step, after its last phase (names: metrics.py)
     engines         step, engines [{name, node, tokens, seconds, tokens_per_second, seconds_per_step,
                     most_outstanding_tokens}]                     what each rollout engine did in the step
-    evaluation      step, metrics {name: number}, samples [{prompt, completion, columns, reward or failure}]
+    evaluation      step, metrics {name: number}, samples [{prompt, completion, columns, reward or failure}],
+                    asked (digest of prompts and rewards: those compare that have the same), model (its name, of
+                    `task: eval`, where the step is its number)
     sample          step, prompt, completion, reward or failure                   one response of the step, to look at
     commit          step, version                                                 the step is trained and published
     fault           message, step or null, fatal
@@ -114,8 +116,8 @@ class EventLog:
     def metrics(self, step: int, metrics: dict[str, float]) -> None:
         self.emit("metrics", step=step, metrics=metrics)
 
-    def evaluation(self, step: int, metrics: dict[str, float], samples: list[dict[str, Any]]) -> None:
-        self.emit("evaluation", step=step, metrics=metrics, samples=samples)
+    def evaluation(self, step: int, metrics: dict[str, float], samples: list[dict[str, Any]], **about: str) -> None:
+        self.emit("evaluation", step=step, metrics=metrics, samples=samples, **about)
 
     def sample(self, step: int, prompt: str, completion: str, **outcome: Any) -> None:
         self.emit("sample", step=step, prompt=prompt, completion=completion, **outcome)

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlpipe.data.storage import Storage
+from rlpipe.observe import comparison
 from rlpipe.observe.events import Event
 from rlpipe.observe.metrics import label
 from rlpipe.observe.report.collect import milestones, problem_of, stages
@@ -17,14 +18,21 @@ LONGEST_TEXT = 60
 
 
 def show(console: Console, run_dir: str | os.PathLike) -> None:
-    """Print the measures of each milestone, and the greedy answers to a few prompts. Nothing, if nothing was
-    evaluated."""
-    found = milestones(stages(Storage(run_dir)))
+    """Print the measures of each milestone, and the greedy answers to a few prompts; then each comparison of models.
+    Nothing, if nothing was evaluated."""
+    run = Storage(run_dir)
+    all_stages = stages(run)
+    found = milestones(all_stages)
     if found:
         console.print(measures(found))
     answered = [(milestone, event) for milestone, event in found if event["samples"]]
     if answered:
         console.print(answers(answered))
+    for stage in all_stages:
+        if stage.comparison:
+            console.print(comparison.table(stage.comparison))
+            where = f"{run_dir}/stages/{stage.name}" if stage.name else run_dir
+            console.print(f"answers side by side: {where}/{comparison.PAGE}", markup=False, soft_wrap=True)
 
 
 def measures(found: Sequence[tuple[str, Event]]) -> Table:

@@ -1,13 +1,14 @@
 """Held-out evaluation of whatever model the engines serve: greedy answers, and sampled pass@k."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import comb
 from typing import Any
 
-from rlpipe.data.flow import Failure, Group, GroupRequest, Outcome, Prompt, Sampling, Score, Trajectory
+from rlpipe.data.flow import Failure, Group, GroupRequest, Outcome, Prompt, Sampling
 from rlpipe.data.seeds import sample_seed
 from rlpipe.pipelines.answers import Answers, Ask
+from rlpipe.pipelines.evaluating.measures import failures_in, greedy_measures, sampled_measures, values
 from rlpipe.pipelines.stage import Stage
 from rlpipe.rollout import spoken
 
@@ -16,11 +17,23 @@ SECONDS_PER_LOOK = 0.5
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """All held-out prompts in their order, scored."""
+
+    greedy: list[Group]
+    """One answer each."""
+    sampled: list[Group]
+    """Several each; empty where none are drawn."""
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluated:
     """Metrics over all held-out prompts, and the greedy answers to a few of them."""
 
     metrics: dict[str, float]
     samples: list[dict[str, Any]]
+    asked: str
+    """Digest of what was asked, and how answers were judged: evaluations compare where it is the same."""
 
 
 class Evaluator:
@@ -32,26 +45,36 @@ class Evaluator:
         self._prompts = list(heldout)[: recipe.evaluation.prompts]
         self._greedy = Sampling(recipe.rollout.max_new_tokens, 0.0, stage.stop_token_ids)
         self._sampled = replace(self._greedy, temperature=recipe.evaluation.temperature)
+        self._judged_by = recipe.rewards.model_dump_json() if recipe.rewards else ""
 
     def run(self, answers: Answers, meanwhile: Callable[[], None] = lambda: None) -> Evaluated:
         """Answers, scored. A response whose reward failed counts in no mean, and is counted itself. `meanwhile` is
         called again and again."""
-        greedy = self._answers(answers, meanwhile, self._greedy, 1, "greedy")
-        metrics = _greedy_metrics(greedy)
-        if self._settings.correct_at is not None:
-            metrics["accuracy"] = _mean(
-                [float(right) for right in self._judged([group.outcomes[0] for group in greedy])]
-            )
-        if self._settings.pass_at and self._settings.correct_at is not None:
-            sampled = self._answers(answers, meanwhile, self._sampled, self._settings.samples, "sampled")
-            metrics |= _pass_metrics([self._judged(group.outcomes) for group in sampled], self._settings.pass_at)
-        return Evaluated(metrics, [_sample(group) for group in greedy[: self._settings.show]])
+        passes = bool(self._settings.pass_at) and self._settings.correct_at is not None
+        found = self.ask(answers, passes, meanwhile)
+        return Evaluated(self.metrics(found), self.shown(found), self.asked)
 
-    def _judged(self, outcomes: Sequence[Outcome]) -> list[bool]:
-        """Whether each response is correct, of those whose reward could be computed."""
-        by, at = self._settings.correct_by, self._settings.correct_at
-        values = [o.components.get(by) if by else o.value for o in outcomes if isinstance(o, Score)]
-        return [value >= at for value in values if value is not None]
+    def metrics(self, found: Answered) -> dict[str, float]:
+        """In numbers."""
+        measures = greedy_measures(found.greedy, self._settings) | sampled_measures(found.sampled, self._settings)
+        return values(measures) | {"failures": failures_in(found.greedy)}
+
+    def ask(self, answers: Answers, samples: bool, meanwhile: Callable[[], None] = lambda: None) -> Answered:
+        """A greedy answer to each prompt, and with `samples` as many drawn ones as the recipe says."""
+        greedy = self._answers(answers, meanwhile, self._greedy, 1, "greedy")
+        drawn = self._answers(answers, meanwhile, self._sampled, self._settings.samples, "sampled") if samples else []
+        return Answered(greedy, drawn)
+
+    def shown(self, found: Answered) -> list[dict[str, Any]]:
+        """The greedy answers to a few prompts, as events tell them."""
+        return [sample_of(group) for group in found.greedy[: self._settings.show]]
+
+    @property
+    def asked(self) -> str:
+        """See `Evaluated.asked`."""
+        settings = self._settings.model_dump(include={"correct_by", "correct_at"})
+        told = (self._greedy.max_new_tokens, settings, self._judged_by, [(p.text, p.columns) for p in self._prompts])
+        return hashlib.blake2b(repr(told).encode(), digest_size=8).hexdigest()
 
     def _answers(
         self, answers: Answers, meanwhile: Callable[[], None], sampling: Sampling, count: int, kind: str
@@ -83,50 +106,12 @@ def said_in(group: Group, index: int) -> str:
     return spoken.script(group.conversations[index]) if group.conversations else group.completions[index]
 
 
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Probability that one of k samples is right, unbiased: 1 - C(n - c, k) / C(n, k).
-
-    Chen et al. 2021, arXiv 2107.03374, equation 1.
-    """
-    return 1.0 - comb(samples - correct, k) / comb(samples, k)
-
-
-def _greedy_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    scores = [group.outcomes[0] for group in groups if isinstance(group.outcomes[0], Score)]
-    metrics = {"reward": _mean([score.value for score in scores]), "failures": float(len(groups) - len(scores))}
-    metrics |= _components(scores)
-    metrics["length"] = _mean([float(group.trajectories[0].response_mask.sum()) for group in groups])
-    return metrics | turns_metric([group.trajectories[0] for group in groups])
-
-
-def _components(scores: Sequence[Score]) -> dict[str, float]:
-    """The mean of each reward of a mix, where there is more than one: what is learned from beside what is meant."""
-    names = dict.fromkeys(name for score in scores for name in score.components)
-    if len(names) < 2:
-        return {}
-    return {f"reward/{n}": _mean([s.components[n] for s in scores if n in s.components]) for n in names}
-
-
-def turns_metric(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Turns of the policy in the mean; nothing without an environment."""
-    turns = [float(len(t.episode.starts)) for t in trajectories if t.episode]
-    return {"turns": _mean(turns)} if turns else {}
-
-
-def _pass_metrics(judged: Sequence[Sequence[bool]], ks: Sequence[int]) -> dict[str, float]:
-    """`judged` says of each prompt's scored samples whether they are right."""
-    return {f"pass@{k}": _mean([pass_at_k(len(js), sum(js), k) for js in judged if len(js) >= k]) for k in ks}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
-
-
 def shown(outcome: Outcome) -> dict[str, Any]:
     """An outcome as events tell it."""
     return {"failure": outcome.message} if isinstance(outcome, Failure) else {"reward": outcome.value}
 
 
-def _sample(group: Group) -> dict[str, Any]:
+def sample_of(group: Group) -> dict[str, Any]:
+    """The first response of a group, as events tell it."""
     sample = {"prompt": group.prompt.text, "completion": said_in(group, 0), "columns": group.prompt.columns}
     return sample | shown(group.outcomes[0])

@@ -9,6 +9,7 @@ from rlpipe.plan.architecture import Unpredictable
 from rlpipe.plan.checkpoint_size import state_bytes
 from rlpipe.plan.model_files import facts
 from rlpipe.recipe import local_files
+from rlpipe.recipe.evaluating import EvalRecipe
 from rlpipe.recipe.judge import JudgeReward
 from rlpipe.recipe.judging import EngineJudge
 from rlpipe.recipe.labelling import LabelRecipe, ReadResponses
@@ -69,10 +70,17 @@ def moments(task: StageRecipe, prefix: str) -> list[list[Demand]]:
         return [[*_online(task, prefix), *_scorers(task.rewards, prefix)]]
     if isinstance(task, LabelRecipe):
         return list(filter(None, [_responding(task, prefix), list(_scorers(task.rewards, prefix))]))
+    if isinstance(task, EvalRecipe):
+        judging = list(_scorers(RewardMix(mix=[task.judge]), prefix)) if task.judge else []
+        return [_answering(task, prefix), *([judging] if judging else [])]
     train = Demand("training", task.train.ranks, task.train.resources, f"{prefix}train", trains=True)
     if isinstance(task, RewardModelRecipe) or task.rewards is None:
         return [[train]]
-    return [[train], [_engines(task.rollout, prefix, task.rollout.resources), *_scorers(task.rewards, prefix)]]
+    return [[train], _answering(task, prefix)]
+
+
+def _answering(task: StageRecipe, prefix: str) -> list[Demand]:
+    return [_engines(task.rollout, prefix, task.rollout.resources), *_scorers(task.rewards, prefix)]
 
 
 def _responding(task: LabelRecipe, prefix: str) -> list[Demand]:
@@ -112,7 +120,7 @@ def _scorers(mix: RewardMix, prefix: str) -> Iterator[Demand]:
 
 def _room(task: StageRecipe, prefix: str) -> Room | None:
     """Checkpoints and the result; None where nothing is trained, or the model's size is not known yet."""
-    if isinstance(task, LabelRecipe):
+    if isinstance(task, LabelRecipe | EvalRecipe):
         return None
     if isinstance(task.model, PretrainedModel) and not (Path(task.model.path) / "config.json").is_file():
         return None

@@ -14,7 +14,7 @@ import yaml
 from rlpipe.data import remote
 from rlpipe.data.remote import storage_of
 from rlpipe.ledger import manifests
-from rlpipe.observe import events
+from rlpipe.observe import comparison, events
 from rlpipe.pipelines.stage import RESULTS
 from rlpipe.pipelines.supervision import INPUTS
 from rlpipe.recipe import secrets
@@ -70,7 +70,7 @@ def finished(directory: Path) -> bool:
     storage = storage_of(directory)
     found, _ = events.read(storage)
     ended = [event for event in found if event["kind"] in ("run_started", "run_finished")]
-    made = any(storage.exists(part) for part in RESULTS)
+    made = any(storage.exists(part) for part in (*RESULTS, comparison.FILE))
     return bool(ended) and ended[-1].get("status") == "completed" and made
 
 

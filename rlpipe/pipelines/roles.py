@@ -29,9 +29,9 @@ POLICY = "policy"
 """The name of the trained model: of its training role and of what the engines serve."""
 
 
-def engines(stage: Stage, model_path: str, adapter: Path | None = None) -> RoleSpec:
-    """Rollout engines that serve the model at `model_path` as version 0, or wait for an adapter on it. The `adapter` of
-    a folder is served with it, and stays as it is."""
+def engines(stage: Stage, model_path: str, adapter: Path | None = None, lora_rank: int | None = None) -> RoleSpec:
+    """Rollout engines that serve the model at `model_path` as version 0, or wait for an adapter on it: that of an RL
+    task, or one of `lora_rank` at most. The `adapter` of a folder is served with it, and stays as it is."""
     rollout, model = stage.recipe.rollout, stage.recipe.model
     hub = isinstance(model, PretrainedModel) and model_path == model.path
     spec = EngineSpec(
@@ -48,7 +48,7 @@ def engines(stage: Stage, model_path: str, adapter: Path | None = None) -> RoleS
         transport=_direct_transport(stage),
         sleeps=_colocated(stage),
         seed=stage.recipe.seed,
-        lora_rank=_served_rank(stage),
+        lora_rank=lora_rank or _served_rank(stage),
         adapter=str(adapter) if adapter else None,
         revision=model.revision if hub else None,
         trust_remote_code=isinstance(model, PretrainedModel) and model.trust_remote_code,

@@ -23,12 +23,14 @@ from rlpipe.observe.console import console_view
 from rlpipe.observe.events import EventLog, View
 from rlpipe.observe.tracking import TENSORBOARD, TrackerMissing, trackers
 from rlpipe.pipelines import checkpoints, full_disk, preflight, resuming
+from rlpipe.pipelines.evaluating.regressed import Regressed
 from rlpipe.pipelines.exit_codes import DONE, FAILED, INTERRUPTED
 from rlpipe.pipelines.offline.failures import TrainingFailed
 from rlpipe.pipelines.profiling import Profile, Steps
 from rlpipe.pipelines.sole import alone_in
 from rlpipe.pipelines.stage import RESULTS, Stage
 from rlpipe.recipe import resolved, secrets
+from rlpipe.recipe.evaluating import EvalRecipe
 from rlpipe.recipe.labelling import LabelRecipe
 from rlpipe.recipe.references import resolve
 from rlpipe.recipe.secrets import SecretUnreadable
@@ -55,7 +57,7 @@ BESIDE = (TENSORBOARD, "profile")
 TOLD = (
     DataError, ModelError, RewardUnusable, RewardFailed, TrackerMissing, DeadlineExceeded, RoleDied, GivenUp,
     PlacementError, PreflightFailed, TrainingFailed, WeightsRejected, WeightSyncError, CheckpointMismatch, LedgerError,
-    SecretUnreadable, remote.Unreachable,
+    SecretUnreadable, remote.Unreachable, Regressed,
 )  # fmt: skip
 """Errors whose message says all there is to say: no traceback."""
 
@@ -222,7 +224,7 @@ def _steps(recipe: StageRecipe) -> int:
     match recipe:
         case RlRecipe():
             return recipe.schedule.steps
-        case LabelRecipe():
+        case LabelRecipe() | EvalRecipe():
             return 0
     return recipe.train.max_steps or 0
 
@@ -237,6 +239,10 @@ def _start(stage: Stage) -> None:
             from rlpipe.pipelines.labelling.stage import run_label
 
             run_label(stage, recipe)
+        case EvalRecipe() as recipe:
+            from rlpipe.pipelines.evaluating.stage import run_evaluation
+
+            run_evaluation(stage, recipe)
         case recipe:
             from rlpipe.pipelines.offline.stage import run_offline_stage
 

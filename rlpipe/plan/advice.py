@@ -11,6 +11,7 @@ from rlpipe.plan.roles import model_rewards
 from rlpipe.plan.stage import Asked, StagePlan
 from rlpipe.plan.usage import total
 from rlpipe.plan.whole import Plan, plan
+from rlpipe.recipe.evaluating import EvalRecipe
 from rlpipe.recipe.schema import adapter
 from rlpipe.recipe.tasks import Recipe, RlRecipe, StageRecipe
 
@@ -81,6 +82,10 @@ def _written(value: object) -> str:
 def _singles(recipe: StageRecipe) -> Iterator[Change]:
     """Changes of one key, those that cost least first."""
     yield from _rollout(recipe)
+    if isinstance(recipe, EvalRecipe):
+        yield {"rollout.tensor_parallel": recipe.rollout.tensor_parallel * 2}
+        yield from ({"rollout.engines": engines} for engines in _fewer(recipe.rollout.engines))
+        return
     yield {"train.gradient_checkpointing": True}
     yield from _smaller(recipe)
     yield from ({"train.zero_stage": stage} for stage in range(recipe.train.zero_stage + 1, 4))
@@ -118,14 +123,15 @@ def _fewer(count: int) -> Iterator[int]:
 
 def _rollout(recipe: StageRecipe) -> Iterator[Change]:
     """Of engines: another share of the GPU, shorter sequences."""
-    if not isinstance(recipe, RlRecipe):
+    if not isinstance(recipe, RlRecipe | EvalRecipe):
         return
     rollout = recipe.rollout
+    written = recipe.longest_response if isinstance(recipe, RlRecipe) else rollout.max_new_tokens
     for share in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2):
         if share != rollout.gpu_memory_utilization:
             yield {"rollout.gpu_memory_utilization": share}
     for length in (32768, 16384, 8192, 4096, 2048):
-        if length > recipe.longest_response and (rollout.max_model_len is None or length < rollout.max_model_len):
+        if length > written and (rollout.max_model_len is None or length < rollout.max_model_len):
             yield {"rollout.max_model_len": length}
 
 
@@ -143,6 +149,9 @@ def _smaller(recipe: StageRecipe) -> Iterator[Change]:
 
 def _together(recipe: StageRecipe) -> Iterator[Change]:
     """Changes that are tried on top of each other, as far as they go together: first fewer GPUs, then less on each."""
+    if isinstance(recipe, EvalRecipe):
+        yield from _rollout(recipe)
+        return
     if isinstance(recipe, RlRecipe):
         yield from ({f"{key}.share": "policy"} for key, _ in model_rewards(recipe.rewards))
         yield {"reference.share": "policy"}

@@ -30,7 +30,8 @@ def _stage(stage: StagePlan, advice: list[Advice]) -> Iterator[RenderableType]:
     yield Text()
     if stage.name:
         yield Text(f"Stage {stage.name} ({stage.recipe.task})", "bold")
-    yield _pairs({"model": _model(stage), "trained": _trained(stage)} | stage.batches.lines)
+    trained = {"trained": _trained(stage)} if stage.held.trained else {}
+    yield _pairs({"model": _model(stage)} | trained | stage.batches.lines)
     for scene in stage.scenes:
         yield Text()
         yield Text(f"Placement, {scene.title}", "bold")
@@ -39,7 +40,7 @@ def _stage(stage: StagePlan, advice: list[Advice]) -> Iterator[RenderableType]:
         yield Text("Memory of a process at its fullest moment", "bold")
         yield _memory(scene)
     yield Text()
-    yield Text("Time of a step, estimated", "bold")
+    yield Text(f"Time of {'a step' if stage.held.trained else 'its answers'}, estimated", "bold")
     yield _time(stage)
     yield from _said(stage, advice)
 

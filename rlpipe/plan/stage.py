@@ -1,9 +1,9 @@
 """The plan of one task: its batches, its roles, where they go, what they take, how long a step lasts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rlpipe.plan import batches, offline_roles, seconds, shortages
+from rlpipe.plan import batches, evaluating, offline_roles, seconds, shortages
 from rlpipe.plan.batches import Batches
 from rlpipe.plan.hardware import Cluster, Rates, rates
 from rlpipe.plan.lengths import positions_of_offline, sequence_of_offline
@@ -17,6 +17,7 @@ from rlpipe.plan.seconds import Seconds, Work
 from rlpipe.plan.shortages import Shortage
 from rlpipe.plan.weights import Weights, weights
 from rlpipe.recipe.critic import Critic
+from rlpipe.recipe.evaluating import EvalRecipe
 from rlpipe.recipe.model import quantization_of, whole
 from rlpipe.recipe.roles import PolicyTraining
 from rlpipe.recipe.tasks import OfflineRecipe, RewardModelRecipe, RlRecipe, StageRecipe
@@ -67,6 +68,8 @@ def plan_stage(name: str, recipe: StageRecipe, cluster: Cluster, find: FindModel
     """Raises `NoSuchModel` or `Unpredictable` where a model's shapes are not known."""
     each = max((node.gpu_bytes for node in cluster.nodes), default=0)
     setting = Setting(cluster.on_gpu, each, find, asked.prompt)
+    if isinstance(recipe, EvalRecipe):
+        return _evaluation(name, recipe, cluster, setting, asked.rates)
     model = find(recipe.model)
     scores = isinstance(recipe, RewardModelRecipe)
     held = weights(model.shapes, recipe.adapter, quantization_of(recipe.model), scores)
@@ -78,6 +81,17 @@ def plan_stage(name: str, recipe: StageRecipe, cluster: Cluster, find: FindModel
     placed = [Scene(title, tuple(roles), place(roles, cluster)) for title, roles in scenes if roles]
     short = [*short, *(one for scene in placed for one in shortages.of_places(scene.placed))]
     return StagePlan(name, recipe, model, held, made, tuple(placed), took, speed, tuple(remarks), tuple(short))
+
+
+def _evaluation(name: str, recipe: EvalRecipe, cluster: Cluster, setting: Setting, said: Rates | None) -> StagePlan:
+    which, model = evaluating.largest(recipe, setting)
+    held = replace(weights(model.shapes, None, None), trained=0, frozen=model.shapes.size(scores=False))
+    speed = said or rates(setting.gpus(recipe.rollout.resources) > 0)
+    took = evaluating.answering(recipe, model, which, setting, speed)
+    roles = tuple(evaluating.roles(recipe, model, which, setting))
+    scene = Scene(f"while {which} answers", roles, place(roles, cluster))
+    short = tuple(shortages.of_places(scene.placed))
+    return StagePlan(name, recipe, model, held, evaluating.asked(recipe), (scene,), took, speed, (), short)
 
 
 Parts = tuple[Batches, list[tuple[str, Sequence[Role]]], Seconds, list[str], list[Shortage]]

@@ -40,10 +40,13 @@ def read(name: str | Path, changes: Sequence[str] = ()) -> Loaded:
     file = find(str(name), on_command_line())
     reader = Reader()
     root, problems = overrides.apply(reader.read(file), changes)
-    _require_credentials(root)
-    local = Locator(kinds.everywhere(root))
-    recipe = _validated(local.root, [*reader.problems, *problems, *references.check(root)])
-    return Loaded(recipe, (*reader.files, *local.found), tuple(local.missing))
+    return _loaded(root, [*reader.problems, *problems], tuple(reader.files))
+
+
+def made(values: dict[str, object], changes: Sequence[str] = ()) -> Loaded:
+    """As `read`, of a recipe that the command line makes instead of a file. Raises RecipeError."""
+    root, problems = overrides.apply(_typed(values), changes)
+    return _loaded(root, problems, ())
 
 
 def load(name: str | Path, changes: Sequence[str] = ()) -> Recipe:
@@ -56,6 +59,22 @@ def require_files(loaded: Loaded) -> Recipe:
     if loaded.missing:
         raise RecipeError(loaded.missing)
     return loaded.recipe
+
+
+def _loaded(root: Node, problems: list[Problem], files: tuple[Path, ...]) -> Loaded:
+    _require_credentials(root)
+    local = Locator(kinds.everywhere(root))
+    recipe = _validated(local.root, [*problems, *references.check(root)])
+    return Loaded(recipe, (*files, *local.found), tuple(local.missing))
+
+
+def _typed(value: object) -> Node:
+    """Values as nodes that stand on the command line."""
+    if isinstance(value, dict):
+        return Node({key: _typed(child) for key, child in value.items()}, on_command_line())
+    if isinstance(value, list):
+        return Node([_typed(child) for child in value], on_command_line())
+    return Node(value, on_command_line())
 
 
 def _require_credentials(root: Node) -> None:

@@ -101,27 +101,30 @@ class ScratchModel(Strict):
         return self
 
 
-def _kind(value: object) -> str:
+def model_kind(value: object) -> str:
+    """The tag of a model in its union."""
     if isinstance(value, ScratchModel) or (isinstance(value, dict) and "scratch" in value):
         return "scratch"
     return "pretrained"
 
 
-def _allow_text(schema: dict) -> None:
-    schema["oneOf"].append({"type": "string", "format": "path-or-hub-id"})  # what _expand takes
+def allow_text(schema: dict) -> None:
+    """A path stands for a section with nothing else, in the schema of a union of models."""
+    schema["oneOf"].append({"type": "string", "format": "path-or-hub-id"})  # what expand takes
 
 
-def _expand(value: object) -> object:
+def expand(value: object) -> object:
+    """`model: PATH` is short for `model: {path: PATH}`."""
     return {"path": value} if isinstance(value, str) else value
 
 
 Model = Annotated[
     Annotated[PretrainedModel, Tag("pretrained")] | Annotated[ScratchModel, Tag("scratch")],
-    Discriminator(_kind),
-    BeforeValidator(_expand),
+    Discriminator(model_kind),
+    BeforeValidator(expand),
     Field(
         description="a path or hub id (`model: PATH` or `model: {path: PATH}`), or `{scratch: qwen2}`",
-        json_schema_extra=_allow_text,
+        json_schema_extra=allow_text,
     ),
 ]
 

@@ -53,6 +53,9 @@ def _check_made(key: str, node: Node, root: Node) -> list[Problem]:
         made = ", ".join(f"`${{stages.{match[1]}.{each}}}`" for each in MADE if (each != "model") == labels)
         what = "labels, which makes data" if labels else "trains, which makes a model"
         return [Problem(node.place, key, f"`{node.value}` refers to nothing: stage `{match[1]}` {what}: {made}")]
+    if match and root.nearest(("stages", match[1], "task")).value == "eval":
+        why = f"stage `{match[1]}` (task eval) compares models and makes none"
+        return [Problem(node.place, key, f"`{node.value}` refers to nothing: {why}")]
     kind = root.nearest(("stages", match[1], "adapter", "kind")).value if match else None
     if kind not in UNMERGEABLE:
         return []

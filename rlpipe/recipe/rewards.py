@@ -266,11 +266,11 @@ class RewardMix(Strict):
         return self
 
 
-def check_correct_by(name: str | None, rewards: RewardMix) -> None:
-    """Raise ValueError unless `name`, where there is one, is a reward of the mix."""
+def check_correct_by(name: str | None, rewards: RewardMix, key: str = "evaluation.correct_by") -> None:
+    """Raise ValueError unless `name`, where there is one, is a reward of the mix; it stands under `key`."""
     names = [reward.name for reward in rewards.mix]
     if name not in (None, *names):
-        raise ValueError(f"evaluation.correct_by={name} is no reward of the mix; its rewards are {', '.join(names)}")
+        raise ValueError(f"{key}={name} is no reward of the mix; its rewards are {', '.join(names)}")
 
 
 def check_nothing_shared(rewards: RewardMix) -> None:

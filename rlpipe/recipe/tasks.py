@@ -11,6 +11,7 @@ from rlpipe.recipe.base import FolderName, Strict
 from rlpipe.recipe.critic import Critic, check_unsplit
 from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, MixtureData, PreferenceData, SftData
 from rlpipe.recipe.environment import Environment, SingleTurn, check_requests, check_rewards
+from rlpipe.recipe.evaluating import EvalRecipe
 from rlpipe.recipe.labelling import LabelRecipe
 from rlpipe.recipe.model import Model, quantization_of
 from rlpipe.recipe.placement import Placement, check_colocated
@@ -283,7 +284,9 @@ class RlRecipe(Strict):
 
 OfflineRecipe = SftRecipe | RewardModelRecipe | PreferenceRecipe
 """What a trainer of TRL does."""
-StageRecipe = SftRecipe | RewardModelRecipe | DpoRecipe | KtoRecipe | OrpoRecipe | CpoRecipe | RlRecipe | LabelRecipe
+StageRecipe = (
+    SftRecipe | RewardModelRecipe | DpoRecipe | KtoRecipe | OrpoRecipe | CpoRecipe | RlRecipe | LabelRecipe | EvalRecipe
+)
 """One task."""
 Task = Annotated[StageRecipe, Field(discriminator="task")]
 

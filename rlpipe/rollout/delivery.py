@@ -4,7 +4,7 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from rlpipe.weights.verify import Verification, Verifier
 class Delivered:
     """An engine serves a version, and has proven it."""
 
-    found: Verification
+    found: Verification | None
+    """How far it is from the trainer; None where there is no trainer to agree with."""
     at: float
     """`time.monotonic()` when the weights were in the engine."""
 
@@ -30,6 +31,13 @@ def put_to_sleep(engine: Handle[RolloutWorker], within: Within) -> Generator[Pen
     sleeping = engine.call(within, RolloutWorker.sleep)
     yield sleeping
     sleeping.result()
+
+
+class Deliverable(Protocol):
+    """Weights that every engine of a model is to serve."""
+
+    def deliver(self, engine: Handle[RolloutWorker]) -> Generator[Pending[Any], None, Delivered]:
+        """Yields what it waits for. Raises `WeightSyncError`."""
 
 
 @dataclass(frozen=True)

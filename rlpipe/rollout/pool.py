@@ -9,7 +9,7 @@ from typing import Any
 
 from rlpipe.data.flow import GroupRequest
 from rlpipe.recipe.run import Deadlines
-from rlpipe.rollout.delivery import Delivered, Publication, put_to_sleep
+from rlpipe.rollout.delivery import Deliverable, Delivered, put_to_sleep
 from rlpipe.rollout.dispatch import Dispatch
 from rlpipe.rollout.revival import Wanted, serving
 from rlpipe.rollout.seat import AskedGroup, FinishedGroup, Seat
@@ -50,7 +50,7 @@ class EnginePool:
         self._deadlines, self._max_restarts = deadlines, max_restarts
         self._seats = {model: [self._seat(model, handle) for handle in handles] for model, handles in models.items()}
         self._dispatch = {model: Dispatch() for model in models}
-        self._published: dict[str, Publication] = {}
+        self._published: dict[str, Deliverable] = {}
         self._withdrawn: set[str] = set()
         """Models whose weights are to be published anew before another engine of theirs may serve."""
         self._asleep: set[str] = set()
@@ -92,7 +92,7 @@ class EnginePool:
         self._asked -= {group[0].group_id for group in done}
         return done
 
-    def publish(self, model: str, publication: Publication) -> dict[str, Delivered]:
+    def publish(self, model: str, publication: Deliverable) -> dict[str, Delivered]:
         """Weights to every engine of `model` at once, and the proof of each that serves them, by engine name. An engine
         that is lost on the way is replaced, and waited for only if no other serves. Raises `WeightSyncError`."""
         self._published[model] = publication

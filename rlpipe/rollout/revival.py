@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Literal
 
-from rlpipe.rollout.delivery import Delivered, Publication, put_to_sleep
+from rlpipe.rollout.delivery import Deliverable, Delivered, put_to_sleep
 from rlpipe.rollout.worker import RolloutWorker
 from rlpipe.runtime.handle import Handle, Within
 from rlpipe.runtime.revival import Steps, restarted
 
-Wanted = Publication | Literal["later", "asleep"] | None
+Wanted = Deliverable | Literal["later", "asleep"] | None
 """What engines serve: "later" while that is still to come, "asleep" while that is so and their GPUs are others'."""
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlpipe.data.flow import GroupRequest, Trajectory
-from rlpipe.rollout.delivery import Delivered, Publication
+from rlpipe.rollout.delivery import Deliverable, Delivered
 from rlpipe.rollout.speed import Worked
 from rlpipe.rollout.worker import RolloutWorker, Slice
 from rlpipe.runtime.handle import Handle, Pending
@@ -76,7 +76,7 @@ class Seat:
         waits = [self.advancing, self.delivering] if self.revival is None else [self.revival.pending]
         return [pending for pending in waits if pending is not None]
 
-    def deliver(self, publication: Publication) -> None:
+    def deliver(self, publication: Deliverable) -> None:
         """Have the engine take these weights and prove it; one that is lost gets them when it is revived."""
         self.begin(publication.deliver)
 

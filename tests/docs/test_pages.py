@@ -33,6 +33,7 @@ VERBS = {
     "replay",
     "recipes",
     "study",
+    "eval",
     "data",
     "chat",
     "merge",

@@ -14,6 +14,7 @@ import shrink
 from rlpipe.data.storage import Storage
 from rlpipe.observe import events
 from rlpipe.pipelines.run import stages_of
+from rlpipe.recipe.evaluating import EvalRecipe
 from rlpipe.recipe.labelling import LabelRecipe
 from rlpipe.recipe.load import load, read
 from rlpipe.recipe.shipped import folder, names
@@ -50,6 +51,7 @@ CHAINS = {
         "arithmetic/sft": [],
         "arithmetic/reward_model": [],
         "arithmetic/grpo": [],
+        "arithmetic/eval": [],
         "arithmetic/grpo_async": [],
         "arithmetic/grpo_lora": [],
         "arithmetic/online_dpo": [],
@@ -143,6 +145,9 @@ def check(run_dir: Path, name: str, changes: list[str], output: str) -> None:
     page = (run_dir / "report.html").read_text()
     for stage, (task, place) in stages_of(recipe, run_dir).items():
         assert (stage or recipe.name) in page
+        if isinstance(task, EvalRecipe):
+            check_comparison(task, place)
+            continue
         check_stage(task, place)
     assert f"run directory  {run_dir}" in output
     assert "Traceback" not in output
@@ -185,6 +190,24 @@ def check_labels(task: LabelRecipe, place: Path) -> None:
     judged = pd.read_parquet(place / "judged")
     assert (judged.groupby("prompt_id").size() == task.responses.count).all()
     assert judged["prompt_id"].nunique() == task.labels.prompts + task.labels.heldout
+
+
+def check_comparison(task: EvalRecipe, place: Path) -> None:
+    found, torn = events.read(Storage(place))
+    assert torn == [] and [e["status"] for e in of(found, "run_finished")] == ["completed"]
+    assert [e["model"] for e in of(found, "evaluation")] == [n for n in task.models if n != task.reference] + (
+        [task.reference] if task.reference else []
+    )
+    data = json.loads((place / "comparison.json").read_text())
+    rows = pd.read_parquet(place / "answers.parquet")
+    greedy = rows[rows["kind"] == "greedy"]
+    for name in task.models:
+        mine = greedy[greedy["model"] == name]
+        assert len(mine) == min(task.evaluation.prompts, data["prompts"]) == shrink.HELDOUT
+        assert data["models"][name]["metrics"]["accuracy"]["value"] == mine["correct"].astype(float).mean()
+    assert rows.groupby("model").size().nunique() == 1
+    assert (greedy.groupby("prompt_id").size() == len(task.models)).all()
+    assert (place / "comparison.html").stat().st_size > 1000
 
 
 def check_sizes(task: StageRecipe, found: list[dict]) -> None:

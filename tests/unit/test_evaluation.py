@@ -10,7 +10,7 @@ from sample_groups import make_group
 
 from rlpipe.data.flow import Failure, Prompt, Score
 from rlpipe.pipelines.answers import Answers
-from rlpipe.pipelines.evaluation import Evaluator, pass_at_k
+from rlpipe.pipelines.evaluation import Evaluator
 from rlpipe.recipe.errors import RecipeError
 from rlpipe.recipe.load import load
 from rlpipe.recipe.rollout import Evaluation, Rollout
@@ -55,7 +55,7 @@ class Rewards:
 def evaluated(outcome, **settings):
     told = []
     stage = SimpleNamespace(
-        recipe=SimpleNamespace(evaluation=Evaluation(**settings), rollout=Rollout(), seed=0),
+        recipe=SimpleNamespace(evaluation=Evaluation(**settings), rollout=Rollout(), rewards=None, seed=0),
         events=SimpleNamespace(progress=told.append),
         tokenizer=SimpleNamespace(batch_decode=lambda rows, **_: ["4"] * len(rows)),
         stop_token_ids=(1,),
@@ -77,12 +77,6 @@ def test_where_every_reward_failed_there_is_no_accuracy_but_a_count():
     found, _ = evaluated(Failure("error", "by design"))
     assert found.metrics["failures"] == 3.0
     assert all(math.isnan(found.metrics[name]) for name in ("reward", "accuracy", "pass@1", "pass@4"))
-
-
-def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one():
-    assert pass_at_k(4, 1, 2) == pytest.approx(3 / 6)
-    assert pass_at_k(4, 0, 4) == 0.0
-    assert pass_at_k(4, 1, 4) == 1.0
 
 
 def test_one_reward_of_a_mix_may_say_what_is_right_and_each_is_told():

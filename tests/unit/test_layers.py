@@ -18,6 +18,7 @@ TIERS = (
     {
         "cli",
         "cli_debug",
+        "cli_eval",
         "cli_inspect",
         "cli_jobs",
         "cli_label",

@@ -52,6 +52,7 @@ def stage(request):
             environment=GuessNumber(kind="guess_number", max_turns=4, discount=0.1),
             rollout=Rollout(max_new_tokens=4),
             deadlines=Deadlines(),
+            rewards=REWARDS,
             evaluation=Evaluation(correct_at=0.1, show=10),
             seed=0,
         ),

@@ -155,12 +155,12 @@ def test_a_good_recipe_loads():
         (
             "task: rl",
             "task: sfl",
-            "r.yaml:1: task: expected one of `cpo`, `dpo`, `kto`, `orpo`, `pipeline`, `reward_model`, `rl`, `sft`, found the text `sfl`; did you mean `sft`?",
+            "r.yaml:1: task: expected one of `cpo`, `dpo`, `eval`, `kto`, `label`, `orpo`, `pipeline`, `reward_model`, `rl`, `sft`, found the text `sfl`; did you mean `sft`?",
         ),
         (
             "task: rl\n",
             "",
-            "r.yaml:1: task: missing; expected one of `cpo`, `dpo`, `kto`, `orpo`, `pipeline`, `reward_model`, `rl`, `sft`",
+            "r.yaml:1: task: missing; expected one of `cpo`, `dpo`, `eval`, `kto`, `label`, `orpo`, `pipeline`, `reward_model`, `rl`, `sft`",
         ),
         (
             "kind: exact",
@@ -351,8 +351,8 @@ def test_a_stage_is_named_in_full():
 
 def test_a_key_of_another_task():
     assert problems("task: pipeline\nstages: {}\nmodel: x\n") == [
-        "r.yaml:2: stages: expected a non-empty section of names, each holding a section with `task`: one of `cpo`, `dpo`, `kto`, `orpo`, `reward_model`, `rl`, `sft`, found an empty section",
-        "r.yaml:3: model: `model` does not go with `task: pipeline` of the recipe; it goes with `task: sft` or `task: reward_model` or `task: dpo` or `task: kto` or `task: orpo` or `task: cpo` or `task: rl`",
+        "r.yaml:2: stages: expected a non-empty section of names, each holding a section with `task`: one of `cpo`, `dpo`, `eval`, `kto`, `label`, `orpo`, `reward_model`, `rl`, `sft`, found an empty section",
+        "r.yaml:3: model: `model` does not go with `task: pipeline` of the recipe; it goes with `task: sft` or `task: reward_model` or `task: dpo` or `task: kto` or `task: orpo` or `task: cpo` or `task: rl` or `task: label`",
     ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlpipe.data.storage import Storage
-from rlpipe.observe import events, rollouts
+from rlpipe.observe import comparison, events, rollouts
 from rlpipe.observe.console import check_line
 from rlpipe.observe.events import Event
 
@@ -23,6 +23,8 @@ class Stage:
     metrics: dict[str, Series] = field(default_factory=lambda: defaultdict(dict))
     heldout: dict[str, Series] = field(default_factory=lambda: defaultdict(dict))
     evaluations: list[Event] = field(default_factory=list)
+    comparison: dict[str, Any] | None = None
+    """Of several models on the same prompts; see `observe.comparison`."""
     step_phases: dict[int, dict[str, float]] = field(default_factory=dict)
     """Seconds of each phase, by step."""
     open_phases: list[Event] = field(default_factory=list)
@@ -72,7 +74,7 @@ def _folders(storage: Storage) -> list[str]:
 
 def _stage(name: str, storage: Storage) -> Stage:
     found, torn = events.read(storage)
-    stage = Stage(name, warnings=torn)
+    stage = Stage(name, warnings=torn, comparison=comparison.read(storage))
     for event in found:
         _add(stage, event)
     _close(stage)
@@ -97,7 +99,7 @@ def _add(stage: Stage, event: Event) -> None:
             if phases := [phase for phase in stage.open_phases if phase["step"] == event["step"]]:
                 stage.step_phases[event["step"]] = _seconds(phases)
                 stage.open_phases = [phase for phase in stage.open_phases if phase not in phases]
-        case "evaluation":
+        case "evaluation" if "model" not in event:  # else of several models, which are compared elsewhere
             _add_evaluation(stage.evaluations, event)
             for name, value in event["metrics"].items():
                 stage.heldout[name][event["step"]] = value

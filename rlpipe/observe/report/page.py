@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from rlpipe.observe.comparison import PAGE, measures
 from rlpipe.observe.metrics import METRICS, SIZES, label
 from rlpipe.observe.progress import duration
 from rlpipe.observe.report import charts
@@ -49,12 +50,14 @@ class Chart:
 
 def render(stages: Sequence[Stage], title: str) -> str:
     """The page of a run."""
-    texts = {name: files(__package__).joinpath(name).read_text() for name in ("page.html", "style.css", "script.js")}
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    names = ("page.html", "measures.html", "style.css", "comparison.css", "script.js")
+    texts = {name: files(__package__).joinpath(name).read_text() for name in names}
+    loader = jinja2.DictLoader(texts)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=loader)
     environment.filters |= {"duration": duration, "when": _when}
-    return environment.from_string(texts["page.html"]).render(
+    return environment.get_template("page.html").render(
         title=title,
-        style=Markup(texts["style.css"]),
+        style=Markup(texts["style.css"] + texts["comparison.css"]),
         script=Markup(texts["script.js"]),
         stages=[_view(stage) for stage in stages],
         overview=_overview(stages),
@@ -86,6 +89,8 @@ def _view(stage: Stage) -> dict[str, Any]:
         "waterfall": _waterfall(stage),
         "other_phases": _other_phases(stage),
         "engines": _engines(stage),
+        "compared": measures(stage.comparison) if stage.comparison else None,
+        "beside": f"stages/{stage.name}/{PAGE}" if stage.name else PAGE,
         "comparison": comparison(stage),
         "rollouts": token_rows(stage),
         "last_step": max(stage.rollouts, default=None),

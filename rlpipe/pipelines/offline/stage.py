@@ -1,15 +1,13 @@
 """Offline stages: measure the model they start from, train, measure the result."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 from rlpipe.data.flow import Prompt
 from rlpipe.observe.progress import HELDOUT
-from rlpipe.pipelines import checkpoints, reward_models, roles, sizes
-from rlpipe.pipelines.answers import Answers
-from rlpipe.pipelines.episodes import environment_of, over
+from rlpipe.pipelines import checkpoints, roles, sizes
+from rlpipe.pipelines.answering import answering
 from rlpipe.pipelines.evaluation import Evaluator
 from rlpipe.pipelines.offline.preference import run_preference
 from rlpipe.pipelines.offline.progress import Report
@@ -18,9 +16,7 @@ from rlpipe.pipelines.offline.sft import run_sft
 from rlpipe.pipelines.offline.trl_reporter import PLANNED
 from rlpipe.pipelines.profiling import Steps
 from rlpipe.pipelines.stage import Stage
-from rlpipe.recipe.rewards import RewardMix
 from rlpipe.recipe.tasks import OfflineRecipe, PreferenceRecipe, RewardModelRecipe, SftRecipe
-from rlpipe.rollout.pool import EnginePool
 from rlpipe.runtime.roles import RoleSpec
 
 Answering = SftRecipe | PreferenceRecipe
@@ -61,11 +57,11 @@ def _between_answers(
     """Train, with held-out prompts answered before and after where there are rewards."""
     told = _Told(stage, _goes_on(stage))
     if recipe.rewards is not None and not told.step:
-        _evaluate(stage, recipe, recipe.rewards, roles.engines(stage, stage.model_path), step=0)
+        _evaluate(stage, recipe, roles.engines(stage, stage.model_path), step=0)
     with stage.events.phase("train", says=says):
         run(stage.result, stage.debug, told, stage.profile)
     if recipe.rewards is not None:
-        _evaluate(stage, recipe, recipe.rewards, _trained(stage), told.step)
+        _evaluate(stage, recipe, _trained(stage), told.step)
 
 
 def _trained(stage: Stage) -> RoleSpec:
@@ -111,23 +107,13 @@ class _Told:
             sizes.tell(self._stage, trained, everything)
 
 
-def _evaluate(stage: Stage, recipe: Answering, mix: RewardMix, engines: RoleSpec, step: int) -> None:
+def _evaluate(stage: Stage, recipe: Answering, engines: RoleSpec, step: int) -> None:
     """Held-out prompts to fresh engines: nothing can be left of other weights."""
-    with ExitStack() as stack:
-        stack.callback(stage.runtime.stop)
-        with stage.events.phase("start", says=f"starting {recipe.rollout.engine} to answer held-out prompts"):
-            started = stage.runtime.start([*reward_models.specs(stage), engines])
-            scoring = stack.enter_context(reward_models.scoring(stage, mix, started.handles))
-            environment = stack.enter_context(environment_of(stage))
-            heldout = stage.prompts[1] if isinstance(recipe, SftRecipe) else _distinct(stage.prompts[1])
-            started.ready()
-            scoring.ready()
-        evaluator = Evaluator(stage, heldout)
-        engines = EnginePool({roles.POLICY: started.handles["engine"]}, recipe.deadlines, recipe.rollout.max_restarts)
-        answers = Answers(roles.POLICY, over(engines, environment, stage), scoring, stage.tokenizer)
+    with answering(stage, engines, f"starting {recipe.rollout.engine} to answer held-out prompts") as served:
+        heldout = stage.prompts[1] if isinstance(recipe, SftRecipe) else _distinct(stage.prompts[1])
         with stage.events.phase("evaluate", says="answering held-out prompts"):
-            found = evaluator.run(answers)
-    stage.events.evaluation(step, found.metrics, found.samples)
+            found = Evaluator(stage, heldout).run(served.answers)
+    stage.events.evaluation(step, found.metrics, found.samples, asked=found.asked)
 
 
 def _distinct(prompts: list[Prompt]) -> list[Prompt]:

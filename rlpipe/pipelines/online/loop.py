@@ -146,5 +146,5 @@ class Loop:
         self.turns.sample()
         with self.events.phase("evaluate", step, says="answering held-out prompts"):
             found = self.evaluate()
-        self.events.evaluation(step, found.metrics, found.samples)
+        self.events.evaluation(step, found.metrics, found.samples, asked=found.asked)
         return found.metrics

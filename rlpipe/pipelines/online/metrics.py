@@ -7,7 +7,7 @@ import numpy as np
 
 from rlpipe.algorithms.shaping_kinds import Scored
 from rlpipe.data.flow import FinishReason, Group, Score, TokenBatch, Trajectory
-from rlpipe.pipelines.evaluation import turns_metric
+from rlpipe.pipelines.evaluating.measures import turns_metric
 from rlpipe.pipelines.online.dynamic_sampling import flat
 
 _CUT_OFF = (FinishReason.LENGTH, FinishReason.TURNS)

@@ -1,0 +1,177 @@
+"""What comes of an evaluation: `comparison.json`, `answers.parquet`, `comparison.html`, and the words for people."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlpipe.data.flow import Score
+from rlpipe.data.group_table import REWARD
+from rlpipe.observe import comparison
+from rlpipe.pipelines.evaluating.compare import WIN_RATE, Against, against, as_data, regressions, wins
+from rlpipe.pipelines.evaluating.duels import key as duel_key
+from rlpipe.pipelines.evaluating.measures import (
+    Measure,
+    diversity_measures,
+    failures_in,
+    greedy_measures,
+    kl_measures,
+    mean_of,
+    refusal_measure,
+    sampled_measures,
+    score_of,
+)
+from rlpipe.pipelines.evaluating.served import Served
+from rlpipe.pipelines.evaluating.stored import Book, Stored
+from rlpipe.pipelines.evaluation import said_in
+from rlpipe.pipelines.stage import Stage
+from rlpipe.recipe.evaluating import EvalRecipe, EvaluatedModel
+
+ANSWERS = "answers.parquet"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything about all models."""
+
+    stored: dict[str, Stored]
+    measures: dict[str, dict[str, Measure]]
+    compared: dict[str, dict[str, Against]]
+    """Of all but the baseline."""
+    duels: dict[str, list[dict[str, Any]]]
+    """Where there is a judge."""
+
+
+def tell(
+    stage: Stage, recipe: EvalRecipe, models: Mapping[str, Served], book: Book, reference: Served | None
+) -> list[str]:
+    """Write everything; returns the regressions in words."""
+    with stage.events.phase("compare", says="comparing"):
+        found = _found(recipe, models, book, reference)
+        lost = regressions(found.compared, recipe.regressions, recipe.level)
+        data = _data(recipe, models, found) | {"regressions": [as_data(each) for each in lost]}
+        rows = _rows(recipe, found)
+        stage.storage.write(ANSWERS, _parquet(rows))
+        comparison.write(stage.storage, data, rows)
+    return [each.told for each in lost]
+
+
+def _found(recipe: EvalRecipe, models: Mapping[str, Served], book: Book, reference: Served | None) -> Found:
+    stored = {name: book.answers(model) for name, model in models.items()}
+    measures = {name: _measures(recipe, model, stored[name], book, reference) for name, model in models.items()}
+    base = recipe.compared_with
+    duels = _duels(recipe, models, book)
+    compared = {}
+    for name in models:
+        if base in (None, name):
+            continue
+        measures[name][WIN_RATE] = (
+            mean_of([row["win"] for row in duels[name]])
+            if name in duels
+            else wins(stored[name].answered.greedy, stored[base].answered.greedy, recipe.win_by)
+        )
+        compared[name] = {
+            metric: against(metric, measure, measures[base].get(metric), recipe.seed)
+            for metric, measure in measures[name].items()
+            if metric == WIN_RATE or metric in measures[base]
+        }
+    return Found(stored, measures, compared, duels)
+
+
+def _duels(recipe: EvalRecipe, models: Mapping[str, Served], book: Book) -> dict[str, list[dict[str, Any]]]:
+    """What a judge said, by model and prompt; nothing without one."""
+    if recipe.judge is None:
+        return {}
+    base = models[recipe.compared_with]
+    others = [model for model in models.values() if model is not base]
+    return {one.name: book.judged(one, duel_key(recipe.judge, one, base)) for one in others}
+
+
+def _measures(
+    recipe: EvalRecipe, model: Served, stored: Stored, book: Book, reference: Served | None
+) -> dict[str, Measure]:
+    greedy, sampled = stored.answered.greedy, stored.answered.sampled
+    found = greedy_measures(greedy, recipe.evaluation) | sampled_measures(sampled, recipe.evaluation)
+    if recipe.refusals:
+        found["refusals"] = refusal_measure(greedy, recipe.refusals)
+    if recipe.evaluation.samples > 1:
+        found |= diversity_measures(sampled)
+    if reference is not None:
+        found |= kl_measures(stored.own, book.under_reference(model, reference, stored))
+    return found
+
+
+def _data(recipe: EvalRecipe, models: Mapping[str, Served], found: Found) -> dict[str, Any]:
+    return {
+        "baseline": recipe.compared_with,
+        "reference": recipe.reference,
+        "level": recipe.level,
+        "prompts": len(next(iter(found.stored.values())).answered.greedy),
+        "samples": recipe.evaluation.samples,
+        "models": {name: _model(recipe, name, model, found) for name, model in models.items()},
+    }
+
+
+def _model(recipe: EvalRecipe, name: str, model: Served, found: Found) -> dict[str, Any]:
+    spec = recipe.models[name]
+    about = (
+        spec.model_dump(include={"path", "adapter"}) if isinstance(spec, EvaluatedModel) else {"path": "from scratch"}
+    )
+    metrics = {metric: _metric(measure, recipe.seed) for metric, measure in found.measures[name].items()}
+    compared = {metric: as_data(each) for metric, each in found.compared.get(name, {}).items()}
+    greedy = found.stored[name].answered.greedy
+    unjudged = sum(row["win"] is None for row in found.duels.get(name, []))
+    counts = {"failures": failures_in(greedy), "failed_judgements": unjudged}
+    return about | counts | {"metrics": metrics, "against": compared}
+
+
+def _metric(measure: Measure, seed: int) -> dict[str, float | int]:
+    low, high = measure.interval(seed)
+    return {"value": measure.value, "low": low, "high": high, "prompts": int((measure.below_N > 0).sum())}
+
+
+def _rows(recipe: EvalRecipe, found: Found) -> list[dict[str, Any]]:
+    """One per prompt, model and answer: the greedy one first."""
+    rewards = [reward.name for reward in recipe.rewards.mix]
+    refused = {name: measures.get("refusals") for name, measures in found.measures.items()}
+    rows = []
+    for name, stored in found.stored.items():
+        for kind, groups in (("greedy", stored.answered.greedy), ("sampled", stored.answered.sampled)):
+            for place, group in enumerate(groups):
+                for sample in range(len(group.trajectories)):
+                    row = _row(recipe, rewards, group, sample)
+                    measure = refused[name] if kind == "greedy" else None
+                    refuses = None if measure is None else bool(measure.above_N[place])
+                    duel = found.duels[name][place] if kind == "greedy" and name in found.duels else {}
+                    judged = {f"judge_{key}": duel.get(key) for key in ("win", "details", "failure")}
+                    rows.append({"model": name, "kind": kind, "sample": sample} | row | {"refused": refuses} | judged)
+    return rows
+
+
+def _row(recipe: EvalRecipe, rewards: list[str], group: Any, sample: int) -> dict[str, Any]:
+    outcome, settings = group.outcomes[sample], recipe.evaluation
+    scored = isinstance(outcome, Score)
+    score = score_of(outcome, settings.correct_by)
+    judged = score is not None and settings.correct_at is not None
+    return {
+        "prompt_id": group.prompt.prompt_id,
+        "prompt": group.prompt.text,
+        "columns": group.prompt.columns,
+        "answer": said_in(group, sample),
+        "correct": score >= settings.correct_at if judged else None,
+        "reward": outcome.value if scored else None,
+        **{f"{REWARD}{name}": outcome.components.get(name) if scored else None for name in rewards},
+        "failure_kind": None if scored else outcome.kind,
+        "failure_message": None if scored else outcome.message,
+        "length": int(group.trajectories[sample].response_mask.sum()),
+        "finish_reason": group.trajectories[sample].finish_reason.value,
+    }
+
+
+def _parquet(rows: list[dict[str, Any]]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([row | {"columns": comparison.as_json(row["columns"])} for row in rows]), sink)
+    return sink.getvalue()

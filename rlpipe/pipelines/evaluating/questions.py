@@ -1,0 +1,21 @@
+"""What the models of an evaluation are asked."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+from rlpipe.data.records import Record
+from rlpipe.data.source import Records, load_all, load_records
+from rlpipe.recipe.evaluating import EvalRecipe
+
+
+def questions(recipe: EvalRecipe) -> Records:
+    """The records to ask, as held-out ones, no more than the recipe says; there is nothing to train on."""
+    found = load_all(recipe.data) if recipe.part == "all" else load_records(recipe.data, only_prompts=True)
+    return replace(found, train=[], heldout=found.heldout[: recipe.evaluation.prompts])
+
+
+def problem_id(index: int, record: Record) -> str:
+    """Names a record by its place and what it holds, whatever a tokenizer makes of it."""
+    held = json.dumps(record.fields, sort_keys=True, default=str, ensure_ascii=False)
+    return f"heldout-{index}-{hashlib.blake2b(held.encode(), digest_size=4).hexdigest()}"

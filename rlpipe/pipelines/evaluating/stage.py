@@ -1,0 +1,95 @@
+"""`task: eval`: every model answers the same prompts, then they are compared.
+
+    for each sitting:  engines, rewards  ->  for each model: (adapter)  answer, score, own log-probabilities  -> stored
+                                             the last of all, if it is the reference: what it thinks of the others
+    then:              measures, tests, tables, page
+
+A model that is stored is not asked again.
+"""
+
+from collections.abc import Mapping
+
+from rlpipe.pipelines import roles
+from rlpipe.pipelines.answering import Serving, answering
+from rlpipe.pipelines.evaluating import adapters, duels, outcome, probing
+from rlpipe.pipelines.evaluating.questions import questions
+from rlpipe.pipelines.evaluating.regressed import Regressed
+from rlpipe.pipelines.evaluating.served import Served, Sitting, served, sittings
+from rlpipe.pipelines.evaluating.stored import Book, Stored
+from rlpipe.pipelines.evaluation import Evaluator
+from rlpipe.pipelines.stage import Stage
+from rlpipe.recipe.evaluating import EvalRecipe
+
+
+def run_evaluation(stage: Stage, recipe: EvalRecipe) -> None:
+    """Ask, compare, write. Raises `Regressed` when all is written."""
+    found = questions(recipe)
+    models = served(stage, recipe, found)
+    book = Book(stage.storage, [reward.name for reward in recipe.rewards.mix])
+    reference = models.get(recipe.reference) if recipe.reference else None
+    if reference is not None:
+        probing.check_vocabularies(models.values(), reference)
+    for sitting in sittings(list(models.values()), recipe.reference):
+        _sit(stage, recipe, sitting, book, models, reference)
+    if recipe.judge is not None:
+        duels.fight(stage, recipe, models, book)
+    regressions = outcome.tell(stage, recipe, models, book, reference)
+    if regressions:
+        raise Regressed("\n".join(regressions))
+
+
+def _sit(
+    stage: Stage, recipe: EvalRecipe, sitting: Sitting, book: Book, models: Mapping[str, Served],
+    reference: Served | None,
+) -> None:  # fmt: skip
+    """Have the models of a sitting do what is left of theirs; nothing is started where nothing is left."""
+    unanswered = [model for model in sitting.models if book.answers(model) is None]
+    asks_reference = reference in sitting.models and _unprobed(models, book, reference, unanswered)
+    if not unanswered and not asks_reference:
+        stage.events.note(f"{sitting.names}: answered before, and not asked again")
+        return
+    first = sitting.models[0]
+    spec = roles.engines(first, first.model_path, sitting.beside, sitting.lora_rank)
+    how = ", one adapter after the other" if sitting.lora_rank else ""
+    with answering(first, spec, f"starting {recipe.rollout.engine} for {sitting.names}{how}") as serving:
+        publish = adapters.publisher(sitting, serving)
+        for model in sitting.models:
+            if model in unanswered or (model is reference and asks_reference):
+                publish(model)
+            if model in unanswered:
+                _ask(stage, recipe, model, serving, book)
+        if asks_reference:
+            _probe_others(stage, models, book, reference, serving)
+
+
+def _ask(stage: Stage, recipe: EvalRecipe, model: Served, serving: Serving, book: Book) -> None:
+    number = list(recipe.models).index(model.name)
+    evaluator = Evaluator(model, model.prompts[1])
+    with stage.events.phase("evaluate", says=f"{model.name} answers {len(model.prompts[1])} prompts"):
+        found = evaluator.ask(serving.answers, samples=True)
+    serving.scoring.check([*found.greedy, *found.sampled], number)
+    metrics = evaluator.metrics(found)
+    stage.events.evaluation(number, metrics, evaluator.shown(found), asked=evaluator.asked, model=model.name)
+    own = []
+    if recipe.reference is not None:
+        with stage.events.phase("probe", says=f"log-probabilities of {model.name}"):
+            own = probing.logprobs(model, serving.engines, found.sampled)
+    book.keep(model, Stored(found, own))
+
+
+def _unprobed(models: Mapping[str, Served], book: Book, reference: Served, unanswered: list[Served]) -> bool:
+    """Whether the reference is still to say what it thinks of somebody's answers."""
+    return any(
+        model in unanswered or (stored := book.answers(model)) is None
+        or book.under_reference(model, reference, stored) is None
+        for model in models.values()
+    )  # fmt: skip
+
+
+def _probe_others(stage: Stage, models: Mapping[str, Served], book: Book, reference: Served, serving: Serving) -> None:
+    for model in models.values():
+        stored = book.answers(model)
+        if book.under_reference(model, reference, stored) is None:
+            with stage.events.phase("probe", says=f"answers of {model.name} under {reference.name}"):
+                found = probing.logprobs(reference, serving.engines, stored.answered.sampled)
+            book.keep_under_reference(model, reference, found)

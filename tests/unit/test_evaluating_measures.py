@@ -1,0 +1,137 @@
+"""Measures of answers, comparisons of models, and which of them share engines."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sample_groups import make_group
+
+from rlpipe.data.flow import Failure, Score
+from rlpipe.pipelines.evaluating.compare import against, regressions, wins
+from rlpipe.pipelines.evaluating.measures import (
+    Measure,
+    greedy_measures,
+    kl_measures,
+    mean_of,
+    refusal_measure,
+    sampled_measures,
+)
+from rlpipe.pipelines.evaluating.served import sittings
+from rlpipe.recipe.evaluating import REFUSALS
+from rlpipe.recipe.rollout import Evaluation
+
+FAILED = Failure("error", "by design")
+
+
+def group(*outcomes, said="4"):
+    return replace(make_group([said] * len(outcomes)), outcomes=outcomes)
+
+
+def scores(*values):
+    return [group(FAILED if value is None else Score(value, {"exact": value})) for value in values]
+
+
+def test_a_failure_is_in_no_mean():
+    found = greedy_measures(scores(1.0, 0.0, None, 1.0), Evaluation())
+    assert found["accuracy"].value == found["reward"].value == 2 / 3
+    assert found["accuracy"].per_prompt_N.tolist()[:2] == [1.0, 0.0] and math.isnan(found["accuracy"].per_prompt_N[2])
+    assert found["length"].value == 2.0 and "turns" not in found
+
+
+def test_pass_at_k_is_over_the_samples_that_have_a_score():
+    groups = [group(Score(1.0, {}), Score(0.0, {}), FAILED), group(Score(1.0, {}), FAILED, FAILED)]
+    found = sampled_measures(groups, Evaluation(pass_at=[1, 2], samples=3))
+    assert found["pass@1"].value == (1 / 2 + 1) / 2
+    assert found["pass@2"].value == 1.0, "of the second prompt one sample is left, which says nothing of two"
+    assert sampled_measures(groups, Evaluation(correct_at=None)) == {}
+
+
+def test_shares_have_wilsons_interval_and_means_a_resampled_one():
+    assert mean_of([1, 0, 1, 1]).interval(0) == pytest.approx((0.3006, 0.9544), abs=1e-4)
+    low, high = mean_of([0.2, 0.4, 0.9]).interval(0)
+    assert 0.2 <= low < 0.5 < high <= 0.9
+
+
+def test_kl_and_perplexity_by_hand():
+    own = [[np.array([-1.0, -1.0])], [np.array([-2.0])]]
+    reference = [[np.array([-1.5, -2.0])], [np.array([-2.5])]]
+    found = kl_measures(own, reference)
+    assert found["reference_kl"].value == pytest.approx((0.5 + 1.0 + 0.5) / 3)
+    assert found["perplexity"].value == pytest.approx(math.exp((1.5 + 2.0 + 2.5) / 3))
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [("I’m sorry, but no.", 1), ("As an AI, I like sums.", 1), ("I can not do that", 1), ("Sorry was the horse.", 0)],
+)
+def test_the_default_patterns_of_refusals(said, refused):
+    assert refusal_measure([group(Score(1.0, {}), said=said)], REFUSALS).value == refused
+
+
+def test_wins_count_ties_half_and_failures_not_at_all():
+    ours, theirs = scores(1.0, 0.0, 0.5, None, 1.0), scores(0.0, 1.0, 0.5, 1.0, None)
+    found = wins(ours, theirs, None)
+    assert found.above_N.tolist() == [1.0, 0.0, 0.5, 0.0, 0.0] and found.below_N.tolist() == [1, 1, 1, 0, 0]
+    assert wins(ours, theirs, "exact").value == 0.5
+
+
+def test_models_are_compared_on_prompts_that_both_have():
+    ours, base = mean_of([1, 1, 1, 1, 1, 1, 0, None]), mean_of([0, 0, 0, 0, 0, 0, 0, 1])
+    found = against("accuracy", ours, base, seed=0)
+    assert found.difference == pytest.approx(6 / 7) and found.prompts == 7
+    assert found.p == 2 / 64 and found.p_worse == 1.0 and found.test == "McNemar, exact"
+    assert found.low < found.difference <= found.high
+    nothing = against("reward", mean_of([None]), mean_of([1.0]), seed=0)
+    assert math.isnan(nothing.difference) and nothing.p == 1.0
+
+
+def test_scores_are_compared_by_sign_flips_and_perplexity_the_other_way_round():
+    ours, base = mean_of([0.1, 0.2, 0.3, 0.35]), mean_of([0.2, 0.5, 0.9, 0.85])
+    assert against("reward", ours, base, 0).p_worse == 1 / 16
+    ours, base = (Measure(np.array(above), np.full(4, 2.0), True) for above in ([4.0] * 4, [2.0, 2.1, 2.2, 2.3]))
+    found = against("perplexity", ours, base, 0)
+    assert found.p_worse == 1 / 16 and found.difference > 0
+
+
+def test_a_regression_is_more_than_tolerated_and_more_than_chance():
+    base = mean_of([1] * 40)
+    compared = {
+        "sure": {"accuracy": against("accuracy", mean_of([0] * 10 + [1] * 30), base, 0)},
+        "chance": {"accuracy": against("accuracy", mean_of([0] * 3 + [1] * 37), base, 0)},
+        "better": {"accuracy": against("accuracy", base, mean_of([0] * 10 + [1] * 30), 0)},
+    }
+    [found] = regressions(compared, {"accuracy": 0.02}, 0.05)
+    assert (found.model, found.loss, found.p) == ("sure", 0.25, 2.0**-10)
+    assert "sure is worse than the baseline in accuracy: by 0.25, where 0.02 is tolerated" in found.told
+    assert regressions(compared, {"accuracy": 0.25}, 0.05) == []
+    refusals = {"more": {"refusals": against("refusals", mean_of([1] * 10), mean_of([0] * 10), 0)}}
+    assert regressions(refusals, {"refusals": 0.1}, 0.05)[0].loss == 1.0
+    fewer = {"fewer": {"refusals": against("refusals", mean_of([0] * 10), mean_of([1] * 10), 0)}}
+    assert regressions(fewer, {"refusals": 0.1}, 0.05) == []
+
+
+def model(name, path="base", adapter=None, rank=None):
+    spec = SimpleNamespace(dtype="auto", revision=None)
+    recipe = SimpleNamespace(model=spec)
+    return SimpleNamespace(name=name, model_path=path, adapter=adapter, lora_rank=rank, recipe=recipe)
+
+
+def test_adapters_of_one_base_sit_together_and_the_reference_comes_last():
+    found = sittings(
+        [
+            model("base"),
+            model("other", "elsewhere"),
+            model("small", adapter="a", rank=8),
+            model("prefix", adapter="b"),
+            model("wide", adapter="c", rank=32),
+        ],
+        "base",
+    )
+    assert [(sitting.names, sitting.lora_rank, sitting.beside) for sitting in found] == [
+        ("other", None, None),
+        ("prefix", None, "b"),
+        ("small, wide, base", 32, None),
+    ]
+    assert [sitting.names for sitting in sittings([model("a", "a"), model("b", "b")], None)] == ["a", "b"]
