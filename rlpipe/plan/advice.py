@@ -12,6 +12,7 @@ from rlpipe.plan.stage import Asked, StagePlan
 from rlpipe.plan.usage import total
 from rlpipe.plan.whole import Plan, plan
 from rlpipe.recipe.evaluating import EvalRecipe
+from rlpipe.recipe.labelling import LabelRecipe
 from rlpipe.recipe.schema import adapter
 from rlpipe.recipe.tasks import Recipe, RlRecipe, StageRecipe
 
@@ -82,7 +83,7 @@ def _written(value: object) -> str:
 def _singles(recipe: StageRecipe) -> Iterator[Change]:
     """Changes of one key, those that cost least first."""
     yield from _rollout(recipe)
-    if isinstance(recipe, EvalRecipe):
+    if isinstance(recipe, EvalRecipe | LabelRecipe):
         yield {"rollout.tensor_parallel": recipe.rollout.tensor_parallel * 2}
         yield from ({"rollout.engines": engines} for engines in _fewer(recipe.rollout.engines))
         return
@@ -123,10 +124,10 @@ def _fewer(count: int) -> Iterator[int]:
 
 def _rollout(recipe: StageRecipe) -> Iterator[Change]:
     """Of engines: another share of the GPU, shorter sequences."""
-    if not isinstance(recipe, RlRecipe | EvalRecipe):
+    if not isinstance(recipe, RlRecipe | EvalRecipe | LabelRecipe):
         return
     rollout = recipe.rollout
-    written = recipe.longest_response if isinstance(recipe, RlRecipe) else rollout.max_new_tokens
+    written = rollout.max_new_tokens if isinstance(recipe, EvalRecipe) else recipe.longest_response
     for share in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2):
         if share != rollout.gpu_memory_utilization:
             yield {"rollout.gpu_memory_utilization": share}
@@ -149,7 +150,7 @@ def _smaller(recipe: StageRecipe) -> Iterator[Change]:
 
 def _together(recipe: StageRecipe) -> Iterator[Change]:
     """Changes that are tried on top of each other, as far as they go together: first fewer GPUs, then less on each."""
-    if isinstance(recipe, EvalRecipe):
+    if isinstance(recipe, EvalRecipe | LabelRecipe):
         yield from _rollout(recipe)
         return
     if isinstance(recipe, RlRecipe):

@@ -5,7 +5,7 @@ from rlpipe.plan.batches import Batches
 from rlpipe.plan.hardware import Rates
 from rlpipe.plan.lengths import PROMPT, Lengths
 from rlpipe.plan.model_files import ModelFacts
-from rlpipe.plan.roles import Role, Setting, engines, generator, model_rewards, reward_model
+from rlpipe.plan.roles import Role, Setting, engines, generator, scorers
 from rlpipe.plan.seconds import Seconds
 from rlpipe.recipe.evaluating import EvalRecipe
 
@@ -22,8 +22,10 @@ def roles(recipe: EvalRecipe, model: ModelFacts, name: str, setting: Setting) ->
     rollout, longest = recipe.rollout, _longest(recipe, model)
     dtype = recipe.alone(name).model.dtype
     made = generator(rollout, model, dtype, setting, longest, colocated=False)
-    judges = [reward_model(key, one, setting, longest, None) for key, one in model_rewards(recipe.rewards)]
-    return [*judges, engines(rollout, made, model.name, setting.gpus(rollout.resources, rollout.tensor_parallel))]
+    return [
+        *scorers(recipe.rewards, setting, longest, None),
+        engines(rollout, made, model.name, setting.gpus(rollout.resources, rollout.tensor_parallel)),
+    ]
 
 
 def answering(recipe: EvalRecipe, model: ModelFacts, name: str, setting: Setting, rates: Rates) -> Seconds:

@@ -4,7 +4,7 @@ from rlpipe.plan import activations
 from rlpipe.plan.lengths import PROMPT, positions_of_offline
 from rlpipe.plan.model_files import ModelFacts
 from rlpipe.plan.processes import Learner, learner, spread_of
-from rlpipe.plan.roles import Role, Setting, engines, generator, model_rewards, reward_model, width
+from rlpipe.plan.roles import Role, Setting, engines, generator, scorers, width
 from rlpipe.plan.states import Spread
 from rlpipe.plan.weights import Weights, weights
 from rlpipe.recipe.adapter import BitFitAdapter
@@ -94,5 +94,5 @@ def evaluation(recipe: OfflineRecipe, setting: Setting) -> list[Role]:
     rollout, model = recipe.rollout, setting.find(recipe.model)
     longest = min(rollout.max_model_len or PROMPT + rollout.max_new_tokens, model.context)
     made = generator(rollout, model, recipe.model.dtype, setting, longest, colocated=False)
-    judges = [reward_model(key, one, setting, longest, None) for key, one in model_rewards(recipe.rewards)]
+    judges = scorers(recipe.rewards, setting, longest, None)
     return [*judges, engines(rollout, made, model.name, setting.gpus(rollout.resources, rollout.tensor_parallel))]

@@ -11,16 +11,14 @@ from rlpipe.plan.roles import (
     frozen,
     generator,
     is_shared,
-    model_rewards,
     placed,
-    reward_model,
+    scorers,
     width,
 )
 from rlpipe.plan.usage import Usage
 from rlpipe.plan.weights import Weights, weights
 from rlpipe.recipe.critic import Critic
 from rlpipe.recipe.model import quantization_of, whole
-from rlpipe.recipe.rewards import ModelReward
 from rlpipe.recipe.roles import PolicyTraining
 from rlpipe.recipe.tasks import RlRecipe
 from rlpipe.recipe.transport import direct_transport
@@ -48,7 +46,7 @@ class RlRoles:
     def all(self) -> list[Role]:
         """In the order in which they are started."""
         recipe = self.recipe
-        found = [self._reward(key, one) for key, one in model_rewards(recipe.rewards)]
+        found = scorers(recipe.rewards, self.setting, self.lengths.whole, recipe.train)
         found += [self.policy(), self._engines()]
         if recipe.algorithm.needs_reference and recipe.adapter is None:
             found.append(self._reference())
@@ -117,9 +115,6 @@ class RlRoles:
             "reference", "reference", settings, self.model, parameters, b, self.positions, head, self.setting,
             self.recipe.train,
         )  # fmt: skip
-
-    def _reward(self, key: str, reward: ModelReward) -> Role:
-        return reward_model(key, reward, self.setting, self.lengths.whole, self.recipe.train)
 
     def _driver(self) -> Role:
         """The process that runs the loop. What does not go from GPU to GPU passes through host memory when it is

@@ -1,13 +1,15 @@
 """The processes that a recipe starts, each with what it takes, as `rlpipe.pipelines` starts them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlpipe.plan.engines import Generator, engine
 from rlpipe.plan.model_files import ModelFacts
 from rlpipe.plan.processes import Answerer, answerer
 from rlpipe.plan.usage import Usage
 from rlpipe.recipe.critic import Critic
+from rlpipe.recipe.judge import JudgeReward
+from rlpipe.recipe.judging import EngineJudge
 from rlpipe.recipe.model import Dtype, PretrainedModel, ScratchModel
 from rlpipe.recipe.rewards import ModelReward, RewardMix
 from rlpipe.recipe.roles import FrozenRole, PolicyTraining
@@ -104,6 +106,26 @@ def model_rewards(mix: RewardMix | None) -> list[tuple[str, ModelReward]]:
     """Those that are models, with the recipe key of each."""
     rewards = enumerate(mix.mix if mix else ())
     return [(f"rewards.mix.{i}", one) for i, one in rewards if isinstance(one, ModelReward)]
+
+
+def scorers(mix: RewardMix | None, setting: Setting, longest: int, policy: PolicyTraining | None) -> list[Role]:
+    """The models of a mix: reward models, and judges that are models of the run, of sequences of up to `longest`
+    tokens."""
+    found = [reward_model(key, one, setting, longest, policy) for key, one in model_rewards(mix)]
+    for i, one in enumerate(mix.mix if mix else ()):
+        if isinstance(one, JudgeReward) and isinstance(one.by, EngineJudge):
+            found.append(judge(f"rewards.mix.{i}.by", one.name, one.by, setting, longest))
+    return found
+
+
+def judge(key: str, name: str, by: EngineJudge, setting: Setting, longest: int) -> Role:
+    """Engines that answer questions: two responses and a prompt in each."""
+    shared = {field: getattr(by, field) for field in Rollout.model_fields if hasattr(by, field)}
+    rollout, model = Rollout(**shared, max_new_tokens=1), setting.find(PretrainedModel(path=by.path))
+    whole = min(by.max_model_len or 3 * longest, model.context)
+    made = generator(rollout, model, by.dtype, setting, whole, colocated=False)
+    role = engines(rollout, made, model.name, setting.gpus(by.resources, by.tensor_parallel))
+    return replace(role, name=f"judge {name}", key=key)
 
 
 def placed(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rlpipe.plan import batches, evaluating, offline_roles, seconds, shortages
+from rlpipe.plan import batches, evaluating, labelling, offline_roles, seconds, shortages
 from rlpipe.plan.batches import Batches
 from rlpipe.plan.hardware import Cluster, Rates, rates
 from rlpipe.plan.lengths import positions_of_offline, sequence_of_offline
@@ -18,6 +18,7 @@ from rlpipe.plan.shortages import Shortage
 from rlpipe.plan.weights import Weights, weights
 from rlpipe.recipe.critic import Critic
 from rlpipe.recipe.evaluating import EvalRecipe
+from rlpipe.recipe.labelling import LabelRecipe
 from rlpipe.recipe.model import quantization_of, whole
 from rlpipe.recipe.roles import PolicyTraining
 from rlpipe.recipe.tasks import OfflineRecipe, RewardModelRecipe, RlRecipe, StageRecipe
@@ -70,6 +71,8 @@ def plan_stage(name: str, recipe: StageRecipe, cluster: Cluster, find: FindModel
     setting = Setting(cluster.on_gpu, each, find, asked.prompt)
     if isinstance(recipe, EvalRecipe):
         return _evaluation(name, recipe, cluster, setting, asked.rates)
+    if isinstance(recipe, LabelRecipe):
+        return _labelling(name, recipe, cluster, setting, asked.rates)
     model = find(recipe.model)
     scores = isinstance(recipe, RewardModelRecipe)
     held = weights(model.shapes, recipe.adapter, quantization_of(recipe.model), scores)
@@ -92,6 +95,17 @@ def _evaluation(name: str, recipe: EvalRecipe, cluster: Cluster, setting: Settin
     scene = Scene(f"while {which} answers", roles, place(roles, cluster))
     short = tuple(shortages.of_places(scene.placed))
     return StagePlan(name, recipe, model, held, evaluating.asked(recipe), (scene,), took, speed, (), short)
+
+
+def _labelling(name: str, recipe: LabelRecipe, cluster: Cluster, setting: Setting, said: Rates | None) -> StagePlan:
+    model = setting.find(recipe.model)
+    held = replace(weights(model.shapes, None, None), trained=0, frozen=model.shapes.size(scores=False))
+    speed = said or rates(setting.gpus(recipe.rollout.resources) > 0)
+    moments = {title: tuple(roles) for title, roles in labelling.moments(recipe, model, setting).items() if roles}
+    scenes = tuple(Scene(title, roles, place(roles, cluster)) for title, roles in moments.items())
+    short = tuple(one for scene in scenes for one in shortages.of_places(scene.placed))
+    took = labelling.responding(recipe, model, setting, speed)
+    return StagePlan(name, recipe, model, held, labelling.asked(recipe), scenes, took, speed, (), short)
 
 
 Parts = tuple[Batches, list[tuple[str, Sequence[Role]]], Seconds, list[str], list[Shortage]]

@@ -102,6 +102,12 @@ class LabelRecipe(Strict):
     tracking: Tracking = Tracking()
     """Where metrics go besides the run directory."""
 
+    @property
+    def longest_response(self) -> int:
+        """Tokens that the model may write in answer to one prompt, over all of its turns."""
+        turns = 1 if isinstance(self.environment, SingleTurn) else self.environment.max_turns
+        return turns * self.rollout.max_new_tokens
+
     @model_validator(mode="after")
     def _rewards_fit(self) -> "LabelRecipe":
         check_requests(self.environment, self.data)
