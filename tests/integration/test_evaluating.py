@@ -176,13 +176,15 @@ def test_a_judge_compares_each_model_with_the_baseline_in_both_orders(world, tmp
     rows = pd.read_parquet(again.run_dir / "answers.parquet")
     mine = rows[(rows["model"] == "wide") & (rows["kind"] == "greedy")]
     assert data["models"]["wide"]["metrics"]["win_rate"]["value"] == pytest.approx(mine["judge_win"].mean())
-    row = next(row for row in mine.itertuples() if row.answer.strip() != row.columns)
-    base = rows[(rows["model"] == "base") & (rows["prompt_id"] == row.prompt_id)].iloc[0]
+    bases = rows[(rows["model"] == "base") & (rows["kind"] == "greedy")].set_index("prompt_id")
+    row = next(row for row in mine.itertuples() if row.answer != bases.loc[row.prompt_id].answer)
+    base = bases.loc[row.prompt_id]
     first, second = (preferred(world, row, base.answer, row.answer), preferred(world, row, row.answer, base.answer))
     assert row.judge_win == pytest.approx((1 - first + second) / 2, abs=1e-4)
     assert run(recipe(world, judge=judge), again.run_dir, debug=True) == 0, "it is done, and says so"
 
 
+@torch.no_grad()
 def preferred(world, row, first, second):
     """With what probability transformers alone has the judge say A, of A and B."""
     prompt = PROMPTS[int(row.prompt_id.split("-")[1])]
