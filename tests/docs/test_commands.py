@@ -23,6 +23,7 @@ from warm import Done, Warm
 
 import rlpipe
 from rlpipe.cli import app
+from rlpipe.data import judge_template
 from rlpipe.recipe import constitution
 from rlpipe.recipe.load import load
 from rlpipe.recipe.study_file import read
@@ -41,6 +42,8 @@ MADE_BEFORE = {
 """Pages that say they start from the model of arithmetic/sft, without making it."""
 LONG = {"studies.md"}
 """Pages whose commands tests/recipes/test_studies.py runs in another form."""
+BESIDE_RECIPES = {"principles": constitution.read, "options": judge_template.load}
+"""YAML files that recipes name, by a key that they alone have: what reads each raises for a wrong one."""
 SHELL = {"ls", "pytest"}
 ON_A_CLUSTER = {"submit", "jobs", "logs", "status", "stop", "attach", "supervise"}
 """Verbs that tests/integration/test_submit.py runs on a cluster; here they only have to take what a page says."""
@@ -143,8 +146,8 @@ class Reader:
             self.copy_code()
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(block.text)
-        if re.search(r"^principles:", block.text, re.MULTILINE):
-            assert constitution.read(file).principles
+        if other := next((key for key in BESIDE_RECIPES if re.search(rf"^{key}:", block.text, re.MULTILINE)), None):
+            BESIDE_RECIPES[other](str(file))
         elif block.language == "yaml" and "mistakes" not in block.said:
             is_study = re.search(r"^grid:", block.text, re.MULTILINE)
             done = self.rlpipe(["study", file.name, "--dry-run"] if is_study else ["validate", file.name])

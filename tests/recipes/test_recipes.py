@@ -187,7 +187,7 @@ def check_labels(task: LabelRecipe, place: Path) -> None:
         for row in rows:
             assert row["tie"] or row["chosen_score"] > row["rejected_score"]
             assert row["margin"] == pytest.approx(0.0 if row["tie"] else row["chosen_score"] - row["rejected_score"])
-    judged = pd.read_parquet(place / "judged")
+    judged = pd.concat(map(pd.read_parquet, sorted((place / "judged").glob("pass-*/rollouts/*.parquet"))))
     assert (judged.groupby("prompt_id").size() == task.responses.count).all()
     assert judged["prompt_id"].nunique() == task.labels.prompts + task.labels.heldout
 
