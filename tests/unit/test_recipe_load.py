@@ -402,11 +402,17 @@ class TestShipped:
         for part in ("What it does", "What it needs", f"rlpipe run recipes/{name}.yaml", "Healthy run"):
             assert part in header
 
-    @pytest.mark.parametrize("name", names())
-    def test_every_recipe_fits_the_json_schema(self, name):
+    @pytest.fixture(scope="class")
+    def validator(self):
+        """Of any recipe. The schema is checked once: that takes longer than a recipe."""
         jsonschema = pytest.importorskip("jsonschema")
+        jsonschema.Draft202012Validator.check_schema(json_schema())
+        return jsonschema.Draft202012Validator(json_schema())
+
+    @pytest.mark.parametrize("name", names())
+    def test_every_recipe_fits_the_json_schema(self, name, validator):
         data = yaml.safe_load((folder() / f"{name}.yaml").read_text().replace("e-", ".0e-"))
-        jsonschema.validate(data, json_schema())
+        validator.validate(data)
 
     @pytest.mark.parametrize("name", studies())
     def test_every_study_fits_its_json_schema_and_no_other_key_does(self, name):
