@@ -144,7 +144,7 @@ def test_a_good_recipe_loads():
         (
             "  mix:\n    - kind: exact",
             "  mix: []",
-            "r.yaml:5: rewards.mix: expected a non-empty list, each item a section with `kind`: one of `code`, `environment`, `exact`, `format`, `http`, `math`, `model`, `python`, `regex`, found an empty list",
+            "r.yaml:5: rewards.mix: expected a non-empty list, each item a section with `kind`: one of `code`, `environment`, `exact`, `format`, `http`, `judge`, `math`, `model`, `python`, `regex`, found an empty list",
         ),
         (
             "{name: grpo}",
@@ -165,12 +165,12 @@ def test_a_good_recipe_loads():
         (
             "kind: exact",
             "kind: exakt",
-            "r.yaml:6: rewards.mix.0.kind: expected one of `code`, `environment`, `exact`, `format`, `http`, `math`, `model`, `python`, `regex`, found the text `exakt`; did you mean `exact`?",
+            "r.yaml:6: rewards.mix.0.kind: expected one of `code`, `environment`, `exact`, `format`, `http`, `judge`, `math`, `model`, `python`, `regex`, found the text `exakt`; did you mean `exact`?",
         ),
         (
             "- kind: exact",
             "- name: exact",
-            "r.yaml:6: rewards.mix.0.kind: missing; expected one of `code`, `environment`, `exact`, `format`, `http`, `math`, `model`, `python`, `regex`",
+            "r.yaml:6: rewards.mix.0.kind: missing; expected one of `code`, `environment`, `exact`, `format`, `http`, `judge`, `math`, `model`, `python`, `regex`",
         ),
         (
             "{name: grpo}",

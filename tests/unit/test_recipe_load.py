@@ -403,7 +403,8 @@ class TestShipped:
             assert part in header
 
     @pytest.fixture(scope="class")
-    def validator(self):
+    @classmethod
+    def validator(cls):
         """Of any recipe. The schema is checked once: that takes longer than a recipe."""
         jsonschema = pytest.importorskip("jsonschema")
         jsonschema.Draft202012Validator.check_schema(json_schema())
