@@ -74,7 +74,7 @@ CHAINS = {
 transformers engine. Later ones may start from what earlier ones made."""
 AS_SHIPPED = ["arithmetic/pipeline"]
 """Recipes run with vLLM as their users run them, under Ray and with --debug."""
-SHOWN_BY_THE_STAGES = {"arithmetic/pipeline"}
+SHOWN_BY_THE_STAGES = {"arithmetic/pipeline", "arithmetic/guess", "arithmetic/calculator"}
 """Pipelines whose stages are evaluated alike. At the end of others all models are asked the same."""
 RANKED = {"pair_accuracy", "pair_accuracy_stderr", "margin", "length_baseline"}
 """What is said of held-out preferences."""
