@@ -12,7 +12,7 @@ from rlpipe.data.storage import Storage
 from rlpipe.observe import comparison
 from rlpipe.observe.events import Event
 from rlpipe.observe.metrics import label
-from rlpipe.observe.report.collect import milestones, problem_of, stages
+from rlpipe.observe.report.collect import milestones, problem_of, same_questions, stages
 
 LONGEST_TEXT = 60
 
@@ -37,7 +37,8 @@ def show(console: Console, run_dir: str | os.PathLike) -> None:
 
 def measures(found: Sequence[tuple[str, Event]]) -> Table:
     """One row per held-out metric, one column per milestone: runs have many metrics, and few stages."""
-    table = Table(title="Held-out records", title_justify="left", title_style="bold")
+    title = "Held-out records" if same_questions(found) else "Held-out records, other ones or other rewards per stage"
+    table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("")
     for milestone, _ in found:
         table.add_column(milestone, justify="right")

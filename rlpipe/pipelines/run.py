@@ -23,6 +23,7 @@ from rlpipe.observe.console import console_view
 from rlpipe.observe.events import EventLog, View
 from rlpipe.observe.tracking import TENSORBOARD, TrackerMissing, trackers
 from rlpipe.pipelines import checkpoints, full_disk, preflight, resuming
+from rlpipe.pipelines.evaluating import afterwards
 from rlpipe.pipelines.evaluating.regressed import Regressed
 from rlpipe.pipelines.exit_codes import DONE, FAILED, INTERRUPTED
 from rlpipe.pipelines.offline.failures import TrainingFailed
@@ -163,6 +164,18 @@ def _run_stages(recipe: Recipe, directory: Path, view: View, debug: bool, profil
         else:
             resuming.bring(place)
         places[name] = str(place)
+    if isinstance(recipe, PipelineRecipe) and recipe.compare:
+        _compare(recipe, directory, view, debug)
+
+
+def _compare(recipe: PipelineRecipe, directory: Path, view: View, debug: bool) -> None:
+    """What the end shows, where the stages have not shown it themselves."""
+    name = afterwards.name_of(recipe)
+    place = directory / "stages" / name
+    asked = afterwards.comparison_of(recipe, stages_of(recipe, directory))
+    if asked is not None and not resuming.finished(place):
+        remote.mark_below(directory, [place])
+        _run_stage(name, asked, place, view, debug, None, None)
 
 
 def _is_done(task: StageRecipe, place: Path) -> bool:

@@ -74,6 +74,8 @@ CHAINS = {
 transformers engine. Later ones may start from what earlier ones made."""
 AS_SHIPPED = ["arithmetic/pipeline"]
 """Recipes run with vLLM as their users run them, under Ray and with --debug."""
+SHOWN_BY_THE_STAGES = {"arithmetic/pipeline", "arithmetic/guess", "arithmetic/calculator"}
+"""Pipelines whose stages are evaluated alike. At the end of others all models are asked the same."""
 RANKED = {"pair_accuracy", "pair_accuracy_stderr", "margin", "length_baseline"}
 """What is said of held-out preferences."""
 
@@ -146,12 +148,16 @@ def check(run_dir: Path, name: str, changes: list[str], output: str) -> None:
     for stage, (task, place) in stages_of(recipe, run_dir).items():
         assert (stage or recipe.name) in page
         if isinstance(task, EvalRecipe):
-            check_comparison(task, place)
+            check_evaluation(task, place)
             continue
         check_stage(task, place)
     assert f"run directory  {run_dir}" in output
     assert "Traceback" not in output
     if isinstance(recipe, PipelineRecipe):
+        place = run_dir / "stages" / "comparison"
+        assert place.exists() == (name not in SHOWN_BY_THE_STAGES)
+        if place.exists():
+            check_comparison(load(name, changes), json.loads((place / "comparison.json").read_text()))
         heading = next(line for line in output.splitlines() if re.match(r"┃ +┃", line))
         trained = [stage for stage, task in recipe.stages.items() if not isinstance(task, LabelRecipe)]
         assert re.findall(r"base|after \w+", heading) == ["base", *(f"after {stage}" for stage in trained)]
@@ -192,7 +198,17 @@ def check_labels(task: LabelRecipe, place: Path) -> None:
     assert judged["prompt_id"].nunique() == task.labels.prompts + task.labels.heldout
 
 
-def check_comparison(task: EvalRecipe, place: Path) -> None:
+def check_comparison(recipe: PipelineRecipe, data: dict) -> None:
+    """Base and every stage that makes a model to answer, on the same."""
+    assert data["baseline"] == "base" and set(data["models"]) == {"base", *recipe.stages} - {
+        name
+        for name, task in recipe.stages.items()
+        if isinstance(task, RewardModelRecipe | LabelRecipe) or name == "judge"
+    }
+    assert data["prompts"] == shrink.HELDOUT
+
+
+def check_evaluation(task: EvalRecipe, place: Path) -> None:
     found, torn = events.read(Storage(place))
     assert torn == [] and [e["status"] for e in of(found, "run_finished")] == ["completed"]
     assert [e["model"] for e in of(found, "evaluation")] == [n for n in task.models if n != task.reference] + (

@@ -124,7 +124,7 @@ def _add_evaluation(evaluations: list[Event], event: Event) -> None:
         evaluations.append(event)
     else:
         samples = event["samples"] or last["samples"]
-        evaluations[-1] = event | {"metrics": last["metrics"] | event["metrics"], "samples": samples}
+        evaluations[-1] = last | event | {"metrics": last["metrics"] | event["metrics"], "samples": samples}
 
 
 def _close(stage: Stage) -> None:
@@ -150,6 +150,11 @@ def milestones(stages: Sequence[Stage]) -> list[tuple[str, Event]]:
     last = [(f"after {stage.name}" if stage.name else "trained", stage.evaluations[-1]) for stage in trained]
     first = measured[0].evaluations[0]
     return last if last and first is last[0][1] else [("base", first), *last]
+
+
+def same_questions(found: Sequence[tuple[str, Event]]) -> bool:
+    """Whether milestones compare: the same prompts, judged by the same rewards. Runs from before that was noted do."""
+    return len({event["asked"] for _, event in found if "asked" in event}) <= 1
 
 
 def problem_of(sample: dict[str, Any]) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from rlpipe.observe.comparison import PAGE, measures
 from rlpipe.observe.metrics import METRICS, SIZES, label
 from rlpipe.observe.progress import duration
 from rlpipe.observe.report import charts
-from rlpipe.observe.report.collect import Stage, milestones
+from rlpipe.observe.report.collect import Stage, milestones, same_questions
 from rlpipe.observe.report.samples import comparison, token_rows
 
 FIRST = ("reward", "loss", "reference_kl", "mismatch/abs", "response_length", "entropy", "tokens_per_second")
@@ -99,7 +99,10 @@ def _view(stage: Stage) -> dict[str, Any]:
 
 def _overview(stages: Sequence[Stage]) -> list[tuple[str, str, float]]:
     """Held-out accuracy from stage to stage, where a pipeline measures it: (stage, in words, share of the bar)."""
-    shares = {n: e["metrics"]["accuracy"] for n, e in milestones(stages) if "accuracy" in e["metrics"]}
+    found = [(name, event) for name, event in milestones(stages) if "accuracy" in event["metrics"]]
+    if not same_questions(found):
+        return []
+    shares = {name: event["metrics"]["accuracy"] for name, event in found}
     bars = [(n, label("accuracy").number(s), s if math.isfinite(s) else 0.0) for n, s in shares.items()]
     return bars if len(stages) > 1 and len(bars) > 1 else []
 
