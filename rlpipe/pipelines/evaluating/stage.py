@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from rlpipe.pipelines import roles
 from rlpipe.pipelines.answering import Serving, answering
 from rlpipe.pipelines.evaluating import adapters, duels, outcome, probing
-from rlpipe.pipelines.evaluating.questions import questions
 from rlpipe.pipelines.evaluating.ends import Regressed
+from rlpipe.pipelines.evaluating.questions import questions
 from rlpipe.pipelines.evaluating.served import Served, Sitting, served, sittings
 from rlpipe.pipelines.evaluating.stored import Book, Stored
 from rlpipe.pipelines.evaluation import Evaluator
