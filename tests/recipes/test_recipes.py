@@ -160,7 +160,7 @@ def check(run_dir: Path, name: str, changes: list[str], output: str) -> None:
         check_stage(task, place)
     assert f"run directory  {run_dir}" in output
     assert "Traceback" not in output
-    if isinstance(recipe, PipelineRecipe):
+    if isinstance(recipe, PipelineRecipe) and not name.startswith("constitutional/"):  # whose stages judge nothing
         place = run_dir / "stages" / "comparison"
         assert place.exists() == (name not in SHOWN_BY_THE_STAGES)
         if place.exists():
