@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpipe.recipe.data import ArithmeticData, ComparisonsData, Data, GuessNumberData, MixtureData
+from rlpipe.recipe.environment import ConstitutionEnvironment
 from rlpipe.recipe.evaluating import EvalRecipe
 from rlpipe.recipe.judge import JudgeReward
 from rlpipe.recipe.judging import EngineJudge
@@ -43,7 +44,7 @@ def make_local(folder: Path) -> None:
     (`example_model_solutions.jsonl`) and labelled (`solutions.jsonl`)."""
     from rlpipe.models.scratch import build
 
-    build(ScratchModel(scratch="qwen2", **TINY, max_position_embeddings=1024), 0, folder / "FOLDER")
+    build(ScratchModel(scratch="qwen2", **TINY, max_position_embeddings=2048), 0, folder / "FOLDER")
     rows = [
         {
             "question": f"Ann has {a} apples and gets {b} more. How many has she?",
@@ -100,9 +101,8 @@ def shrunk(recipe: Recipe, local: Path, own_engine: bool = False) -> list[str]:
     if isinstance(recipe, PipelineRecipe):
         return [f"stages.{name}.{o}" for name, task in recipe.stages.items() for o in shrunk(task, local, own_engine)]
     if isinstance(recipe, LabelRecipe):
-        changes = (
-            _model(recipe, local) | _data(recipe, local) | _rollout(recipe, own_engine) | _labels(recipe, own_engine)
-        )
+        changes = _model(recipe, local) | _data(recipe, local) | _rollout(recipe, own_engine)
+        changes |= _labels(recipe, local, own_engine)
         return [f"{key}={value}" for key, value in changes.items()]
     if isinstance(recipe, EvalRecipe):
         changes = _models(recipe, local) | _data(recipe, local) | _evaluation(recipe) | _rollout(recipe, own_engine)
@@ -152,17 +152,24 @@ def _part(key: str, data: Data, local: Path) -> dict[str, object]:
     return changes
 
 
-def _labels(recipe: LabelRecipe, own_engine: bool) -> dict[str, object]:
+def _labels(recipe: LabelRecipe, local: Path, own_engine: bool) -> dict[str, object]:
     """A judge that has learned nothing says neither A nor B, and finds everything alike: both count here."""
     changes: dict[str, object] = {
         "labels.prompts": HELDOUT,
         "labels.heldout": HELDOUT,
         "labels.tie_within": 0.0,
         "labels.ties": "keep",
+        "labels.accept_at": "null",
     }
+    if isinstance(recipe.environment, ConstitutionEnvironment):  # of a random model, most turns would never end
+        changes |= {"rollout.stop_token_ids": list(range(6, 150)), "rewards.max_failure_rate": 1.0}
+    if recipe.guidance:
+        changes |= {"guidance.max_tokens": 400, "guidance.sections": 1}
     for i, reward in enumerate(recipe.rewards.mix):
         if isinstance(reward, JudgeReward):
             changes |= {f"rewards.mix.{i}.least_mass": 0.0}
+        if isinstance(reward, JudgeReward) and isinstance(reward.by, EngineJudge) and _elsewhere(reward.by.path):
+            changes |= {f"rewards.mix.{i}.by.path": local / "FOLDER"}
         if isinstance(reward, JudgeReward) and isinstance(reward.by, EngineJudge):
             changes |= {f"rewards.mix.{i}.by.threads": 1, f"rewards.mix.{i}.by.kv_cache_gib": 0.05}
             changes |= {} if own_engine else {f"rewards.mix.{i}.by.engine": "transformers"}

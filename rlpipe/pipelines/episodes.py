@@ -29,7 +29,8 @@ def over(
         return pool
     environment.ready()
     prompts = {p.prompt_id: p for p in (chain(*stage.prompts) if asked is None else asked)}
-    limits = EpisodeLimits(recipe.environment.max_turns, recipe.rollout.max_model_len or stage.model_length)
+    longest = min(recipe.rollout.max_model_len or stage.model_length, stage.model_length)
+    limits = EpisodeLimits(recipe.environment.max_turns, longest)
     decode = partial(stage.tokenizer.decode, skip_special_tokens=True)
     return Episodes(pool, environment, prompts, TurnMarks(stage.tokenizer, stage.records.chat), decode, limits)
 

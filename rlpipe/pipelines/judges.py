@@ -76,6 +76,11 @@ def template_of(reward: JudgeReward) -> Template:
         check_options(template.options)
     except ValueError as error:
         raise RewardUnusable(f"reward `{reward.name}`, template {template.name}: {error}") from None
+    if reward.constitution is not None and "principle" not in template.marks:
+        raise RewardUnusable(
+            f"reward `{reward.name}`: the template {template.name} has no {{principle}}, so that the constitution "
+            "would decide nothing; take template: compare_by_principle, or one of your own"
+        )
     return template
 
 

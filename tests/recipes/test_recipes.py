@@ -60,6 +60,13 @@ CHAINS = {
         "arithmetic/ppo_lora": [],
         "arithmetic/ppo_qlora": [],
     },
+    "constitutional": {
+        "constitutional/revise": [],
+        "constitutional/revise_7b": [],
+        "constitutional/rlaif": [],
+        "constitutional/rlaif_7b": [],
+        "constitutional/deliberative": [],
+    },
     "rlaif": {"arithmetic/sft": [], "arithmetic/judge": [], "arithmetic/rlaif": []},
     "guess": {"arithmetic/guess": [], "arithmetic/guess_rl": []},
     "calculator": {"arithmetic/calculator": []},
@@ -153,7 +160,7 @@ def check(run_dir: Path, name: str, changes: list[str], output: str) -> None:
         check_stage(task, place)
     assert f"run directory  {run_dir}" in output
     assert "Traceback" not in output
-    if isinstance(recipe, PipelineRecipe):
+    if isinstance(recipe, PipelineRecipe) and not name.startswith("constitutional/"):  # whose stages judge nothing
         place = run_dir / "stages" / "comparison"
         assert place.exists() == (name not in SHOWN_BY_THE_STAGES)
         if place.exists():
@@ -189,7 +196,7 @@ def check_labels(task: LabelRecipe, place: Path) -> None:
     """Every prompt has its responses; every preference prefers what is worth more."""
     for part, count in (("train", task.labels.prompts), ("heldout", task.labels.heldout)):
         rows = [json.loads(line) for line in (place / f"labels/preferences/{part}.jsonl").open()]
-        assert len({row["prompt"] for row in rows}) == len(rows) <= count
+        assert len({str(row["prompt"]) for row in rows}) == len(rows) <= count
         for row in rows:
             assert row["tie"] or row["chosen_score"] > row["rejected_score"]
             assert row["margin"] == pytest.approx(0.0 if row["tie"] else row["chosen_score"] - row["rejected_score"])
