@@ -9,6 +9,7 @@ from sample_groups import answer
 
 from rlpipe.data.flow import Failure, Prompt
 from rlpipe.data.storage import Storage
+from rlpipe.ledger.book import LedgerError
 from rlpipe.pipelines.labelling.asking import settle
 from rlpipe.pipelines.labelling.store import Store
 from rlpipe.rewards.stage import RewardFailed
@@ -147,3 +148,25 @@ def test_a_group_comes_back_as_it_was_handed_in(tmp_path):
     found = settle(store, ALL[:1], Detailed(), 4, lambda *_: None)
     [group] = found.values()
     assert group.outcomes[0].details == '{"right": {"a": 1}}' and group.outcomes[0].components == {"right": 3.0}
+
+
+def test_a_call_that_takes_longer_than_a_lease_loses_nothing(tmp_path):
+    now = [0.0]
+
+    class Slow(Answering):
+        def answered(self, seconds):
+            now[0] += 100.0
+            return super().answered(seconds)
+
+    answering = Slow()
+    store = Store(Storage(tmp_path), "judged", REWARDS, 60.0, lambda: now[0])
+    found = settle(store, ALL, answering, 4, lambda *_: None)
+    assert set(found) == set(IDS) and sorted(answering.asked) == IDS, "and nothing is asked twice"
+
+
+def test_a_damaged_file_is_told_and_not_passed_over(tmp_path):
+    run(tmp_path, ALL, Answering())
+    file = tmp_path / "judged/pass-000001/rollouts/step-000002.parquet"
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(LedgerError, match=r"step-000002.parquet is damaged.*asked again"):
+        run(tmp_path, ALL, Answering())

@@ -1,15 +1,18 @@
 """A pass, from its first lease to its last commit, whoever answers."""
 
+import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from rlpipe.data.flow import Failure, Group, Prompt
-from rlpipe.ledger.book import Lease
+from rlpipe.ledger.book import Appended, Lease
 from rlpipe.ledger.ledger import Ledger
 from rlpipe.pipelines.labelling.store import Pass, Store, committed
 from rlpipe.rewards.stage import RewardFailed
+
+logger = logging.getLogger(__name__)
 
 SECONDS_PER_LOOK = 0.25
 SECONDS_PER_APPEND = 0.5
@@ -60,7 +63,7 @@ def settle(
 
 def work(one: Pass, answering: Answering, per_commit: int, tell: Tell) -> None:
     """Until all of the pass is committed. What was durable stays so if anything raises."""
-    ready = _Ready(one.ledger)
+    ready = _Ready(one.ledger, answering)
     try:
         _work(one, answering, ready, per_commit, tell)
     finally:  # what was answered before somebody else failed
@@ -71,7 +74,7 @@ def _work(one: Pass, answering: Answering, ready: "_Ready", per_commit: int, tel
     ledger = one.ledger
     done = committed(ledger)
     while done < one.total:
-        ledger.hold({*answering.in_hand(), *ready.ids})
+        ready.hold()
         answering.ask(ledger.lease(min(BATCHES_AHEAD * per_commit, one.total - done)))
         count = min(per_commit, one.total - done)
         ready.add(answering.answered(SECONDS_PER_LOOK), urgent=not answering.in_hand())
@@ -95,14 +98,14 @@ def _check(ledger: Ledger, answering: Answering, groups: Sequence[Group]) -> Non
 class _Ready:
     """Answers on their way to the ledger."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger, answering: Answering) -> None:
+        self._ledger, self._answering = ledger, answering
         self._groups: list[Group] = []
         self._due = time.monotonic() + SECONDS_PER_APPEND
 
-    @property
-    def ids(self) -> list[str]:
-        return [group.group_id for group in self._groups]
+    def hold(self) -> None:
+        """Leases of what is worked on, or is here, begin anew, also if they have run out during a long call."""
+        self._ledger.hold({*self._answering.in_hand(), *(group.group_id for group in self._groups)})
 
     def add(self, groups: Sequence[Group], urgent: bool) -> None:
         self._groups += groups
@@ -110,7 +113,11 @@ class _Ready:
             self.append()
 
     def append(self) -> None:
+        """Make them durable."""
         if self._groups:
-            self._ledger.append(self._groups)
+            self.hold()
+            for group, verdict in zip(self._groups, self._ledger.append(self._groups), strict=True):
+                if verdict is not Appended.STORED:
+                    logger.warning("the answer to %s is not used: %s", group.group_id, verdict)
         self._groups = []
         self._due = time.monotonic() + SECONDS_PER_APPEND

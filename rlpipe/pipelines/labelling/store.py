@@ -10,13 +10,17 @@ files were edited asks what that concerns.
 """
 
 import json
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
 
 from rlpipe.data.flow import Group, Prompt
 from rlpipe.data.group_table import groups_of
 from rlpipe.data.storage import Storage
+from rlpipe.ledger.book import LedgerError
 from rlpipe.ledger.ledger import Ledger
 from rlpipe.observe import rollouts
 from rlpipe.observe.rollouts import Fate
@@ -39,19 +43,26 @@ class Pass:
 class Store:
     """The passes of one phase. `rewards` are the names of the mix's components."""
 
-    def __init__(self, run: Storage, phase: str, rewards: Sequence[str], lease_seconds: float) -> None:
+    def __init__(
+        self,
+        run: Storage,
+        phase: str,
+        rewards: Sequence[str],
+        lease_seconds: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._run, self._phase = run, phase
-        self._rewards, self._lease_seconds = tuple(rewards), lease_seconds
+        self._rewards, self._lease_seconds, self._clock = tuple(rewards), lease_seconds, clock
 
     def found(self, prompts: Sequence[Prompt]) -> dict[str, Group]:
         """The committed answers to these, by prompt id. A group of which nothing could be judged is none: it is asked
-        again. Raises `Damaged` for a file that is not what was written."""
+        again. Raises `LedgerError` for a file that is not what was written."""
         by_id = {prompt.prompt_id: prompt for prompt in prompts}
         groups: dict[str, Group] = {}
         for name in self._passes():
             storage = self._run.folder(name)
             for step in rollouts.steps(storage):
-                table = rollouts.table(storage, step)
+                table = _table(storage, step)
                 wanted = [
                     prompt_id in by_id and fate == Fate.TRAINED
                     for prompt_id, fate in zip(table["prompt_id"].to_pylist(), table["fate"].to_pylist(), strict=True)
@@ -86,12 +97,21 @@ class Store:
         return opened
 
     def _open(self, storage: Storage, prompts: list[Prompt]) -> Pass:
-        ledger = Ledger(storage, _Once(prompts), self._rewards, self._lease_seconds)
+        ledger = Ledger(storage, _Once(prompts), self._rewards, self._lease_seconds, self._clock)
         return Pass(ledger, tuple(prompt.prompt_id for prompt in prompts))
 
     def _passes(self) -> list[str]:
         """Of each the list of its prompts was written before anything else."""
         return [name.removesuffix(f"/{PROMPTS}") for name in self._run.names(f"{self._phase}/pass-*/{PROMPTS}")]
+
+
+def _table(storage: Storage, step: int) -> pa.Table:
+    try:
+        return rollouts.table(storage, step)
+    except rollouts.Damaged as error:
+        raise LedgerError(
+            f"{error}. Restore the file, or remove {storage}: then what stands there is asked again."
+        ) from error
 
 
 def committed(ledger: Ledger) -> int:
