@@ -19,6 +19,9 @@ from rlpipe.training.resting import Resting, give_to_other_processes
 from rlpipe.weights.packing import digest_of, unpack
 from rlpipe.weights.payload import Payload, WeightsRejected, check_fits
 
+LOGITS_AT_ONCE = 2**27
+"""Elements of the logits of one forward pass of `probe`, which are there in float32 three times: 1.5 GiB."""
+
 
 class TransformersEngine:
     """An `Engine` that decodes in waves: groups that wait are admitted together once half the places are free, each
@@ -98,6 +101,11 @@ class TransformersEngine:
     @torch.inference_mode()
     def probe(self, sequences: list[Tokens]) -> list[np.ndarray]:
         self._limits.check_probes(sequences)
+        longest = max(map(len, sequences), default=1)
+        rows = max(1, LOGITS_AT_ONCE // (longest * self._limits.vocab_size))
+        return [each for i in range(0, len(sequences), rows) for each in self._probed(sequences[i : i + rows])]
+
+    def _probed(self, sequences: list[Tokens]) -> list[np.ndarray]:
         tokens_BT, starts_B = pad_left(sequences, self._model.device)
         columns_T = torch.arange(tokens_BT.shape[1], device=self._model.device)
         logits_BTV = self._model(

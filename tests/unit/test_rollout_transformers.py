@@ -11,6 +11,7 @@ from tiny_models import END, request, teacher_forced
 from transformers import AutoTokenizer
 
 from rlpipe.data.flow import FinishReason, GroupRequest, Sampling, Trajectory, VersionSpan
+from rlpipe.rollout import transformers_engine
 from rlpipe.rollout.engine import EngineSpec
 from rlpipe.rollout.records import NotCurrent
 from rlpipe.rollout.transformers_engine import TransformersEngine
@@ -143,6 +144,17 @@ def test_two_publishes_between_steps_leave_one_boundary(engine, model):
     for version in (1, 2):
         engine.publish(version, pack(model.named_parameters()))
     assert {t.versions for t in drain(engine).values()} == {(VersionSpan(0, 0), VersionSpan(1, 2))}
+
+
+def test_many_probes_are_answered_a_few_at_a_time(engine, monkeypatch):
+    probes = [np.arange(10, 10 + n, dtype=np.int32) for n in (5, 20, 3, 9, 2)]
+    together = engine.probe(probes)
+    monkeypatch.setattr(transformers_engine, "LOGITS_AT_ONCE", 2 * 20 * 262)
+    widths = []
+    monkeypatch.setattr(engine, "_probed", lambda rows, own=engine._probed: widths.append(len(rows)) or own(rows))
+    for alone, before in zip(engine.probe(probes), together, strict=True):
+        np.testing.assert_allclose(alone, before, atol=1e-5)
+    assert widths == [2, 2, 1]
 
 
 def test_probe_answers_for_the_published_weights_while_requests_run(engine, model, folder):
