@@ -22,6 +22,8 @@ COLOURS = ("blue", "green", "yellow", "magenta", "cyan", "red", "white")
 BARS = "▁▂▃▄▅▆▇█"
 SHARE_WIDTH = 30
 LONG_PHASE_SECONDS = 5.0
+SECONDS_OF_SILENCE = 30.0
+"""After which a phase says how far it is, where nothing is redrawn."""
 
 
 def console_view(debug: bool, console: Console | None = None) -> View:
@@ -32,17 +34,21 @@ def console_view(debug: bool, console: Console | None = None) -> View:
 
 
 class PlainView:
-    """One line per step, evaluation, fault, and per start-up phase as it begins and ends."""
+    """One line per step, evaluation, fault, and per start-up phase as it begins and ends; in long ones now and then how
+    far they are."""
 
     def __init__(self, console: Console):
         self._console = console
         self._progress = Progress()
+        self._told = 0.0
+        """When the last line was printed, in the events' clock."""
 
     def __call__(self, event: Event) -> None:
         if event.get("stage", "") != self._progress.stage:
             self._progress = Progress(event.get("stage", ""))
         self._progress.update(event)
         for line in self._lines(event):
+            self._told = event["time"]
             prefix = f"[{self._progress.stage}] " if self._progress.stage else ""
             self._console.print(prefix + line, markup=False, highlight=False, soft_wrap=True)
 
@@ -54,6 +60,8 @@ class PlainView:
                 return [f"{event['says']}: {duration(event['seconds'])}"]
             case "metrics" if is_step(event):
                 return [self._step_line()]
+            case "progress" if self._told and event["time"] - self._told >= SECONDS_OF_SILENCE:
+                return [event["says"]]
         return lasting_lines(event)
 
     def _step_line(self) -> str:

@@ -167,3 +167,12 @@ def test_how_far_a_long_phase_is_stands_beside_it_and_nowhere_else():
     assert drawn(PlainView, events, terminal=False)[1] == ""
     view(phase("evaluate", 2.0, 3, says="answering held-out prompts"))
     assert view._progress.done == ""
+
+
+def test_without_a_terminal_a_long_phase_says_now_and_then_how_far_it_is():
+    def progress(time, says):
+        return {"kind": "progress", "time": time, "says": says}
+
+    begun = {"kind": "phase_started", "phase": "judge", "says": "judging", "step": None, "parent": None, "time": 100.0}
+    events = [begun, *(progress(100.0 + 10 * i, f"{i}/9 prompts") for i in range(1, 9))]
+    assert drawn(PlainView, events, terminal=False)[1].splitlines() == ["judging ...", "3/9 prompts", "6/9 prompts"]
