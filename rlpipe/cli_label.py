@@ -1,11 +1,9 @@
 """The verb that labels. As in `cli`, nothing heavy up here."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from rlpipe.cli_runs import Changes, Debug, RecipeArgument, place, start
+from rlpipe.cli_runs import Changes, Debug, RecipeArgument, RunDir, place, start
 from rlpipe.terminal import mistakes_told, stop
 
 if TYPE_CHECKING:
@@ -16,10 +14,7 @@ def label(
     recipe: RecipeArgument,
     changes: Changes = None,
     debug: Debug = False,
-    run_dir: Annotated[
-        str | None,
-        typer.Option("--run-dir", metavar="DIR", help="Folder, or s3://…, gs://….  [default: runs/NAME]"),
-    ] = None,
+    run_dir: RunDir = None,
 ) -> None:
     """Have responses judged, and write data to learn from: preferences, good and bad responses, the best ones.
 

@@ -27,20 +27,19 @@ Changes = Annotated[
 Debug = Annotated[
     bool, typer.Option("--debug", help="Everything in this process, so that breakpoints work anywhere; no Ray.")
 ]
+RunDir = Annotated[
+    str | None,
+    typer.Option(
+        "--run-dir", metavar="DIR", help="Folder, or s3://…, gs://….  [default: runs/NAME, by the recipe's `name`]"
+    ),
+]
 
 
 def run(
     recipe: RecipeArgument,
     changes: Changes = None,
     debug: Debug = False,
-    run_dir: Annotated[
-        str | None,
-        typer.Option(
-            "--run-dir",
-            metavar="DIR",
-            help="Folder, or s3://…, gs://….  [default: runs/NAME, by the recipe's `name`]",
-        ),
-    ] = None,
+    run_dir: RunDir = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Write traces for Perfetto into the run directory, below profile/.")
     ] = False,
