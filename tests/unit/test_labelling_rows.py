@@ -71,6 +71,14 @@ def test_what_could_not_be_judged_is_in_no_row():
     assert list(maker().preferences(group({"a": "broken", "b": 0.3}))) == []
 
 
+def test_a_response_without_text_is_in_no_row_and_is_counted():
+    one = group({" ": 0.1, "a": 0.2, "b": 0.9})
+    assert pairs(maker().preferences(one)) == [("b", "a", pytest.approx(0.7), False)]
+    assert {row["completion"] for row in maker().unpaired(one)} == {"a", "b"}
+    assert list(maker().best(group({"": 0.9}))) == []
+    assert find([one], None, None, 0.0).empty == 1
+
+
 def test_single_responses_are_good_or_bad_beside_the_others_or_by_a_mark():
     one = group({"a": 0.0, "b": 1.0, "c": 0.5})
     labels = {row["completion"]: row["label"] for row in maker(tie_within=0.1).unpaired(one)}

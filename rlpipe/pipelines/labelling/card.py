@@ -91,6 +91,7 @@ def _quality(found: Mapping[str, Findings]) -> list[str]:
     rows = [[name, *(_number(p.metrics.get(name)) for p in found.values()), MEANINGS[name]] for name in names]
     rows += [["prompts", *(f"{part.prompts:,}" for part in found.values()), ""]]
     rows += [["responses", *(f"{part.responses:,}" for part in found.values()), ""]]
+    rows += [["without text", *(f"{part.empty:,}" for part in found.values()), "in no record"]]
     rows += [["asked in both orders", *(f"{part.asked_twice:,}" for part in found.values()), "pairs"]]
     for kind in dict.fromkeys(kind for part in found.values() for kind in part.failures):
         rows += [[f"failed: {kind}", *(f"{p.failures.get(kind, 0):,}" for p in found.values()), "in no label"]]

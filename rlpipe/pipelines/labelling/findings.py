@@ -22,6 +22,8 @@ class Findings:
     """Comparisons that were made in both orders."""
     failures: dict[str, int]
     """Questions to judges and rewards of responses that failed, by kind: they are in no label."""
+    empty: int
+    """Responses without any text, which are in no record."""
     metrics: dict[str, float] = field(default_factory=dict)
     """See `measured`; what is not known is not in it."""
     judges: dict[str, str] = field(default_factory=dict)
@@ -55,6 +57,7 @@ def find(groups: Sequence[Group], judge: str | None, gold: str | None, tie_withi
         responses=sum(len(group.completions) for group in groups),
         asked_twice=asked_twice,
         failures=dict(failures.most_common()),
+        empty=sum(not text.strip() for group in groups for text in group.completions),
         metrics=measured(groups, judge, gold, tie_within, [row["mass"] for row in rows if "mass" in row]),
         judges={name: _who(said) for one in details for name, said in one.items()},
         principles=_principles(groups),

@@ -46,6 +46,11 @@ def judged(group: Group) -> list[Judged]:
     return [Judged(i, text, outcome) for i, (text, outcome) in rows if isinstance(outcome, Score)]
 
 
+def recorded(group: Group) -> list[Judged]:
+    """Those of them that can stand in a record, which needs text."""
+    return [one for one in judged(group) if one.text.strip()]
+
+
 class Maker:
     """Makes rows by the recipe's settings."""
 
@@ -55,7 +60,7 @@ class Maker:
         self._settings, self._judge, self._system = settings, judge, system
 
     def preferences(self, group: Group) -> Iterator[Row]:
-        found = judged(group)
+        found = recorded(group)
         pairs = list(combinations(found, 2)) if self._settings.pairs == "all" else _extremes(found)
         for one, other in pairs:
             if one.text == other.text:
@@ -69,7 +74,7 @@ class Maker:
             yield self._pair(group, better, worse, margin, tied)
 
     def unpaired(self, group: Group) -> Iterator[Row]:
-        found = _distinct(judged(group))
+        found = _distinct(recorded(group))
         mean = sum(one.score.value for one in found) / len(found) if found else 0.0
         for one in found:
             if (good := self._is_good(one.score.value, mean)) is not None:
@@ -77,7 +82,7 @@ class Maker:
                 yield self._asked(group.prompt) | {"completion": said, "label": good} | self._about(group, one)
 
     def best(self, group: Group) -> Iterator[Row]:
-        found, least = judged(group), self._settings.accept_at
+        found, least = recorded(group), self._settings.accept_at
         one = max(found, key=lambda each: each.score.value, default=None)
         if one is not None and (least is None or one.score.value >= least):
             said = self._answer(group.prompt, one.text)
