@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlpipe.cli_runs import Changes, Debug, RecipeArgument, RunDir, place, start
+from rlpipe.cli_runs import Changes, Debug, RecipeArgument, RunDir, place, start, unreachable_told
 from rlpipe.terminal import mistakes_told, stop
 
 if TYPE_CHECKING:
@@ -53,8 +53,11 @@ def _refuse_others(directory: Path | str, recipe: "Recipe") -> None:
     """What was made by another recipe stays."""
     import yaml
 
-    file = Path(directory) / "recipe.yaml"
-    before = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    from rlpipe.data.remote import storage_of, work_folder
+
+    with unreachable_told():
+        run = storage_of(work_folder(directory))
+        before = yaml.safe_load(run.read("recipe.yaml")) if run.exists("recipe.yaml") else None
     if before and (before["task"], before["name"]) != (recipe.task, recipe.name):
         stop(
             f"{directory} holds a run of another recipe ({before['name']}, task {before['task']}), which stays; choose "

@@ -62,8 +62,8 @@ def length_bias(pairs: Sequence[Compared]) -> float:
     """How much more often the judge prefers the longer response than the gold labels do, as a difference of shares;
     without gold labels, than half of the time. Pairs of one length and ties of the judge say nothing."""
     told = [pair for pair in pairs if pair.longer and pair.preference != 0.5]
-    judge = _mean([float(_sign(pair.preference - 0.5) == pair.longer) for pair in told])
     known = [pair for pair in told if pair.gold]
+    judge = _mean([float(_sign(pair.preference - 0.5) == pair.longer) for pair in known or told])
     return judge - (_mean([float(_sign(pair.gold) == pair.longer) for pair in known]) if known else 0.5)
 
 

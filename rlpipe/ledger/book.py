@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from rlpipe.data.flow import Group, Prompt
+from rlpipe.data.flow import Failure, Group, Prompt
 from rlpipe.observe.rollouts import Fate
 
 
@@ -145,6 +145,11 @@ class Book:
     def answered(self) -> list[str]:
         """The leases whose answers are there and not taken."""
         return [drawn.lease_id for drawn in self._drawn[self._taken :] if drawn.group is not None]
+
+    def failed(self) -> list[str]:
+        """The leases whose answers have a failure among their outcomes."""
+        groups = [drawn.group for drawn in self._drawn if drawn.group is not None and not drawn.reason]
+        return [group.group_id for group in groups if any(isinstance(outcome, Failure) for outcome in group.outcomes)]
 
     @property
     def taken(self) -> list[Drawn]:

@@ -156,6 +156,10 @@ class Ledger:
         self._put()
         self._discard(before - self._book.segments)
 
+    def ask_failed_again(self) -> None:
+        """As `ask_again`, of every answer of which a part has failed, taken or not."""
+        self.ask_again(self._book.failed())
+
     def commit(self, step: int, advantages: Sequence[float] | None = None) -> None:
         """What was taken has been trained, in this step. `advantages`: one for each response of the taken groups, in
         their order, as the rollouts tell them."""

@@ -26,7 +26,7 @@ class Mix:
     def outcomes(self, group: Group, said: Mapping[str, Sequence[Component]]) -> tuple[Outcome, ...]:
         """One outcome per response, from what each reward said about the group."""
         rows = zip(*([_finite(c) for c in said[name]] for name in self.names), strict=True)
-        return tuple(_broken_off(t) or self._outcome(row) for t, row in zip(group.trajectories, rows, strict=True))
+        return tuple(broken_off(t) or self._outcome(row) for t, row in zip(group.trajectories, rows, strict=True))
 
     def close(self) -> None:
         for reward in self.rewards:
@@ -45,7 +45,7 @@ class Mix:
         return Score(value, components, json.dumps(details, ensure_ascii=False) if details else "")
 
 
-def _broken_off(trajectory: Trajectory) -> Failure | None:
+def broken_off(trajectory: Trajectory) -> Failure | None:
     """An episode whose environment failed has no reward, whatever could be said of its last turn."""
     outcome = trajectory.episode.outcome if trajectory.episode else None
     return _blame("environment", outcome) if isinstance(outcome, Failure) else None

@@ -111,10 +111,7 @@ class RewardStage:
 
     def check(self, groups: Sequence[Group], step: int) -> None:
         """Raise `RewardFailed` if too many rewards of the step failed."""
-        failures = [(g, i, o) for g in groups for i, o in enumerate(g.outcomes) if isinstance(o, Failure)]
-        responses = sum(len(group.outcomes) for group in groups)
-        if failures and len(failures) > self._max_failure_rate * responses:
-            raise RewardFailed(_failure_report(failures, responses, step, self._max_failure_rate))
+        check_failures(groups, step, self._max_failure_rate)
 
     def spent(self) -> dict[str, Usage]:
         """What judges behind endpoints have taken so far, by the name of the reward."""
@@ -153,6 +150,14 @@ class RewardStage:
             return []
         self._outstanding.remove(scoring)
         return [replace(scoring.group, outcomes=self._mix.outcomes(scoring.group, scoring.columns))]
+
+
+def check_failures(groups: Sequence[Group], step: int, allowed: float) -> None:
+    """Raise `RewardFailed` if more than this share of the responses have a failure in place of a score."""
+    failures = [(g, i, o) for g in groups for i, o in enumerate(g.outcomes) if isinstance(o, Failure)]
+    responses = sum(len(group.outcomes) for group in groups)
+    if failures and len(failures) > allowed * responses:
+        raise RewardFailed(_failure_report(failures, responses, step, allowed))
 
 
 def _failure_report(failures: list[tuple[Group, int, Failure]], responses: int, step: int, allowed: float) -> str:

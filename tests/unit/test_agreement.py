@@ -44,6 +44,7 @@ def test_length_bias_beyond_that_of_the_truth():
     long_wins, short_wins = pair(0.9, 1.0, longer=1), pair(0.9, 1.0, longer=-1)
     wrongly_long = pair(0.9, -1.0, longer=1)
     assert length_bias([long_wins, short_wins]) == 0.0
+    assert length_bias([long_wins, short_wins, pair(0.9, 0.0, longer=1)]) == 0.0, "equals say nothing of the truth"
     assert length_bias([wrongly_long, long_wins]) == pytest.approx(1.0 - 0.5)
     assert length_bias([pair(0.9, longer=1)] * 3 + [pair(0.9, longer=-1)]) == pytest.approx(0.75 - 0.5)
     assert math.isnan(length_bias([pair(0.5, 1.0, longer=1), pair(0.9, 1.0)]))

@@ -85,19 +85,11 @@ def test_equals_are_equal_without_anybody_being_asked():
     assert sorted(asking._arbiter.asked) == ["a|b", "b|a"], "and the same question once"
 
 
-def test_a_failed_question_is_no_label_and_is_counted():
+def test_a_failed_question_leaves_both_responses_without_a_reward():
     outside = Failure("outside_choice", "it would say else")
     [found] = judge(ANSWERS | {"b|a": outside}).score_all([group("a", "b", "c")], Allowance(1))
-    assert values(found) == pytest.approx([0.9, 0.5, (0.1 + 0.5) / 2]), "the other pairs decide"
-    assert found[0].details["comparisons"][0] == {
-        "other": 1, "better": None, "as_first": 0.9, "failures": ["outside_choice"],
-    }  # fmt: skip
-
-
-def test_where_all_questions_fail_the_response_has_no_reward():
-    outside = Failure("outside_choice", "it would say else")
-    [found] = judge({"a|b": outside, "b|a": outside}).score_all([group("a", "b")], Allowance(1))
-    assert found == [outside, outside]
+    assert found[:2] == [outside, outside], "a mean over other opponents than those of the rest would not compare"
+    assert found[2].value == pytest.approx((0.1 + 0.5) / 2)
 
 
 def test_in_one_order_half_is_asked_and_the_order_hangs_on_seed_and_prompt():
@@ -125,8 +117,10 @@ def test_a_lone_response_compares_with_nothing():
 
 
 def test_a_column_that_the_template_shows_and_the_row_lacks():
-    template = Template("t@1", ({"role": "user", "content": "{first}{second}{topic}"},), ("A", "B"), ())
-    [[failure, _]] = judge({}, template).score_all([group("a", "b", answer="1")], Allowance(1))
+    template = Template("t@1", ({"role": "user", "content": "|{first}{second}{topic}"},), ("A", "B"), ())
+    asking = judge({"abX": 0.5, "baX": 0.5}, template)
+    [[failure, _], whole] = asking.score_all([group("a", "b", answer="1"), group("a", "b", topic="X")], Allowance(1))
+    assert values(whole) == [0.5, 0.5], "another row of the same call has it"
     assert failure == Failure("missing_column", "the template t@1 shows {topic}, and the row has no such column")
 
 

@@ -38,6 +38,12 @@ def maker(judge=None, system=None, **settings):
     return Maker(Labels(**settings), judge, system)
 
 
+def made_of(groups, **settings):
+    making = maker(**settings)
+    making.look_at(groups)
+    return [row for each in groups for row in making.preferences(each)]
+
+
 def pairs(made):
     return [(row["chosen"], row["rejected"], row["margin"], row["tie"]) for row in made]
 
@@ -95,10 +101,12 @@ def test_the_best_response_and_rejection_sampling():
 
 def test_a_conversation_stays_one_without_the_recipe_s_system_message():
     turns = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
-    [row] = maker(system="S").preferences(group({"a": 0.2, "b": 0.9}, messages=turns))
+    one, plain = (group({"a": 0.2, "b": 0.9}, messages=said) for said in (turns, turns[1:]))
+    [row] = made_of([one], system="S")
     assert (row["prompt"], row["chosen"]) == ("U", "b"), "one message of the user is text"
-    [row] = maker().preferences(group({"a": 0.2, "b": 0.9}, messages=turns))
-    assert (row["prompt"], row["chosen"]) == (turns, [{"role": "assistant", "content": "b"}])
+    rows = made_of([one, plain])
+    assert [row["prompt"] for row in rows] == [turns, turns[1:]], "and messages where another one is a conversation"
+    assert {row["chosen"][0]["content"] for row in rows} == {"b"}
     assert asked(group({"a": 0.2}).prompt, None) == "rendered"
 
 
@@ -119,15 +127,11 @@ def test_the_first_of_those_that_are_read_may_be_known_to_be_the_best():
 
 def test_findings_count_each_comparison_once():
     row = {"as_first": 0.9, "as_second": 0.7, "mass": 0.5}
-    lost = {"better": None, "failures": ["outside_choice"]}
     one = group({"a": judged(0.8, 1, 1.0, **row), "b": judged(0.2, 0, 0.0, **row)})
-    details = json.dumps(
-        {"judge": {"judge": "who", "template": "t@1", "seed": 0, "comparisons": [{"other": 1} | lost]}}
-    )
-    two = group({"a": Score(0.5, {"judge": 0.5}, details), "b": "broken"})
+    two = group({"a": judged(0.8, 1, 1.0, **row), "b": "broken"})
     found = find([one, two], "judge", "exact", 0.0)
-    assert (found.prompts, found.responses, found.asked_twice) == (2, 4, 1)
-    assert found.failures == {"outside_choice": 1, "x": 1}
+    assert (found.prompts, found.responses, found.asked_twice) == (2, 4, 2)
+    assert found.failures == {"x": 1} and (found.cut, found.empty) == (0, 0)
     assert found.metrics["agreement/accuracy"] == 1.0 and found.metrics["mass"] == 0.5
     assert found.metrics["position_bias"] == pytest.approx(0.2)
 

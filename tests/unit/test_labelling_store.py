@@ -138,6 +138,32 @@ def test_where_too_much_fails_what_failed_is_asked_when_it_goes_on(tmp_path):
     assert "p01" in mended.asked and set(found) == set(IDS)
 
 
+def test_what_fails_again_stops_nothing(tmp_path):
+    class Strict(Answering):
+        def check(self, groups, step):
+            failed = sum(isinstance(o, Failure) for group in groups for o in group.outcomes)
+            if failed > 0.5 * len(groups):
+                raise RewardFailed("too many")
+
+    run(tmp_path, ALL, Strict(failing=["p03"]))
+    for _ in range(2):
+        again = Strict(failing=["p03"])
+        found, _ = run(tmp_path, ALL, again)
+        assert again.asked == ["p03"] and set(found) == set(IDS) - {"p03"}
+
+
+def test_all_that_had_failed_is_asked_again_with_the_fault_mended(tmp_path):
+    class Refused(Answering):
+        def check(self, groups, step):
+            raise RewardFailed("a wrong key")
+
+    with pytest.raises(RewardFailed):
+        run(tmp_path, ALL, Refused(failing=IDS))
+    mended = Answering()
+    found, _ = run(tmp_path, ALL, mended)
+    assert sorted(mended.asked) == IDS and set(found) == set(IDS), "not a batch of old failures after the other"
+
+
 def test_a_group_comes_back_as_it_was_handed_in(tmp_path):
     class Detailed(Answering):
         def _answer(self, lease):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from rlpipe.data.flow import Failure, Group, Prompt
+from rlpipe.data.flow import Group, Prompt
 from rlpipe.ledger.book import Appended, Lease
 from rlpipe.ledger.ledger import Ledger
 from rlpipe.pipelines.labelling.store import Pass, Store, committed
@@ -53,24 +53,32 @@ def settle(
     if all(prompt.prompt_id in found for prompt in prompts):
         return found
     settled = set(found)
+    known = frozenset(store.failed)  # they were counted when they failed first, and stop nothing by failing again
     with answering() as them:
         while (one := store.next_pass(prompts, settled)) is not None:
             with one.ledger:
-                work(one, them, per_commit, tell)
+                work(one, them, per_commit, tell, known)
             settled |= set(one.prompt_ids)
     return store.found(prompts)
 
 
-def work(one: Pass, answering: Answering, per_commit: int, tell: Tell) -> None:
-    """Until all of the pass is committed. What was durable stays so if anything raises."""
+def work(one: Pass, answering: Answering, per_commit: int, tell: Tell, known: Collection[str] = ()) -> None:
+    """Until all of the pass is committed. What was durable stays so if anything raises. Failures of the `known` prompts
+    count for nothing."""
     ready = _Ready(one.ledger, answering)
     try:
-        _work(one, answering, ready, per_commit, tell)
+        _work(one, answering, ready, per_commit, tell, known)
+    except RewardFailed:  # with what failed mended, all of that is to be asked again
+        ready.append()
+        one.ledger.ask_failed_again()
+        raise
     finally:  # what was answered before somebody else failed
         ready.append()
 
 
-def _work(one: Pass, answering: Answering, ready: "_Ready", per_commit: int, tell: Tell) -> None:
+def _work(
+    one: Pass, answering: Answering, ready: "_Ready", per_commit: int, tell: Tell, known: Collection[str]
+) -> None:
     ledger = one.ledger
     done = committed(ledger)
     while done < one.total:
@@ -79,20 +87,11 @@ def _work(one: Pass, answering: Answering, ready: "_Ready", per_commit: int, tel
         count = min(per_commit, one.total - done)
         ready.add(answering.answered(SECONDS_PER_LOOK), urgent=not answering.in_hand())
         while count and (groups := ledger.take(count)) is not None:
-            _check(ledger, answering, groups)
+            answering.check([group for group in groups if group.prompt.prompt_id not in known], ledger.step + 1)
             ledger.commit(ledger.step + 1)
             done += count
             tell(groups, done, one.total)
             count = min(per_commit, one.total - done)
-
-
-def _check(ledger: Ledger, answering: Answering, groups: Sequence[Group]) -> None:
-    """What failed is asked again when the run goes on, with what failed mended."""
-    try:
-        answering.check(groups, ledger.step + 1)
-    except RewardFailed:
-        ledger.ask_again([g.group_id for g in groups if any(isinstance(o, Failure) for o in g.outcomes)])
-        raise
 
 
 class _Ready:

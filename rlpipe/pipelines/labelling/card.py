@@ -91,6 +91,7 @@ def _quality(found: Mapping[str, Findings]) -> list[str]:
     rows = [[name, *(_number(p.metrics.get(name)) for p in found.values()), MEANINGS[name]] for name in names]
     rows += [["prompts", *(f"{part.prompts:,}" for part in found.values()), ""]]
     rows += [["responses", *(f"{part.responses:,}" for part in found.values()), ""]]
+    rows += [["cut off", *(f"{part.cut:,}" for part in found.values()), "ended at `rollout.max_new_tokens`"]]
     rows += [["without text", *(f"{part.empty:,}" for part in found.values()), "in no record"]]
     rows += [["asked in both orders", *(f"{part.asked_twice:,}" for part in found.values()), "pairs"]]
     for kind in dict.fromkeys(kind for part in found.values() for kind in part.failures):

@@ -4,11 +4,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from statistics import fmean
 from typing import Any
 
 from rlpipe.algorithms import agreement
-from rlpipe.data.flow import Failure, Group
+from rlpipe.data.flow import Failure, FinishReason, Group
 from rlpipe.pipelines.labelling.preferences import compared, judged
 
 
@@ -24,6 +25,8 @@ class Findings:
     """Questions to judges and rewards of responses that failed, by kind: they are in no label."""
     empty: int
     """Responses without any text, which are in no record."""
+    cut: int
+    """Responses that were cut off at their greatest length."""
     metrics: dict[str, float] = field(default_factory=dict)
     """See `measured`; what is not known is not in it."""
     judges: dict[str, str] = field(default_factory=dict)
@@ -46,17 +49,15 @@ MEANINGS = {
 def find(groups: Sequence[Group], judge: str | None, gold: str | None, tie_within: float) -> Findings:
     """`judge` is the reward that compares, `gold` what its labels are compared with; None where there is none."""
     details = [one.details for group in groups for one in judged(group)]
-    rows = [row for said in details for row in said.get(judge, {}).get("comparisons", [])] if judge else []
-    # Each comparison stands with both of its responses.
-    asked_twice = sum("as_first" in row and "as_second" in row for row in rows) // 2
-    failed = Counter(kind for row in rows for kind in row.get("failures", []))
-    failures = Counter({kind: -(-count // 2) for kind, count in failed.items()})
-    failures.update(o.kind for group in groups for o in group.outcomes if isinstance(o, Failure))
+    rows = [row for group in groups for row in _comparisons(group, judge)] if judge else []
+    asked_twice = sum("as_first" in row and "as_second" in row for row in rows)
+    failures = Counter(o.kind for group in groups for o in group.outcomes if isinstance(o, Failure))
     return Findings(
         prompts=len(groups),
         responses=sum(len(group.completions) for group in groups),
         asked_twice=asked_twice,
         failures=dict(failures.most_common()),
+        cut=sum(t.finish_reason is FinishReason.LENGTH for group in groups for t in group.trajectories),
         empty=sum(not text.strip() for group in groups for text in group.completions),
         metrics=measured(groups, judge, gold, tie_within, [row["mass"] for row in rows if "mass" in row]),
         judges={name: _who(said) for one in details for name, said in one.items()},
@@ -75,10 +76,26 @@ def measured(
         "position_bias": agreement.position_bias(pairs),
         "disagreement": agreement.disagreement(pairs),
         "length_bias": agreement.length_bias(pairs),
-        "ties": fmean(abs(pair.preference - 0.5) <= tie_within / 2 for pair in pairs) if pairs else math.nan,
+        "ties": fmean(ties) if (ties := [tie for group in groups for tie in _ties(group, tie_within)]) else math.nan,
         "mass": fmean(mass) if mass else math.nan,
     }
     return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def _comparisons(group: Group, judge: str) -> list[dict[str, Any]]:
+    """What was said of each pair, once: it stands with both of its responses, if both have a reward."""
+    found = {
+        frozenset((one.index, row["other"])): row
+        for one in judged(group)
+        for row in one.details.get(judge, {}).get("comparisons", [])
+    }
+    return list(found.values())
+
+
+def _ties(group: Group, within: float) -> list[bool]:
+    """Of each pair of different responses, whether they are worth the same: as for preferences."""
+    pairs = [(one, other) for one, other in combinations(judged(group), 2) if one.text != other.text]
+    return [abs(one.score.value - other.score.value) <= within for one, other in pairs]
 
 
 def _who(said: dict[str, Any]) -> str:

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from rlpipe.data.flow import Group, Prompt
 from rlpipe.data.judge_template import load
 from rlpipe.pipelines.judges import drawer
@@ -23,7 +25,6 @@ from rlpipe.recipe.labelling import LabelRecipe, ReadResponses
 from rlpipe.recipe.rewards import ModelReward, PythonReward, RewardMix
 from rlpipe.rewards.judging.judged import Drawn
 from rlpipe.rollout.environments.critique import CritiqueAndRevision
-from rlpipe.runtime.preflight.look import fingerprint
 
 
 def asked(stage: Stage, recipe: LabelRecipe, prompts: list[Prompt], part: str) -> list[Prompt]:
@@ -58,7 +59,8 @@ def _about_responses(stage: Stage, recipe: LabelRecipe) -> Any:
         return recipe.responses.model_dump()
     rollout = recipe.rollout
     how = [rollout.engine, rollout.max_new_tokens, rollout.temperature, list(stage.stop_token_ids), stage.dtype]
-    return [_model(stage.model_path), how, recipe.responses.model_dump(), recipe.seed]
+    model = [*_model(stage.model_path), getattr(recipe.model, "revision", None), rollout.max_model_len]
+    return [model, how, recipe.responses.model_dump(), recipe.seed]
 
 
 def _said_by(recipe: LabelRecipe) -> Callable[[Prompt], Any]:
@@ -69,7 +71,8 @@ def _said_by(recipe: LabelRecipe) -> Callable[[Prompt], Any]:
             asking, samples = CritiqueAndRevision(environment), recipe.responses.count
             return lambda prompt: asking.what_decides(prompt.text, samples)
         case PythonEnvironment():
-            settings = environment.model_dump() | _code(environment.implementation)
+            how = {"implementation", "processes", "batch", "secrets"}
+            settings = environment.model_dump(exclude=how) | _code(environment.implementation)
             return lambda prompt: settings
     settings = environment.model_dump()
     return lambda prompt: settings
@@ -82,13 +85,17 @@ def _content(recipe: LabelRecipe, prompt: Prompt) -> list[Any]:
 
 
 def _about_labels(mix: RewardMix) -> Any:
-    """Who judges, and by what. How many processes do is not part of it."""
+    """Who judges, and by what. How many processes do, where files lie and what it costs is not part of it."""
     return [_about_reward(reward.model_dump()) | _contents(reward) for reward in mix.mix]
 
 
-_HOW = {"engines", "ranks", "processes", "requests", "threads", "resources", "deadline", "timeout", "max_restarts",
-        "kv_cache_gib", "gpu_memory_utilization", "max_num_seqs", "questions_per_call", "tokens_per_batch",
-        "tensor_parallel", "constitution", "requests_per_minute", "tokens_per_minute"}  # fmt: skip
+_HOW = {
+    "path", "template", "function", "constitution", "prices", "api_key_env", "token_env", "secrets",
+    "trust_remote_code", "engines", "ranks", "processes", "requests", "requests_per_minute", "tokens_per_minute",
+    "threads", "resources", "deadline", "timeout", "max_restarts", "tensor_parallel", "kv_cache_gib",
+    "gpu_memory_utilization", "max_num_seqs", "questions_per_call", "tokens_per_batch",
+}  # fmt: skip
+"""Keys that change no answer; what stands in the files that some of them name does, and is looked at."""
 
 
 def _about_reward(settings: dict[str, Any]) -> dict[str, Any]:
@@ -112,13 +119,27 @@ def _contents(reward: Any) -> dict[str, Any]:
 
 
 def _code(named: str) -> dict[str, str]:
-    """What stands in the file of `path/to/file.py:name`."""
-    file = Path(named.rpartition(":")[0])
-    return {"code": hashlib.sha256(file.read_bytes()).hexdigest()} if file.is_file() else {}
+    """What stands in the file of `path/to/file.py:name`, and which name in it."""
+    path, _, name = named.rpartition(":")
+    file = Path(path)
+    return {"name": name, "code": _contents_of(file)} if file.is_file() else {"name": named}
 
 
 def _model(path: str) -> list[str]:
-    return [path, fingerprint(path)]
+    """By content, wherever it lies: one that was trained again has files of the same names and sizes. A hub id by
+    itself."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return [path]
+    return [f"{file.name} {_contents_of(file)}" for file in sorted(folder.iterdir()) if file.is_file()]
+
+
+def _contents_of(file: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _digest(value: Any) -> str:

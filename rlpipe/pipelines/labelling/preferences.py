@@ -9,7 +9,7 @@ the chosen one is better. Further columns are the row's own, and where a label c
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -58,6 +58,11 @@ class Maker:
         """`judge` is the name of the reward that compares, where there is one; `system` is the recipe's system message,
         which whoever trains on the data puts in front again."""
         self._settings, self._judge, self._system = settings, judge, system
+        self._as_messages = False
+
+    def look_at(self, groups: Iterable[Group]) -> None:
+        """Where the prompt of one record is a conversation, those of all are: a column has one type."""
+        self._as_messages = any(not isinstance(asked(group.prompt, self._system), str) for group in groups)
 
     def preferences(self, group: Group) -> Iterator[Row]:
         found = recorded(group)
@@ -78,14 +83,14 @@ class Maker:
         mean = sum(one.score.value for one in found) / len(found) if found else 0.0
         for one in found:
             if (good := self._is_good(one.score.value, mean)) is not None:
-                said = self._answer(group.prompt, one.text)
+                said = self._answer(one.text)
                 yield self._asked(group.prompt) | {"completion": said, "label": good} | self._about(group, one)
 
     def best(self, group: Group) -> Iterator[Row]:
         found, least = recorded(group), self._settings.accept_at
         one = max(found, key=lambda each: each.score.value, default=None)
         if one is not None and (least is None or one.score.value >= least):
-            said = self._answer(group.prompt, one.text)
+            said = self._answer(one.text)
             yield self._asked(group.prompt) | {"completion": said} | self._about(group, one)
 
     def _is_good(self, value: float, mean: float) -> bool | None:
@@ -95,7 +100,7 @@ class Maker:
 
     def _pair(self, group: Group, better: Judged, worse: Judged, margin: float, tied: bool) -> Row:
         prompt = group.prompt
-        said = {"chosen": self._answer(prompt, better.text), "rejected": self._answer(prompt, worse.text)}
+        said = {"chosen": self._answer(better.text), "rejected": self._answer(worse.text)}
         heard = better.comparison(worse.index, self._judge) if self._judge else None
         probability = {} if heard is None else {"probability": heard["better"]}
         orders = {} if heard is None else {"orders": [heard.get("as_first"), heard.get("as_second")]}
@@ -113,17 +118,20 @@ class Maker:
             for name, said in one.details.items()
         }
         notes = [json.loads(t.note) for t in group.conversations[one.index] if t.note] if group.conversations else []
-        about = {"prompt_id": group.prompt.prompt_id, **sources} | ({"turns": notes} if notes else {})
+        ended = group.trajectories[one.index].finish_reason.value
+        about = {"prompt_id": group.prompt.prompt_id, "finish_reason": ended, **sources}
+        about |= {"turns": notes} if notes else {}
         return own | {"score": one.score.value, "provenance": _json(about)}
 
     def _asked(self, prompt: Prompt) -> Row:
-        return {"prompt": asked(prompt, self._system)}
+        said = asked(prompt, self._system)
+        if self._as_messages and isinstance(said, str):
+            said = [{"role": "user", "content": said}]
+        return {"prompt": said}
 
-    def _answer(self, prompt: Prompt, text: str) -> Any:
-        """As text where the prompt is text, else as messages."""
-        if isinstance(asked(prompt, self._system), str):
-            return text
-        return [{"role": "assistant", "content": text}]
+    def _answer(self, text: str) -> Any:
+        """As text where prompts are text, else as messages."""
+        return [{"role": "assistant", "content": text}] if self._as_messages else text
 
 
 _OURS = {"prompt", "completion", "chosen", "rejected", "label", "margin", "probability", "tie", "chosen_score",

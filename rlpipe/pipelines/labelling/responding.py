@@ -17,6 +17,8 @@ from rlpipe.pipelines import episodes, roles
 from rlpipe.pipelines.answers import group_of
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.labelling import LabelRecipe, ReadResponses
+from rlpipe.rewards.mix import broken_off
+from rlpipe.rewards.stage import check_failures
 from rlpipe.rollout.episodes import Rollouts
 from rlpipe.rollout.pool import EnginePool
 
@@ -29,7 +31,7 @@ class Sampled:
 
     def __init__(self, stage: Stage, recipe: LabelRecipe, rollouts: Rollouts) -> None:
         self._tokenizer, self._rollouts, self._seed = stage.tokenizer, rollouts, recipe.seed
-        self._count = recipe.responses.count
+        self._count, self._allowed = recipe.responses.count, recipe.rewards.max_failure_rate
         rollout = recipe.rollout
         self._sampling = Sampling(rollout.max_new_tokens, rollout.temperature, stage.stop_token_ids)
         self._prompts: dict[str, Prompt] = {}
@@ -45,7 +47,8 @@ class Sampled:
         return self._rollouts.asked()
 
     def check(self, groups: Sequence[Group], step: int) -> None:
-        """An episode whose environment failed is told of when it is judged."""
+        """Episodes whose environment failed have no response."""
+        check_failures(groups, step, self._allowed)
 
     def _request(self, lease: Lease) -> GroupRequest:
         prompt = lease.prompt
@@ -129,7 +132,7 @@ def _read(lease: Lease, index: int, ids: list[int], eos: int | None) -> Trajecto
 
 
 def _unjudged(group: Group) -> Group:
-    return replace(group, outcomes=(UNJUDGED,) * len(group.completions))
+    return replace(group, outcomes=tuple(broken_off(trajectory) or UNJUDGED for trajectory in group.trajectories))
 
 
 @contextmanager

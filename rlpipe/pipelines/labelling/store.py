@@ -53,6 +53,8 @@ class Store:
     ) -> None:
         self._run, self._phase = run, phase
         self._rewards, self._lease_seconds, self._clock = tuple(rewards), lease_seconds, clock
+        self.failed: set[str] = set()
+        """Prompts of which `found` has seen that nothing came of them in an earlier run."""
 
     def found(self, prompts: Sequence[Prompt]) -> dict[str, Group]:
         """The committed answers to these, by prompt id. A group of which nothing could be judged is none: it is asked
@@ -63,10 +65,9 @@ class Store:
             storage = self._run.folder(name)
             for step in rollouts.steps(storage):
                 table = _table(storage, step)
-                wanted = [
-                    prompt_id in by_id and fate == Fate.TRAINED
-                    for prompt_id, fate in zip(table["prompt_id"].to_pylist(), table["fate"].to_pylist(), strict=True)
-                ]
+                fates = list(zip(table["prompt_id"].to_pylist(), table["fate"].to_pylist(), strict=True))
+                self.failed |= {prompt_id for prompt_id, fate in fates if fate == Fate.FAILED}
+                wanted = [prompt_id in by_id and fate == Fate.TRAINED for prompt_id, fate in fates]
                 groups |= {g.prompt.prompt_id: g for g in groups_of(table.filter(wanted), by_id.__getitem__)}
         return groups
 

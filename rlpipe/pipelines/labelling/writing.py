@@ -35,6 +35,7 @@ def write(
     """All files into `folder`, in place of what is there; for people, what each part has become."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    maker.look_at(group for groups in parts.values() for group in groups)
     files: dict[str, dict[str, tuple[str, int]]] = {}
     for kind, make in KINDS.items():
         for part, groups in parts.items():

@@ -75,20 +75,26 @@ class Judged:
         return count
 
     def score_all(self, groups: Sequence[Group], allowance: Allowance) -> list[list[Component]]:
-        try:
-            asked = [self._asked(group) for group in groups]
-        except KeyError as missing:
-            why = f"the template {self._template.name} shows {{{missing.args[0]}}}, and the row has no such column"
-            return [[Failure("missing_column", why)] * len(group.completions) for group in groups]
-        distinct = {question.question_id: question for one in asked for question in one.values()}
+        asked = [self._asked_or_not(group) for group in groups]
+        distinct = {q.question_id: q for one in asked if isinstance(one, dict) for q in one.values()}
         answers = dict(zip(distinct, self._arbiter.ask(list(distinct.values()), allowance), strict=True))
         say = self._compared if self._template.compares else self._graded
-        return [say(group, one, answers) for group, one in zip(groups, asked, strict=True)]
+        return [
+            [one] * len(group.completions) if isinstance(one, Failure) else say(group, one, answers)
+            for group, one in zip(groups, asked, strict=True)
+        ]
 
     def _questions_of(self, responses: int) -> int:
         if not self._template.compares:
             return responses
         return responses * (responses - 1) // (1 if self._recipe.orders == "both" else 2)
+
+    def _asked_or_not(self, group: Group) -> dict[tuple[int, int], Question] | Failure:
+        try:
+            return self._asked(group)
+        except KeyError as missing:
+            why = f"the template {self._template.name} shows {{{missing.args[0]}}}, and the row has no such column"
+            return Failure("missing_column", why)
 
     def _asked(self, group: Group) -> dict[tuple[int, int], Question]:
         """By the responses that are shown, in their order; (i, i) where one is graded."""
@@ -140,7 +146,7 @@ class Judged:
         others = [j for j in range(len(group.completions)) if j != i]
         rows = [_comparison(i, j, heard, group.completions[i] == group.completions[j]) for j in others]
         won = [row["better"] for row in rows if row["better"] is not None]
-        if not won:
+        if len(won) < len(others):  # a mean over other opponents than those of the rest would not compare
             return next(a for pair, a in heard.items() if i in pair and isinstance(a, Failure))
         return Explained(fmean(won), self._about(group) | {"comparisons": rows})
 
