@@ -36,7 +36,7 @@ def output(tmp_path):
     """As the harness writes it: a task with two readings, one metric of the whole, and a group."""
     results = {
         "results": {
-            "sums": {"alias": "sums", "acc,none": 0.75, "acc_stderr,none": 0.25, "f1,none": 0.6, "f1_stderr,none": "N/A"},
+            "sums": {"acc,none": 0.75, "acc_stderr,none": 0.25, "f1,none": 0.6, "f1_stderr,none": "N/A"},
             "said": {"exact_match,strict": 0.5, "exact_match,loose": 1.0, "word_perplexity,none": 8.0},
             "both": {"acc,none": 0.625, "acc_stderr,none": 0.1},
         },

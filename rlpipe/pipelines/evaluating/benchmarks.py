@@ -18,10 +18,12 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from rlpipe.pipelines.evaluating import harness
 from rlpipe.pipelines.evaluating.ends import BenchmarksFailed
 from rlpipe.pipelines.evaluating.served import Served
 from rlpipe.pipelines.evaluating.stored import files_of
 from rlpipe.pipelines.stage import Stage
+from rlpipe.recipe import secrets
 from rlpipe.recipe.benchmarks import Benchmarks
 from rlpipe.recipe.evaluating import EvalRecipe
 
@@ -88,7 +90,7 @@ def _command(settings: Benchmarks, model: Served, output: Path) -> list[str]:
     }
     words = [word for pair in options.items() for word in pair]
     template = ["--apply_chat_template"] if settings.apply_chat_template else []
-    return [sys.executable, "-m", PACKAGE, "run", *words, *template, "--log_samples"]
+    return [sys.executable, "-m", harness.__name__, "run", *words, *template, "--log_samples"]
 
 
 def _model_arguments(settings: Benchmarks, model: Served) -> tuple[str, dict[str, Any]]:
@@ -111,7 +113,8 @@ def _model_arguments(settings: Benchmarks, model: Served) -> tuple[str, dict[str
 
 
 def _harness(command: list[str], settings: Benchmarks, log: Path) -> None:
-    environment = os.environ | _PLAIN_VLLM | {"TOKENIZERS_PARALLELISM": "false"}
+    own = {name: value for name, value in os.environ.items() if name in secrets.HUB or not secrets.is_secret(name)}
+    environment = own | _PLAIN_VLLM | {"TOKENIZERS_PARALLELISM": "false"}
     with log.open("w") as out:
         try:
             done = subprocess.run(

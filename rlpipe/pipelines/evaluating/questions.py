@@ -9,10 +9,14 @@ from rlpipe.data.source import Records, load_all, load_records
 from rlpipe.recipe.evaluating import EvalRecipe
 
 
-def questions(recipe: EvalRecipe) -> Records:
-    """The records to ask, as held-out ones, no more than the recipe says; there is nothing to train on."""
+def questions(recipe: EvalRecipe) -> tuple[Records, str]:
+    """The records to ask, as held-out ones, no more than the recipe says; there is nothing to train on. And in words
+    how many that is of how many."""
     found = load_all(recipe.data) if recipe.part == "all" else load_records(recipe.data, only_prompts=True)
-    return replace(found, train=[], heldout=found.heldout[: recipe.evaluation.prompts])
+    there, most = len(found.heldout), recipe.evaluation.prompts
+    says = f"asking {min(there, most):,} prompts"
+    says += f", the first of {there:,} (evaluation.prompts={most})" if there > most else ""
+    return replace(found, train=[], heldout=found.heldout[:most]), says
 
 
 def problem_id(index: int, record: Record) -> str:

@@ -24,7 +24,8 @@ from rlpipe.recipe.evaluating import EvalRecipe
 def run_evaluation(stage: Stage, recipe: EvalRecipe) -> None:
     """Ask, compare, write. Raises `Regressed` when all is written."""
     benchmarks.require(recipe)
-    found = questions(recipe)
+    found, says = questions(recipe)
+    stage.events.note(says)
     models = served(stage, recipe, found)
     book = Book(stage.storage, [reward.name for reward in recipe.rewards.mix])
     reference = models.get(recipe.reference) if recipe.reference else None
