@@ -310,7 +310,7 @@ class TestEvaluation:
         assert on_each_gpu(stage) == [["engine 0"]]
 
     def test_what_does_not_fit_has_a_larger_share_of_the_gpu_or_more_of_them(self):
-        whole = plan(load("arithmetic/eval", self.MODELS), cluster("1x24GB"), ASKED)
+        whole = plan(load("arithmetic/eval", self.MODELS), cluster("1x24GB", 1, None), ASKED)
         assert not whole.fits  # 14 GiB of weights in half of 24
         assert advice(whole, whole.stages[0], ASKED)[0].change == "rollout.gpu_memory_utilization=0.9"
 
