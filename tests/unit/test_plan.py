@@ -311,8 +311,9 @@ class TestEvaluation:
 
     def test_what_does_not_fit_has_a_larger_share_of_the_gpu_or_more_of_them(self):
         whole = plan(load("arithmetic/eval", self.MODELS), cluster("1x24GB", 1, None), ASKED)
-        assert not whole.fits  # 14 GiB of weights in half of 24
-        assert advice(whole, whole.stages[0], ASKED)[0].change == "rollout.gpu_memory_utilization=0.9"
+        assert "has 12.0 GiB of each GPU (rollout.gpu_memory_utilization=0.5)" in whole.stages[0].shortages[0].message
+        [found] = advice(whole, whole.stages[0], ASKED)
+        assert found.change == "rollout.gpu_memory_utilization=0.9 rollout.max_model_len=32768"
 
     def test_in_a_pipeline_it_has_what_stages_before_it_make(self, tmp_path):
         file = tmp_path / "judged.yaml"
