@@ -91,9 +91,14 @@ def _found(
         compared[name] = {
             metric: against(metric, measure, measures[base].get(metric), recipe.seed, _lower_is_better(benchmarks))
             for metric, measure in measures[name].items()
-            if metric == WIN_RATE or metric in measures[base]
+            if metric == WIN_RATE or _same_questions(measure, measures[base].get(metric))
         }
     return Found(stored, measures, compared, duels)
+
+
+def _same_questions(ours: Measure, baseline: Measure | None) -> bool:
+    """A benchmark may have been measured on more questions of one model than of another."""
+    return baseline is not None and len(ours.above_N) == len(baseline.above_N)
 
 
 def _lower_is_better(benchmarks: Mapping[str, Measured]) -> set[str]:
