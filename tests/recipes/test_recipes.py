@@ -167,7 +167,7 @@ def check(run_dir: Path, name: str, changes: list[str], output: str) -> None:
         if place.exists():
             check_comparison(load(name, changes), json.loads((place / "comparison.json").read_text()))
         heading = next(line for line in output.splitlines() if re.match(r"┃ +┃", line))
-        trained = [stage for stage, task in recipe.stages.items() if not isinstance(task, LabelRecipe)]
+        trained = [stage for stage, task in recipe.stages.items() if not isinstance(task, LabelRecipe | EvalRecipe)]
         assert re.findall(r"base|after \w+", heading) == ["base", *(f"after {stage}" for stage in trained)]
 
 
