@@ -71,7 +71,7 @@ def main(
     \b
     Exit codes:
       0    done
-      1    the run failed, or `doctor` or `data check` found what would stop one
+      1    the run failed, `eval` found a model worse than it may be, or `doctor` or `data check` what would stop a run
       2    a mistake in the recipe or on the command line; nothing was trained
       130  stopped with Ctrl-C, or with q in the debugger
     """

@@ -24,7 +24,7 @@ from rlpipe.observe.events import EventLog, View
 from rlpipe.observe.tracking import TENSORBOARD, TrackerMissing, trackers
 from rlpipe.pipelines import checkpoints, full_disk, preflight, resuming
 from rlpipe.pipelines.evaluating import afterwards
-from rlpipe.pipelines.evaluating.ends import Regressed
+from rlpipe.pipelines.evaluating.ends import BenchmarksFailed, Regressed
 from rlpipe.pipelines.exit_codes import DONE, FAILED, INTERRUPTED
 from rlpipe.pipelines.offline.failures import TrainingFailed
 from rlpipe.pipelines.profiling import Profile, Steps
@@ -58,7 +58,7 @@ BESIDE = (TENSORBOARD, "profile")
 TOLD = (
     DataError, ModelError, RewardUnusable, RewardFailed, TrackerMissing, DeadlineExceeded, RoleDied, GivenUp,
     PlacementError, PreflightFailed, TrainingFailed, WeightsRejected, WeightSyncError, CheckpointMismatch, LedgerError,
-    SecretUnreadable, remote.Unreachable, Regressed,
+    SecretUnreadable, remote.Unreachable, Regressed, BenchmarksFailed,
 )  # fmt: skip
 """Errors whose message says all there is to say: no traceback."""
 

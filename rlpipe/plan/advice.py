@@ -151,7 +151,8 @@ def _smaller(recipe: StageRecipe) -> Iterator[Change]:
 def _together(recipe: StageRecipe) -> Iterator[Change]:
     """Changes that are tried on top of each other, as far as they go together: first fewer GPUs, then less on each."""
     if isinstance(recipe, EvalRecipe | LabelRecipe):
-        yield from _rollout(recipe)
+        yield {"rollout.gpu_memory_utilization": 0.9}
+        yield from (change for change in _rollout(recipe) if "rollout.max_model_len" in change)
         return
     if isinstance(recipe, RlRecipe):
         yield from ({f"{key}.share": "policy"} for key, _ in model_rewards(recipe.rewards))

@@ -2,10 +2,11 @@
 
 from rlpipe.plan import seconds
 from rlpipe.plan.batches import Batches
+from rlpipe.plan.engines import Generator
 from rlpipe.plan.hardware import Rates
 from rlpipe.plan.lengths import PROMPT, Lengths
 from rlpipe.plan.model_files import ModelFacts
-from rlpipe.plan.roles import Role, Setting, engines, generator, scorers
+from rlpipe.plan.roles import Role, Setting, engines, generator, model_rewards, reward_model
 from rlpipe.plan.seconds import Seconds
 from rlpipe.recipe.evaluating import EvalRecipe
 
@@ -17,23 +18,23 @@ def largest(recipe: EvalRecipe, setting: Setting) -> tuple[str, ModelFacts]:
     return name, found[name]
 
 
-def roles(recipe: EvalRecipe, model: ModelFacts, name: str, setting: Setting) -> list[Role]:
-    """What runs at the same time while that model answers."""
-    rollout, longest = recipe.rollout, _longest(recipe, model)
+def engine_of(recipe: EvalRecipe, model: ModelFacts, name: str, setting: Setting) -> Generator:
+    """What that model answers on."""
     dtype = recipe.alone(name).model.dtype
-    made = generator(rollout, model, dtype, setting, longest, colocated=False)
-    return [
-        *scorers(recipe.rewards, setting, longest, None),
-        engines(rollout, made, model.name, setting.gpus(rollout.resources, rollout.tensor_parallel)),
-    ]
+    return generator(recipe.rollout, model, dtype, setting, longest(recipe, model), colocated=False)
 
 
-def answering(recipe: EvalRecipe, model: ModelFacts, name: str, setting: Setting, rates: Rates) -> Seconds:
+def roles(recipe: EvalRecipe, model: ModelFacts, made: Generator, setting: Setting) -> list[Role]:
+    """What runs at the same time while that model answers."""
+    rollout, most = recipe.rollout, longest(recipe, model)
+    judges = [reward_model(key, one, setting, most, None) for key, one in model_rewards(recipe.rewards)]
+    return [*judges, engines(rollout, made, model.name, setting.gpus(rollout.resources, rollout.tensor_parallel))]
+
+
+def answering(recipe: EvalRecipe, made: Generator, setting: Setting, rates: Rates) -> Seconds:
     """Of all answers of that model, each at its greatest length."""
-    longest, dtype = _longest(recipe, model), recipe.alone(name).model.dtype
-    made = generator(recipe.rollout, model, dtype, setting, longest, colocated=False)
-    response = min(recipe.rollout.max_new_tokens, longest - 1)
-    lengths = Lengths(min(setting.prompt or PROMPT, longest - response), response)
+    response = min(recipe.rollout.max_new_tokens, made.whole - 1)
+    lengths = Lengths(min(setting.prompt or PROMPT, made.whole - response), response)
     prompts, group = recipe.evaluation.prompts, 1 + recipe.evaluation.samples
     return seconds.generation(made, recipe.rollout.engines, prompts, group, lengths, rates)
 
@@ -49,5 +50,6 @@ def asked(recipe: EvalRecipe) -> Batches:
     return Batches(lines, {"models": models, "answers_per_model": answers, "answers": models * answers}, ())
 
 
-def _longest(recipe: EvalRecipe, model: ModelFacts) -> int:
+def longest(recipe: EvalRecipe, model: ModelFacts) -> int:
+    """Tokens of a prompt and its answer."""
     return min(recipe.rollout.max_model_len or PROMPT + recipe.rollout.max_new_tokens, model.context)

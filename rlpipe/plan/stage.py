@@ -90,10 +90,14 @@ def _evaluation(name: str, recipe: EvalRecipe, cluster: Cluster, setting: Settin
     which, model = evaluating.largest(recipe, setting)
     held = replace(weights(model.shapes, None, None), trained=0, frozen=model.shapes.size(scores=False))
     speed = said or rates(setting.gpus(recipe.rollout.resources) > 0)
-    took = evaluating.answering(recipe, model, which, setting, speed)
-    roles = tuple(evaluating.roles(recipe, model, which, setting))
+    made = evaluating.engine_of(recipe, model, which, setting)
+    took = evaluating.answering(recipe, made, setting, speed)
+    roles = tuple(evaluating.roles(recipe, model, made, setting))
     scene = Scene(f"while {which} answers", roles, place(roles, cluster))
-    short = tuple(shortages.of_places(scene.placed))
+    short = (
+        *shortages.of_engine(made, min(recipe.rollout.max_model_len or model.context, model.context)),
+        *shortages.of_places(scene.placed),
+    )
     return StagePlan(name, recipe, model, held, evaluating.asked(recipe), (scene,), took, speed, (), short)
 
 

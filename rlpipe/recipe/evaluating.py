@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Discriminator, Field, NonNegativeFloat, Tag, field_validator, model_validator
 
 from rlpipe.recipe.base import FilePath, FolderName, PathOrHubId, Strict
+from rlpipe.recipe.benchmarks import Benchmarks
 from rlpipe.recipe.data import Data, HeldOut, RecordsData
 from rlpipe.recipe.environment import Environment, SingleTurn, check_requests, check_rewards
 from rlpipe.recipe.judge import JudgeReward
@@ -87,6 +88,8 @@ class EvalRecipe(Strict):
     """Name of the reward that says which of two answers to a prompt is better; the weighted sum if absent."""
     judge: JudgeReward | None = None
     """A language model that says so in their place, of the baseline's greedy answer and each other model's."""
+    benchmarks: Benchmarks | None = None
+    """Standard benchmarks beside these prompts, by lm-evaluation-harness."""
     refusals: list[str] = REFUSALS
     """Regular expressions of refusals, found anywhere in a greedy answer, in any case and with any kind of apostrophe;
     an empty list measures none."""
@@ -177,7 +180,8 @@ class EvalRecipe(Strict):
     @model_validator(mode="after")
     def _regressions_are_measured(self) -> "EvalRecipe":
         known = list(self.measured())
-        odd = next((metric for metric in self.regressions if metric not in known), None)
+        asked = [metric for metric in self.regressions if not (self.benchmarks and "/" in metric)]
+        odd = next((metric for metric in asked if metric not in known), None)
         if odd is not None:
             raise ValueError(f"regressions.{odd} is not measured here; what is: {', '.join(known)}")
         if self.regressions and self.compared_with is None:

@@ -27,8 +27,8 @@ class Bare:
 @dataclass(frozen=True, slots=True)
 class FixedAdapter:
     """One adapter, in the place of a `Publication`. Proof is that its bytes have arrived, and that the engine, through
-    the forward pass that serves requests, answers otherwise than with the adapter that does nothing (`effect` is
-    False: this is that one)."""
+    the forward pass that serves requests, answers otherwise than with an adapter that does nothing, which has to
+    come first."""
 
     name: str
     version: int

@@ -192,3 +192,11 @@ def preferred(world, row, first, second):
     logits = world.models["other"](torch.tensor([ids])).logits[0, -1]
     both = logits[[world.tokenizer("A")["input_ids"][0], world.tokenizer("B")["input_ids"][0]]]
     return float(both.softmax(-1)[0])
+
+
+def test_it_says_how_many_of_the_records_are_asked(world):
+    from rlpipe.pipelines.evaluating.questions import questions
+
+    records, says = questions(recipe(world, evaluation={"prompts": 5}))
+    assert (len(records.heldout), says) == (5, "asking 5 prompts, the first of 20 (evaluation.prompts=5)")
+    assert questions(recipe(world))[1] == "asking 20 prompts"

@@ -162,11 +162,12 @@ def check(run_dir: Path, name: str, changes: list[str], output: str) -> None:
     assert "Traceback" not in output
     if isinstance(recipe, PipelineRecipe) and not name.startswith("constitutional/"):  # whose stages judge nothing
         place = run_dir / "stages" / "comparison"
-        assert place.exists() == (name not in SHOWN_BY_THE_STAGES)
+        by_itself = any(isinstance(task, EvalRecipe) for task in recipe.stages.values())
+        assert place.exists() == (name not in SHOWN_BY_THE_STAGES and not by_itself)
         if place.exists():
             check_comparison(load(name, changes), json.loads((place / "comparison.json").read_text()))
         heading = next(line for line in output.splitlines() if re.match(r"┃ +┃", line))
-        trained = [stage for stage, task in recipe.stages.items() if not isinstance(task, LabelRecipe)]
+        trained = [stage for stage, task in recipe.stages.items() if not isinstance(task, LabelRecipe | EvalRecipe)]
         assert re.findall(r"base|after \w+", heading) == ["base", *(f"after {stage}" for stage in trained)]
 
 

@@ -53,5 +53,16 @@ def test_what_judges_is_not_compared_and_what_it_judges_by_is_found(left, tmp_pa
     assert isinstance(reward, ModelReward) and reward.path == str(tmp_path / "stages/reward/model")
 
 
-def test_a_judge_that_is_a_language_model_is_not_compared_either(left):
-    assert list(comparison_of(*left("arithmetic/rlaif", {})).models) == ["base", "sft", "dpo", "ppo"]
+def test_a_judge_that_is_a_language_model_is_not_compared_either(left, tmp_path):
+    file = tmp_path / "judged.yaml"
+    judge = "{kind: judge, template: grade, by: {kind: engine, path: '${stages.judge.model}'}}"
+    file.write_text(
+        "task: pipeline\nstages:\n  sft: {extends: arithmetic/sft}\n  judge: {extends: arithmetic/sft}\n  grpo:\n"
+        "    extends: arithmetic/grpo\n    model: ${stages.sft.model}\n"
+        f"    rewards:\n      mix:\n        - {judge}\n"
+    )
+    assert list(comparison_of(*left(file, {})).models) == ["base", "sft", "grpo"]
+
+
+def test_a_pipeline_that_compares_by_itself_is_left_alone(left):
+    assert comparison_of(*left("arithmetic/rlaif", {})) is None

@@ -297,3 +297,27 @@ class TestCommand:
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == "[]"
+
+
+class TestEvaluation:
+    MODELS = ("models.sft={scratch: qwen2}", "models.grpo={path: Qwen/Qwen2.5-7B-Instruct}")
+
+    def test_it_is_planned_for_its_largest_model_and_nothing_is_trained(self):
+        stage = planned("arithmetic/eval", *self.MODELS, gpus="1x24GB")
+        assert stage.model.name == "Qwen/Qwen2.5-7B-Instruct" and stage.held.trained == 0
+        assert [scene.title for scene in stage.scenes] == ["while grpo answers"]
+        assert stage.batches.numbers == {"models": 3, "answers_per_model": 2560, "answers": 7680}
+        assert on_each_gpu(stage) == [["engine 0"]]
+
+    def test_what_does_not_fit_has_a_larger_share_of_the_gpu_or_more_of_them(self):
+        whole = plan(load("arithmetic/eval", self.MODELS), cluster("1x24GB", 1, None), ASKED)
+        assert "has 12.0 GiB of each GPU (rollout.gpu_memory_utilization=0.5)" in whole.stages[0].shortages[0].message
+        [found] = advice(whole, whole.stages[0], ASKED)
+        assert found.change == "rollout.gpu_memory_utilization=0.9 rollout.max_model_len=32768"
+
+    def test_in_a_pipeline_it_has_what_stages_before_it_make(self, tmp_path):
+        file = tmp_path / "judged.yaml"
+        stages = "  sft: {extends: arithmetic/sft}\n  eval:\n    extends: arithmetic/eval\n    models:\n"
+        models = "      base: {scratch: qwen2}\n      sft: '${stages.sft.model}'\n      grpo: '${stages.sft.model}'\n"
+        file.write_text(f"task: pipeline\nstages:\n{stages}{models}")
+        assert [stage.recipe.task for stage in planned(file)] == ["sft", "eval"]

@@ -241,3 +241,9 @@ class TestWanted:
         found = wanted({"": load("arithmetic/grpo", changes)}, tmp_path)
         assert found.models == {"model.path": f"{tmp_path}/m"}
         assert found.files == {"data.path": f"{tmp_path}/train.jsonl", "rewards.mix.0.function": f"{tmp_path}/r.py"}
+
+
+def test_an_evaluation_asks_for_one_model_at_a_time_and_for_its_judge_afterwards():
+    judge = "judge={kind: judge, by: {kind: engine, path: FOLDER, engines: 2}}"
+    found = moments(load("arithmetic/eval", [judge]), "stages.eval.")
+    assert [[(each.role, each.count) for each in moment] for moment in found] == [[("engine", 1)], [("judge/judge", 2)]]

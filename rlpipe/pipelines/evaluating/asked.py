@@ -73,19 +73,16 @@ def _models(given: Sequence[tuple[str, str]]) -> dict[str, dict[str, str]]:
 
 
 def _model(named: str) -> dict[str, str]:
-    if (
-        not Path(named).expanduser().is_dir()
-        and named.count("/") == 1
-        and not named.startswith(("runs/", ".", "~", "/"))
-    ):
-        return {"path": named}  # of the hub
+    if not Path(named).expanduser().is_dir():
+        if named.count("/") == 1 and not named.startswith(("runs/", ".", "~", "/")):
+            return {"path": named}  # of the hub
+        raise Unclear(f"there is no folder {named}")
     try:
         folder = find(named)
-        return (
-            {"path": recorded_base([folder]), "adapter": str(folder)} if is_adapter(folder) else {"path": str(folder)}
-        )
+        base = recorded_base([folder]) if is_adapter(folder) else None
     except ModelError as error:
         raise Unclear(str(error)) from error
+    return {"path": base, "adapter": str(folder)} if base else {"path": str(folder)}
 
 
 def _names(path: str) -> list[str]:

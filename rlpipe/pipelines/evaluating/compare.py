@@ -1,6 +1,6 @@
 """Measures of several models, each beside the baseline's on the same prompts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from rlpipe.algorithms.intervals import NOTHING, bootstrap
 from rlpipe.algorithms.paired_tests import Side, mcnemar, sign_flip_test, win_rate_test
 from rlpipe.data.flow import Group
+from rlpipe.data.records import DataError
 from rlpipe.pipelines.evaluating.measures import Measure, mean_of, score_of
 
 WIN_RATE = "win_rate"
@@ -57,7 +58,9 @@ def wins(groups: Sequence[Group], baseline: Sequence[Group], by: str | None) -> 
     return mean_of([None if a is None or b is None else 0.5 + 0.5 * float(np.sign(a - b)) for a, b in pairs])
 
 
-def against(name: str, ours: Measure, baseline: Measure | None, seed: int) -> Against:
+def against(
+    name: str, ours: Measure, baseline: Measure | None, seed: int, lower_is_better: Collection[str] = LOWER_IS_BETTER
+) -> Against:
     """`ours` beside the baseline's; None for a win rate, which is beside 1/2."""
     if baseline is None:
         return _against_half(ours, seed)
@@ -66,7 +69,7 @@ def against(name: str, ours: Measure, baseline: Measure | None, seed: int) -> Ag
     if not both_N.any():
         return Against(float("nan"), *NOTHING, 1.0, 1.0, "nothing to compare", 0)
     low, high = bootstrap(lambda drawn: first.statistic(drawn) - second.statistic(drawn), int(both_N.sum()), seed)
-    sign = -1 if name in LOWER_IS_BETTER else 1
+    sign = -1 if name in lower_is_better else 1
     tested = {side: _p(first, second, seed, side, sign) for side in ("two", "worse")}
     test = "McNemar, exact" if _are_shares(first, second) else "sign flips"
     return Against(first.value - second.value, low, high, tested["two"], tested["worse"], test, int(both_N.sum()))
@@ -91,14 +94,22 @@ def _are_shares(first: Measure, second: Measure) -> bool:
 
 
 def regressions(
-    compared: Mapping[str, Mapping[str, Against]], tolerated: Mapping[str, float], level: float
+    compared: Mapping[str, Mapping[str, Against]],
+    tolerated: Mapping[str, float],
+    level: float,
+    lower_is_better: Collection[str] = LOWER_IS_BETTER,
 ) -> list[Regression]:
-    """By model and metric."""
+    """By model and metric. Raises `DataError` for a metric that was not measured question by question."""
     found = []
     for model, metrics in compared.items():
         for metric, most in tolerated.items():
+            if metric not in metrics:
+                raise DataError(
+                    f"regressions.{metric}: it was not measured, or not question by question; what was: "
+                    f"{', '.join(metrics)}"
+                )
             beside = metrics[metric]
-            loss = beside.difference if metric in LOWER_IS_BETTER else -beside.difference
+            loss = beside.difference if metric in lower_is_better else -beside.difference
             if loss > most and beside.p_worse < level:
                 found.append(Regression(model, metric, loss, most, beside.p_worse))
     return found

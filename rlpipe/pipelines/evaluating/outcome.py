@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from rlpipe.data.flow import Score
 from rlpipe.data.group_table import REWARD
 from rlpipe.observe import comparison
-from rlpipe.pipelines.evaluating.compare import WIN_RATE, Against, against, as_data, regressions, wins
+from rlpipe.pipelines.evaluating.benchmarks import Measured
+from rlpipe.pipelines.evaluating.compare import LOWER_IS_BETTER, WIN_RATE, Against, against, as_data, regressions, wins
 from rlpipe.pipelines.evaluating.duels import key as duel_key
 from rlpipe.pipelines.evaluating.measures import (
     Measure,
@@ -46,22 +47,36 @@ class Found:
 
 
 def tell(
-    stage: Stage, recipe: EvalRecipe, models: Mapping[str, Served], book: Book, reference: Served | None
+    stage: Stage,
+    recipe: EvalRecipe,
+    models: Mapping[str, Served],
+    book: Book,
+    reference: Served | None,
+    benchmarks: Mapping[str, Measured],
 ) -> list[str]:
     """Write everything; returns the regressions in words."""
     with stage.events.phase("compare", says="comparing"):
-        found = _found(recipe, models, book, reference)
-        lost = regressions(found.compared, recipe.regressions, recipe.level)
-        data = _data(recipe, models, found) | {"regressions": [as_data(each) for each in lost]}
+        found = _found(recipe, models, book, reference, benchmarks)
+        lower = _lower_is_better(benchmarks)
+        lost = regressions(found.compared, recipe.regressions, recipe.level, lower)
+        data = _data(recipe, models, found, benchmarks) | {"regressions": [as_data(each) for each in lost]}
         rows = _rows(recipe, found)
         stage.storage.write(ANSWERS, _parquet(rows))
         comparison.write(stage.storage, data, rows)
     return [each.told for each in lost]
 
 
-def _found(recipe: EvalRecipe, models: Mapping[str, Served], book: Book, reference: Served | None) -> Found:
+def _found(
+    recipe: EvalRecipe,
+    models: Mapping[str, Served],
+    book: Book,
+    reference: Served | None,
+    benchmarks: Mapping[str, Measured],
+) -> Found:
     stored = {name: book.answers(model) for name, model in models.items()}
     measures = {name: _measures(recipe, model, stored[name], book, reference) for name, model in models.items()}
+    for name, each in benchmarks.items():
+        measures[name] |= {metric: mean_of(values) for metric, values in each.questions.items()}
     base = recipe.compared_with
     duels = _duels(recipe, models, book)
     compared = {}
@@ -74,11 +89,20 @@ def _found(recipe: EvalRecipe, models: Mapping[str, Served], book: Book, referen
             else wins(stored[name].answered.greedy, stored[base].answered.greedy, recipe.win_by)
         )
         compared[name] = {
-            metric: against(metric, measure, measures[base].get(metric), recipe.seed)
+            metric: against(metric, measure, measures[base].get(metric), recipe.seed, _lower_is_better(benchmarks))
             for metric, measure in measures[name].items()
-            if metric == WIN_RATE or metric in measures[base]
+            if metric == WIN_RATE or _same_questions(measure, measures[base].get(metric))
         }
     return Found(stored, measures, compared, duels)
+
+
+def _same_questions(ours: Measure, baseline: Measure | None) -> bool:
+    """A benchmark may have been measured on more questions of one model than of another."""
+    return baseline is not None and len(ours.above_N) == len(baseline.above_N)
+
+
+def _lower_is_better(benchmarks: Mapping[str, Measured]) -> set[str]:
+    return {*LOWER_IS_BETTER, *(name for each in benchmarks.values() for name in each.lower_is_better)}
 
 
 def _duels(recipe: EvalRecipe, models: Mapping[str, Served], book: Book) -> dict[str, list[dict[str, Any]]]:
@@ -104,23 +128,27 @@ def _measures(
     return found
 
 
-def _data(recipe: EvalRecipe, models: Mapping[str, Served], found: Found) -> dict[str, Any]:
+def _data(
+    recipe: EvalRecipe, models: Mapping[str, Served], found: Found, benchmarks: Mapping[str, Measured]
+) -> dict[str, Any]:
     return {
         "baseline": recipe.compared_with,
         "reference": recipe.reference,
         "level": recipe.level,
         "prompts": len(next(iter(found.stored.values())).answered.greedy),
         "samples": recipe.evaluation.samples,
-        "models": {name: _model(recipe, name, model, found) for name, model in models.items()},
+        "models": {name: _model(recipe, name, found, benchmarks.get(name)) for name in models},
     }
 
 
-def _model(recipe: EvalRecipe, name: str, model: Served, found: Found) -> dict[str, Any]:
+def _model(recipe: EvalRecipe, name: str, found: Found, benchmarks: Measured | None) -> dict[str, Any]:
     spec = recipe.models[name]
     about = (
         spec.model_dump(include={"path", "adapter"}) if isinstance(spec, EvaluatedModel) else {"path": "from scratch"}
     )
     metrics = {metric: _metric(measure, recipe.seed) for metric, measure in found.measures[name].items()}
+    for metric, (value, error) in (benchmarks.wholes if benchmarks else {}).items():
+        metrics[metric] = {"value": value, "low": value - 1.96 * error, "high": value + 1.96 * error, "prompts": None}
     compared = {metric: as_data(each) for metric, each in found.compared.get(name, {}).items()}
     greedy = found.stored[name].answered.greedy
     unjudged = sum(row["win"] is None for row in found.duels.get(name, []))

@@ -10,7 +10,7 @@ from rlpipe.data.chat import render_prompts
 from rlpipe.data.flow import Prompt
 from rlpipe.data.source import Records
 from rlpipe.models.folders import adapter_settings, is_adapter
-from rlpipe.models.load import ModelError, load_tokenizer, refuse_pickled
+from rlpipe.models.load import ModelError, context_length, load_tokenizer, refuse_pickled
 from rlpipe.models.trained_adapters import has_tokenizer
 from rlpipe.pipelines.evaluating.questions import problem_id
 from rlpipe.pipelines.stage import Stage
@@ -59,6 +59,12 @@ class Served(Stage):
         _, rendered = render_prompts(self.questions, self.tokenizer)
         rows = zip(rendered, self.questions.heldout, strict=True)
         return [], [replace(prompt, prompt_id=problem_id(i, record)) for i, (prompt, record) in enumerate(rows)]
+
+    @cached_property
+    def model_length(self) -> int:
+        """Virtual tokens of the adapter left out."""
+        taken = adapter_settings(self.adapter).get("num_virtual_tokens") if self.adapter else 0
+        return context_length(self.recipe.model, self.model_path) - (taken or 0)
 
     @cached_property
     def lora_rank(self) -> int | None:

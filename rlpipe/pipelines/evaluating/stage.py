@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from rlpipe.pipelines import roles
 from rlpipe.pipelines.answering import Serving, answering
-from rlpipe.pipelines.evaluating import adapters, duels, outcome, probing
+from rlpipe.pipelines.evaluating import adapters, benchmarks, duels, outcome, probing
 from rlpipe.pipelines.evaluating.ends import Regressed
 from rlpipe.pipelines.evaluating.questions import questions
 from rlpipe.pipelines.evaluating.served import Served, Sitting, served, sittings
@@ -23,7 +23,9 @@ from rlpipe.recipe.evaluating import EvalRecipe
 
 def run_evaluation(stage: Stage, recipe: EvalRecipe) -> None:
     """Ask, compare, write. Raises `Regressed` when all is written."""
-    found = questions(recipe)
+    benchmarks.require(recipe)
+    found, says = questions(recipe)
+    stage.events.note(says)
     models = served(stage, recipe, found)
     book = Book(stage.storage, [reward.name for reward in recipe.rewards.mix])
     reference = models.get(recipe.reference) if recipe.reference else None
@@ -33,7 +35,8 @@ def run_evaluation(stage: Stage, recipe: EvalRecipe) -> None:
         _sit(stage, recipe, sitting, book, models, reference)
     if recipe.judge is not None:
         duels.fight(stage, recipe, models, book)
-    regressions = outcome.tell(stage, recipe, models, book, reference)
+    measured = benchmarks.run(stage, recipe, models)
+    regressions = outcome.tell(stage, recipe, models, book, reference, measured)
     if regressions:
         raise Regressed("\n".join(regressions))
 

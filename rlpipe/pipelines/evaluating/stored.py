@@ -115,7 +115,7 @@ def key_of(model: Served) -> str:
     }
     kept["measures_kl"] = model.recipe.reference is not None
     folders = [Path(model.model_path), *([model.adapter] if model.adapter else [])]
-    text = json.dumps([kept, [_files(folder) for folder in folders]], sort_keys=True, default=str)
+    text = json.dumps([kept, [files_of(folder) for folder in folders]], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -123,7 +123,7 @@ def _together(model: Served, reference: Served) -> str:
     return f"{key_of(model)}/{key_of(reference)}"
 
 
-def _files(folder: Path) -> list[tuple[str, int, int]]:
+def files_of(folder: Path) -> list[tuple[str, int, int]]:
     """The weights in a folder of this machine: a model that was trained anew is another one."""
     found = sorted(folder.expanduser().glob("*.safetensors"))
     return [(file.name, (about := file.stat()).st_size, about.st_mtime_ns) for file in found]
