@@ -17,6 +17,8 @@ class Findings:
     """Of one part, training or held-out."""
 
     prompts: int
+    left_out: int
+    """Prompts of which no response could be judged: nothing else here counts them."""
     responses: int
     asked_twice: int
     """Comparisons that were made in both orders."""
@@ -43,8 +45,9 @@ MEANINGS = {
 }
 
 
-def find(groups: Sequence[Group], judge: str | None, gold: str | None, tie_within: float) -> Findings:
-    """`judge` is the reward that compares, `gold` what its labels are compared with; None where there is none."""
+def find(groups: Sequence[Group], judge: str | None, gold: str | None, tie_within: float, answered: int) -> Findings:
+    """`answered` is the number of prompts that have responses, of which `groups` have one that was judged. `judge` is
+    the reward that compares, `gold` what its labels are compared with; None where there is none."""
     details = [one.details for group in groups for one in judged(group)]
     rows = [row for said in details for row in said.get(judge, {}).get("comparisons", [])] if judge else []
     # Each comparison stands with both of its responses.
@@ -54,6 +57,7 @@ def find(groups: Sequence[Group], judge: str | None, gold: str | None, tie_withi
     failures.update(o.kind for group in groups for o in group.outcomes if isinstance(o, Failure))
     return Findings(
         prompts=len(groups),
+        left_out=answered - len(groups),
         responses=sum(len(group.completions) for group in groups),
         asked_twice=asked_twice,
         failures=dict(failures.most_common()),
