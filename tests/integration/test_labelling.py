@@ -17,6 +17,7 @@ import yaml
 from rlpipe.data.storage import Storage
 from rlpipe.observe import events
 from rlpipe.pipelines.run import run
+from rlpipe.recipe.constitution import draw, read
 from rlpipe.recipe.load import load
 
 pytestmark = pytest.mark.integration
@@ -135,3 +136,46 @@ def test_what_was_asked_before_a_kill_is_not_asked_again(recipe):
     assert (directory / "labels/preferences/train.jsonl").read_text() == expected
     rows = pd.concat(pd.read_parquet(file) for file in Path(directory / "responses").rglob("*.parquet"))
     assert len(rows) == 64 and not rows.duplicated(["prompt_id", "sample_index"]).any()
+
+
+REVISED = {
+    "kind": "constitution", "path": "ours.yaml",
+    "critique_request": "C {principle}", "revision_request": "R {principle}",
+}  # fmt: skip
+
+
+def said(directory):
+    """By prompt: what the environment said in its two conversations, by principle; whether any ended as it should."""
+    found = {}
+    for file in sorted((directory / "responses").glob("pass-*/rollouts/*.parquet")):
+        for prompt, rows in pd.read_parquet(file).groupby("prompt"):
+            notes = [json.loads(turn["note"]) for turns in rows["turns"] for turn in turns if turn["role"] == "user"]
+            whole = [json.loads(e["outcome"])["kind"] if e["outcome"] else None for e in rows["episode"]]
+            found[prompt] = ({note["principle"] for note in notes}, whole)
+    return found
+
+
+def test_revisions_are_asked_again_where_a_principle_of_theirs_was_edited(recipe):
+    settings = yaml.safe_load(recipe.read_text())
+    settings |= {
+        "environment": REVISED,
+        "rewards": {"mix": [{"kind": "regex", "pattern": "."}], "max_failure_rate": 1.0},
+    }
+    settings["rollout"] |= {"max_new_tokens": 12, "stop_token_ids": list(range(6, 150))}  # a random model stops soon
+    settings["labels"] = {"prompts": 12, "heldout": 4}
+    recipe.write_text(yaml.safe_dump(settings))
+    directory = label(recipe)
+    before = said(directory)
+    assert set.union(*(principles for principles, _ in before.values())) == set(PRINCIPLES)
+    best = [json.loads(line) for file in (directory / "labels/best").iterdir() for line in file.open()]
+    assert len(best) == sum(None in whole for _, whole in before.values()), "no unfinished conversation is a record"
+    assert all(row["completion"] for row in best)
+
+    edited = constitution() | {"version": 2}
+    edited["principles"][1]["critique"] = "another one"  # kinder
+    (recipe.parent / "ours.yaml").write_text(yaml.safe_dump(edited))
+    label(recipe)
+    draws = read(recipe.parent / "ours.yaml").principles
+    concerned = [p for p in before if "kinder" in {draw(draws, f"{sample}/{p}", 0).id for sample in range(2)}]
+    assert 0 < len(concerned) < 16
+    assert asked(directory, "responses") == [16, len(concerned)]

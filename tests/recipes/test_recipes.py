@@ -62,11 +62,10 @@ CHAINS = {
     },
     "constitutional": {
         "constitutional/revise": [],
-        "constitutional/revise_7b": [],
         "constitutional/rlaif": [],
-        "constitutional/rlaif_7b": [],
         "constitutional/deliberative": [],
     },
+    "constitutional, large": {"constitutional/revise_7b": [], "constitutional/rlaif_7b": []},
     "rlaif": {"arithmetic/sft": [], "arithmetic/judge": [], "arithmetic/rlaif": []},
     "guess": {"arithmetic/guess": [], "arithmetic/guess_rl": []},
     "calculator": {"arithmetic/calculator": []},
@@ -79,6 +78,8 @@ CHAINS = {
 }
 """Recipes with changes that their headers name, run in one folder one after the other, in one process with the
 transformers engine. Later ones may start from what earlier ones made."""
+LONG = {"constitutional, large"}
+"""Chains that shorter ones stand for."""
 AS_SHIPPED = ["arithmetic/pipeline"]
 """Recipes run with vLLM as their users run them, under Ray and with --debug."""
 SHOWN_BY_THE_STAGES = {"arithmetic/pipeline", "arithmetic/guess", "arithmetic/calculator"}
@@ -105,7 +106,7 @@ def test_the_header_says_what_it_is(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("chain", [c if c not in LONG else pytest.param(c, marks=pytest.mark.soak) for c in CHAINS])
 def test_in_one_process(chain, warm_rlpipe, local, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, changes in CHAINS[chain].items():

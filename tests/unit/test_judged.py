@@ -7,11 +7,12 @@ from sample_groups import make_group
 
 from rlpipe.data.flow import Failure, Score
 from rlpipe.data.judge_template import Template
+from rlpipe.pipelines.judges import template_of
 from rlpipe.recipe.judge import JudgeReward
 from rlpipe.rewards.judging.judged import Drawn, Judged
 from rlpipe.rewards.judging.question import Choice
 from rlpipe.rewards.mix import Mix
-from rlpipe.rewards.reward import Allowance, Explained
+from rlpipe.rewards.reward import Allowance, Explained, RewardUnusable
 
 COMPARE = Template("t@1", ({"role": "user", "content": "{prompt}|{first}|{second}"},), ("A", "B"), ())
 GRADE = Template("g@2", ({"role": "user", "content": "{prompt}|{response}|{principle}"},), ("yes", "no"), (1.0, 0.0))
@@ -138,3 +139,10 @@ def test_a_mix_keeps_the_numbers_apart_from_how_they_came_about():
     assert (first.value, first.components) == (pytest.approx(1.5), {"judge": pytest.approx(0.75)})
     assert json.loads(first.details)["judge"]["template"] == "t@1"
     assert isinstance(first, Score)
+
+
+def test_a_template_that_shows_no_principle_is_told(tmp_path):
+    settings = {"kind": "judge", "by": {"kind": "engine", "path": "x"}, "constitution": str(tmp_path / "ours.yaml")}
+    with pytest.raises(RewardUnusable, match=r"reward `judge`: the template compare@\d has no \{principle\}, so that"):
+        template_of(JudgeReward.model_validate(settings))
+    assert template_of(JudgeReward.model_validate(settings | {"template": "compare_by_principle"})).compares

@@ -82,7 +82,7 @@ def test_a_response_without_text_is_in_no_row_and_is_counted():
     assert pairs(maker().preferences(one)) == [("b", "a", pytest.approx(0.7), False)]
     assert {row["completion"] for row in maker().unpaired(one)} == {"a", "b"}
     assert list(maker().best(group({"": 0.9}))) == []
-    assert find([one], None, None, 0.0).empty == 1
+    assert find([one], None, None, 0.0, asked=1).empty == 1
 
 
 def test_single_responses_are_good_or_bad_beside_the_others_or_by_a_mark():
@@ -129,15 +129,15 @@ def test_findings_count_each_comparison_once():
     row = {"as_first": 0.9, "as_second": 0.7, "mass": 0.5}
     one = group({"a": judged(0.8, 1, 1.0, **row), "b": judged(0.2, 0, 0.0, **row)})
     two = group({"a": judged(0.8, 1, 1.0, **row), "b": "broken"})
-    found = find([one, two], "judge", "exact", 0.0)
-    assert (found.prompts, found.responses, found.asked_twice) == (2, 4, 2)
+    found = find([one, two], "judge", "exact", 0.0, asked=5)
+    assert (found.prompts, found.left_out, found.responses, found.asked_twice) == (2, 3, 4, 2)
     assert found.failures == {"x": 1} and (found.cut, found.empty) == (0, 0)
     assert found.metrics["agreement/accuracy"] == 1.0 and found.metrics["mass"] == 0.5
     assert found.metrics["position_bias"] == pytest.approx(0.2)
 
 
 def test_nothing_is_said_that_is_not_known():
-    assert set(find([group({"a": 0.2, "b": 0.9})], None, None, 0.0).metrics) == {"ties"}
+    assert set(find([group({"a": 0.2, "b": 0.9})], None, None, 0.0, asked=1).metrics) == {"ties"}
 
 
 def test_texts_that_say_nearly_the_same():
@@ -159,9 +159,10 @@ def test_other_tools_open_what_is_written_by_its_card(tmp_path, format):
         }
     )  # fmt: skip
     parts = {"train": [group({"a": 0.0, "b": 1.0}, answer="b"), group({"c": 1.0, "d": 1.0})], "heldout": []}
-    found = {"train": find(parts["train"], None, None, 0.0)}
+    found = {"train": find(parts["train"], None, None, 0.0, asked=4)}
     said = write(tmp_path / "labels", recipe, parts, maker(), found)
     assert said["train"] == "1 preferences, 2 unpaired, 2 best" and said["heldout"] == "nothing to learn from"
+    assert "| left out | 2 | prompts of which no response" in (tmp_path / "labels/README.md").read_text()
     head = yaml.safe_load((tmp_path / "labels/README.md").read_text().split("---")[1])
     assert [config["config_name"] for config in head["configs"]] == ["preferences", "unpaired", "best"]
     table = datasets.load_dataset(str(tmp_path / "labels"), "preferences", split="train", cache_dir=str(tmp_path / "c"))

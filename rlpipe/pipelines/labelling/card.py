@@ -90,6 +90,9 @@ def _quality(found: Mapping[str, Findings]) -> list[str]:
     names = [name for name in MEANINGS if any(name in part.metrics for part in found.values())]
     rows = [[name, *(_number(p.metrics.get(name)) for p in found.values()), MEANINGS[name]] for name in names]
     rows += [["prompts", *(f"{part.prompts:,}" for part in found.values()), ""]]
+    if any(part.left_out for part in found.values()):
+        why = "prompts of which no response could be judged; not counted below"
+        rows += [["left out", *(f"{part.left_out:,}" for part in found.values()), why]]
     rows += [["responses", *(f"{part.responses:,}" for part in found.values()), ""]]
     rows += [["cut off", *(f"{part.cut:,}" for part in found.values()), "ended at `rollout.max_new_tokens`"]]
     rows += [["without text", *(f"{part.empty:,}" for part in found.values()), "in no record"]]

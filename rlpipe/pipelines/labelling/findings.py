@@ -18,6 +18,8 @@ class Findings:
     """Of one part, training or held-out."""
 
     prompts: int
+    left_out: int
+    """Prompts of which no response could be judged: nothing else here counts them."""
     responses: int
     asked_twice: int
     """Comparisons that were made in both orders."""
@@ -46,14 +48,16 @@ MEANINGS = {
 }
 
 
-def find(groups: Sequence[Group], judge: str | None, gold: str | None, tie_within: float) -> Findings:
-    """`judge` is the reward that compares, `gold` what its labels are compared with; None where there is none."""
+def find(groups: Sequence[Group], judge: str | None, gold: str | None, tie_within: float, asked: int) -> Findings:
+    """`asked` is the number of prompts, of which `groups` have a response that was judged. `judge` is the reward that
+    compares, `gold` what its labels are compared with; None where there is none."""
     details = [one.details for group in groups for one in judged(group)]
     rows = [row for group in groups for row in _comparisons(group, judge)] if judge else []
     asked_twice = sum("as_first" in row and "as_second" in row for row in rows)
     failures = Counter(o.kind for group in groups for o in group.outcomes if isinstance(o, Failure))
     return Findings(
         prompts=len(groups),
+        left_out=asked - len(groups),
         responses=sum(len(group.completions) for group in groups),
         asked_twice=asked_twice,
         failures=dict(failures.most_common()),

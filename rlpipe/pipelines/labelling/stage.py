@@ -35,7 +35,7 @@ def run_label(stage: Stage, recipe: LabelRecipe) -> None:
     with stage.events.phase("judge", says="judging responses"):
         labelled = _judge(stage, recipe, answered)
     with stage.events.phase("save", says="writing labels"):
-        _write(stage, recipe, labelled, judge)
+        _write(stage, recipe, labelled, judge, {part: len(prompts) for part, prompts in parts.items()})
 
 
 def _comparing(recipe: LabelRecipe) -> str | None:
@@ -108,9 +108,16 @@ def _telling(stage: Stage, what: str) -> Tell:
     return tell
 
 
-def _write(stage: Stage, recipe: LabelRecipe, parts: Mapping[str, list[Group]], judge: str | None) -> None:
+def _write(
+    stage: Stage,
+    recipe: LabelRecipe,
+    parts: Mapping[str, list[Group]],
+    judge: str | None,
+    asked: Mapping[str, int],
+) -> None:
+    """`asked`: how many prompts there are, by part."""
     labels = recipe.labels
-    found = {part: find(groups, judge, labels.gold, labels.tie_within) for part, groups in parts.items()}
+    found = {part: find(g, judge, labels.gold, labels.tie_within, asked[part]) for part, g in parts.items()}
     before = digest(stage.directory / LABELS)
     written = write(stage.directory / LABELS, recipe, parts, Maker(labels, judge, stage.records.system), found)
     if before not in (None, digest(stage.directory / LABELS)):
@@ -122,4 +129,5 @@ def _write(stage: Stage, recipe: LabelRecipe, parts: Mapping[str, list[Group]], 
 def _says_findings(found: Findings) -> str:
     failed = "".join(f", {count} failed ({kind})" for kind, count in found.failures.items())
     numbers = "".join(f", {name} {value:.3f}" for name, value in found.metrics.items())
-    return f"{found.responses} responses to {found.prompts} prompts judged{failed}{numbers}"
+    lost = f", {found.left_out} prompts left out, as none of their responses could be judged" if found.left_out else ""
+    return f"{found.responses} responses to {found.prompts} prompts judged{failed}{lost}{numbers}"
