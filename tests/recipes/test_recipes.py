@@ -60,12 +60,12 @@ CHAINS = {
         "arithmetic/ppo_lora": [],
         "arithmetic/ppo_qlora": [],
     },
-    "constitutional": {
-        "constitutional/revise": [],
+    "constitutional": {"constitutional/revise": [], "constitutional/deliberative": []},
+    "constitutional, more": {
+        "constitutional/revise_7b": [],
         "constitutional/rlaif": [],
-        "constitutional/deliberative": [],
+        "constitutional/rlaif_7b": [],
     },
-    "constitutional, large": {"constitutional/revise_7b": [], "constitutional/rlaif_7b": []},
     "rlaif": {"arithmetic/sft": [], "arithmetic/judge": [], "arithmetic/rlaif": []},
     "guess": {"arithmetic/guess": [], "arithmetic/guess_rl": []},
     "calculator": {"arithmetic/calculator": []},
@@ -78,8 +78,8 @@ CHAINS = {
 }
 """Recipes with changes that their headers name, run in one folder one after the other, in one process with the
 transformers engine. Later ones may start from what earlier ones made."""
-LONG = {"constitutional, large"}
-"""Chains that shorter ones stand for."""
+LONG = {"constitutional, more"}
+"""Chains that shorter ones, and tests of labelling by principles, stand for."""
 AS_SHIPPED = ["arithmetic/pipeline"]
 """Recipes run with vLLM as their users run them, under Ray and with --debug."""
 SHOWN_BY_THE_STAGES = {"arithmetic/pipeline", "arithmetic/guess", "arithmetic/calculator"}
