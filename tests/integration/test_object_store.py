@@ -58,6 +58,7 @@ def metrics(url: str) -> dict[int, dict[str, float]]:
     return found
 
 
+@pytest.mark.soak
 def test_a_run_is_killed_and_resumed_on_another_machine(bucket, recipe, tmp_path, monkeypatch):
     """Another machine: one that has nothing of the run but the URL."""
     url, changes = f"{bucket}/killed", ["schedule.steps=6", "train.save_steps=2", "train.save_total_limit=1"]

@@ -87,6 +87,7 @@ def test_grpo_on_real_problems_with_the_maths_reward(tmp_path):
     assert len(asked) == 12 and all(any(problem in text for problem in problems) for text in asked)
 
 
+@pytest.mark.soak
 def test_ppo_on_stories_against_a_reward_model_of_preferences_over_them(tmp_path):
     """Every number of the first step is counted again from its stories, with plain transformers."""
     model, pairs, directory = str(real("models/stories260K")), tmp_path / "pairs.jsonl", tmp_path / "run"

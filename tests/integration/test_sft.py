@@ -201,6 +201,7 @@ def test_a_rank_that_hangs_is_one_error_long_before_the_deadline(ray_cluster):
     assert time.monotonic() - started < 300
 
 
+@pytest.mark.soak
 def test_a_silent_training_runs_into_its_deadline_and_is_ended(ray_cluster):
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded, match=r"a sign of life after its first step \(deadlines.train=3\)") as caught:

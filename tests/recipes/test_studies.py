@@ -36,6 +36,7 @@ def test_every_cell_is_a_valid_recipe(name):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_study_is_stopped_and_gone_on_with(local, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("small.yaml").write_text(SMALL)
