@@ -24,7 +24,6 @@ def logprobs(
     longest = min(model.recipe.rollout.max_model_len or model.model_length, model.model_length) - 1
     trajectories = [t for group in groups for t in group.trajectories]
     sequences = [np.concatenate([t.prompt_tokens, t.response_tokens])[:longest].astype(np.int32) for t in trajectories]
-    engines = [engine for engine in engines if engine.begun]  # others wait for room on the cluster
     within = Within("rollout", model.recipe.deadlines.rollout)
     calls = [
         engines[i % len(engines)].call(within, RolloutWorker.probe, part)

@@ -76,7 +76,7 @@ def _ask(stage: Stage, recipe: EvalRecipe, model: Served, serving: Serving, book
     own = []
     if recipe.reference is not None:
         with stage.events.phase("probe", says=f"log-probabilities of {model.name}"):
-            own = probing.logprobs(model, serving.engines, found.sampled)
+            own = probing.logprobs(model, serving.pool.serving(roles.POLICY), found.sampled)
     book.keep(model, Stored(found, own))
 
 
@@ -94,5 +94,5 @@ def _probe_others(stage: Stage, models: Mapping[str, Served], book: Book, refere
         stored = book.answers(model)
         if book.under_reference(model, reference, stored) is None:
             with stage.events.phase("probe", says=f"answers of {model.name} under {reference.name}"):
-                found = probing.logprobs(reference, serving.engines, stored.answered.sampled)
+                found = probing.logprobs(reference, serving.pool.serving(roles.POLICY), stored.answered.sampled)
             book.keep_under_reference(model, reference, found)
