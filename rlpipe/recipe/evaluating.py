@@ -127,7 +127,7 @@ class EvalRecipe(Strict):
     def measured(self) -> Iterator[str]:
         """The metrics that a model can be worse in than another one."""
         yield from self.evaluation.metrics([reward.name for reward in self.rewards.mix])
-        yield "win_rate"
+        yield from ("win_rate", "failure_rate")
         if self.refusals:
             yield "refusals"
         if self.reference is not None:

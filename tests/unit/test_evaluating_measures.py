@@ -9,9 +9,10 @@ import pytest
 from sample_groups import make_group
 
 from rlpipe.data.flow import Failure, Score
-from rlpipe.pipelines.evaluating.compare import against, regressions, wins
+from rlpipe.pipelines.evaluating.compare import against, not_compared, regressions, wins
 from rlpipe.pipelines.evaluating.measures import (
     Measure,
+    failure_measure,
     greedy_measures,
     kl_measures,
     mean_of,
@@ -110,6 +111,27 @@ def test_a_regression_is_more_than_tolerated_and_more_than_chance():
     assert regressions(refusals, {"refusals": 0.1}, 0.05)[0].loss == 1.0
     fewer = {"fewer": {"refusals": against("refusals", mean_of([0] * 10), mean_of([1] * 10), 0)}}
     assert regressions(fewer, {"refusals": 0.1}, 0.05) == []
+
+
+def test_what_cannot_be_compared_does_not_pass():
+    nothing = against("reward", mean_of([None, 1]), mean_of([1, None]), 0)
+    endless = Measure(np.array([-np.inf, 1.0]), np.ones(2))
+    unbounded = against("reference_kl", endless, mean_of([0.0, 0.0]), 0)
+    assert math.isnan(unbounded.p) and math.isnan(unbounded.p_worse)
+    compared = {"a": {"reward": nothing, "reference_kl": unbounded}}
+    tolerated = {"reward": 0.1, "reference_kl": 0.1, "gsm8k/acc": 0.1}
+    assert regressions(compared, tolerated, 0.05) == []
+    told = not_compared(compared, tolerated)
+    assert [text.partition(":")[0] for text in told] == [f"regressions.{metric}" for metric in tolerated]
+    assert "on 0 prompts both have one" in told[0] and "not question by question" in told[2]
+    assert not_compared({"a": {"reward": against("reward", mean_of([1]), mean_of([1]), 0)}}, {"reward": 0.1}) == []
+
+
+def test_failed_rewards_are_a_metric_of_their_own():
+    ours, base = failure_measure(scores(*[None] * 8, 1.0)), failure_measure(scores(*[1.0] * 9))
+    assert (ours.value, base.value) == (8 / 9, 0.0)
+    compared = {"a": {"failure_rate": against("failure_rate", ours, base, 0)}}
+    assert regressions(compared, {"failure_rate": 0.1}, 0.05)[0].loss == 8 / 9
 
 
 def model(name, path="base", adapter=None, rank=None):

@@ -1,5 +1,6 @@
 """Measures of several models, each beside the baseline's on the same prompts."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -8,11 +9,10 @@ import numpy as np
 from rlpipe.algorithms.intervals import NOTHING, bootstrap
 from rlpipe.algorithms.paired_tests import Side, mcnemar, sign_flip_test, win_rate_test
 from rlpipe.data.flow import Group
-from rlpipe.data.records import DataError
 from rlpipe.pipelines.evaluating.measures import Measure, mean_of, score_of
 
 WIN_RATE = "win_rate"
-LOWER_IS_BETTER = ("refusals", "reference_kl", "perplexity")
+LOWER_IS_BETTER = ("refusals", "failure_rate", "reference_kl", "perplexity")
 """Of the metrics in which a model can be worse than another one."""
 
 
@@ -99,19 +99,35 @@ def regressions(
     level: float,
     lower_is_better: Collection[str] = LOWER_IS_BETTER,
 ) -> list[Regression]:
-    """By model and metric. Raises `DataError` for a metric that was not measured question by question."""
+    """By model and metric, of those that could be compared."""
     found = []
     for model, metrics in compared.items():
         for metric, most in tolerated.items():
-            if metric not in metrics:
-                raise DataError(
-                    f"regressions.{metric}: it was not measured, or not question by question; what was: "
-                    f"{', '.join(metrics)}"
-                )
-            beside = metrics[metric]
+            if (beside := metrics.get(metric)) is None:
+                continue
             loss = beside.difference if metric in lower_is_better else -beside.difference
             if loss > most and beside.p_worse < level:
                 found.append(Regression(model, metric, loss, most, beside.p_worse))
+    return found
+
+
+def not_compared(compared: Mapping[str, Mapping[str, Against]], tolerated: Mapping[str, float]) -> list[str]:
+    """In words, the models and metrics of which nobody can say whether they are worse: no number passes for a good one
+    because it is not there."""
+    found = []
+    for model, metrics in compared.items():
+        for metric in tolerated:
+            if metric not in metrics:
+                found.append(
+                    f"regressions.{metric}: for {model} it was not measured, or not question by question; what was: "
+                    f"{', '.join(metrics)}"
+                )
+            elif not math.isfinite(metrics[metric].difference):
+                found.append(
+                    f"regressions.{metric}: {model} and the baseline have no number to compare, as on "
+                    f"{metrics[metric].prompts} prompts both have one, or one of them is not finite; failure_rate and "
+                    "answers.parquet say whose rewards failed"
+                )
     return found
 
 

@@ -126,6 +126,11 @@ def kl_measures(own: Sequence[Sequence[np.ndarray]], reference: Sequence[Sequenc
     return {"reference_kl": Measure(own_N - reference_N, tokens_N), "perplexity": Measure(-reference_N, tokens_N, True)}
 
 
+def failure_measure(groups: Sequence[Group]) -> Measure:
+    """The share of greedy answers that have no reward."""
+    return mean_of([float(not isinstance(group.outcomes[0], Score)) for group in groups])
+
+
 def failures_in(groups: Sequence[Group]) -> float:
     """How many greedy answers have no reward."""
     return float(sum(not isinstance(group.outcomes[0], Score) for group in groups))

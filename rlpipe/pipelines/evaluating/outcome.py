@@ -10,13 +10,24 @@ import pyarrow.parquet as pq
 
 from rlpipe.data.flow import Score
 from rlpipe.data.group_table import REWARD
+from rlpipe.data.records import DataError
 from rlpipe.observe import comparison
 from rlpipe.pipelines.evaluating.benchmarks import Measured
-from rlpipe.pipelines.evaluating.compare import LOWER_IS_BETTER, WIN_RATE, Against, against, as_data, regressions, wins
+from rlpipe.pipelines.evaluating.compare import (
+    LOWER_IS_BETTER,
+    WIN_RATE,
+    Against,
+    against,
+    as_data,
+    not_compared,
+    regressions,
+    wins,
+)
 from rlpipe.pipelines.evaluating.duels import key as duel_key
 from rlpipe.pipelines.evaluating.measures import (
     Measure,
     diversity_measures,
+    failure_measure,
     failures_in,
     greedy_measures,
     kl_measures,
@@ -54,7 +65,8 @@ def tell(
     reference: Served | None,
     benchmarks: Mapping[str, Measured],
 ) -> list[str]:
-    """Write everything; returns the regressions in words."""
+    """Write everything; returns the regressions in words. Raises `DataError`, when all is written, where there is none
+    and something could not be compared."""
     with stage.events.phase("compare", says="comparing"):
         found = _found(recipe, models, book, reference, benchmarks)
         lower = _lower_is_better(benchmarks)
@@ -63,7 +75,10 @@ def tell(
         rows = _rows(recipe, found)
         stage.storage.write(ANSWERS, _parquet(rows))
         comparison.write(stage.storage, data, rows)
-    return [each.told for each in lost]
+    unclear = not_compared(found.compared, recipe.regressions)
+    if unclear and not lost:
+        raise DataError("\n".join(unclear))
+    return [*(each.told for each in lost), *unclear]
 
 
 def _found(
@@ -119,6 +134,7 @@ def _measures(
 ) -> dict[str, Measure]:
     greedy, sampled = stored.answered.greedy, stored.answered.sampled
     found = greedy_measures(greedy, recipe.evaluation) | sampled_measures(sampled, recipe.evaluation)
+    found["failure_rate"] = failure_measure(greedy)
     if recipe.refusals:
         found["refusals"] = refusal_measure(greedy, recipe.refusals)
     if recipe.evaluation.samples > 1:
