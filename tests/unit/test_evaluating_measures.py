@@ -15,6 +15,7 @@ from rlpipe.pipelines.evaluating.measures import (
     failure_measure,
     greedy_measures,
     kl_measures,
+    left_out,
     mean_of,
     refusal_measure,
     sampled_measures,
@@ -61,6 +62,17 @@ def test_kl_and_perplexity_by_hand():
     found = kl_measures(own, reference)
     assert found["reference_kl"].value == pytest.approx((0.5 + 1.0 + 0.5) / 3)
     assert found["perplexity"].value == pytest.approx(math.exp((1.5 + 2.0 + 2.5) / 3))
+
+
+def test_kl_is_over_the_tokens_that_both_have():
+    """As where the reference has the shorter context, and says nothing of the end of the first answer."""
+    own = [[np.array([-1.0, -1.0, -9.0]), np.array([-1.0])], [np.array([-2.0])]]
+    reference = [[np.array([-1.5, -2.0]), np.array([])], [np.array([-2.5])]]
+    found = kl_measures(own, reference)
+    assert found["reference_kl"].value == pytest.approx((0.5 + 1.0 + 0.5) / 3)
+    assert found["perplexity"].value == pytest.approx(math.exp((1.5 + 2.0 + 2.5) / 3))
+    assert left_out(own, reference) == 2 and left_out(reference, reference) == 0
+    assert kl_measures(reference, own)["reference_kl"].value == -found["reference_kl"].value
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from rlpipe.pipelines.evaluating.measures import (
     failures_in,
     greedy_measures,
     kl_measures,
+    left_out,
     mean_of,
     refusal_measure,
     sampled_measures,
@@ -73,6 +74,7 @@ def tell(
         lost = regressions(found.compared, recipe.regressions, recipe.level, lower)
         data = _data(recipe, models, found, benchmarks) | {"regressions": [as_data(each) for each in lost]}
         rows = _rows(recipe, found)
+        _tell_cut(stage, models, found, book, reference)
         stage.storage.write(ANSWERS, _parquet(rows))
         comparison.write(stage.storage, data, rows)
     unclear = not_compared(found.compared, recipe.regressions)
@@ -109,6 +111,17 @@ def _found(
             if metric == WIN_RATE or _same_questions(measure, measures[base].get(metric))
         }
     return Found(stored, measures, compared, duels)
+
+
+def _tell_cut(stage: Stage, models: Mapping[str, Served], found: Found, book: Book, reference: Served | None) -> None:
+    """Where one context is shorter than the answers of the other."""
+    for name, model in models.items() if reference is not None else ():
+        own = found.stored[name].own
+        if count := left_out(own, book.under_reference(model, reference, found.stored[name])):
+            stage.events.note(
+                f"reference_kl and perplexity of {name} leave {count:,} tokens out, which do not fit into the context "
+                f"of {name} or of {reference.name}; rollout.max_model_len, the same for both, ends answers before that"
+            )
 
 
 def _same_questions(ours: Measure, baseline: Measure | None) -> bool:
