@@ -38,8 +38,8 @@ from rlpipe.pipelines.evaluating.measures import (
     score_of,
 )
 from rlpipe.pipelines.evaluating.served import Served
-from rlpipe.pipelines.evaluating.stored import Book, Stored
-from rlpipe.pipelines.evaluation import said_in
+from rlpipe.pipelines.evaluating.stored import Book
+from rlpipe.pipelines.evaluation import Answered, said_in
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.evaluating import EvalRecipe, EvaluatedModel
 
@@ -50,7 +50,7 @@ ANSWERS = "answers.parquet"
 class Found:
     """Everything about all models."""
 
-    stored: dict[str, Stored]
+    stored: dict[str, Answered]
     measures: dict[str, dict[str, Measure]]
     compared: dict[str, dict[str, Against]]
     """Of all but the baseline."""
@@ -103,7 +103,7 @@ def _found(
         measures[name][WIN_RATE] = (
             mean_of([row["win"] for row in duels[name]])
             if name in duels
-            else wins(stored[name].answered.greedy, stored[base].answered.greedy, recipe.win_by)
+            else wins(stored[name].greedy, stored[base].greedy, recipe.win_by)
         )
         compared[name] = {
             metric: against(metric, measure, measures[base].get(metric), recipe.seed, _lower_is_better(benchmarks))
@@ -116,8 +116,8 @@ def _found(
 def _tell_cut(stage: Stage, models: Mapping[str, Served], found: Found, book: Book, reference: Served | None) -> None:
     """Where one context is shorter than the answers of the other."""
     for name, model in models.items() if reference is not None else ():
-        own = found.stored[name].own
-        if count := left_out(own, book.under_reference(model, reference, found.stored[name])):
+        answered = found.stored[name]
+        if count := left_out(*(book.logprobs(model, reader, answered) for reader in (model, reference))):
             stage.events.note(
                 f"reference_kl and perplexity of {name} leave {count:,} tokens out, which do not fit into the context "
                 f"of {name} or of {reference.name}; rollout.max_model_len, the same for both, ends answers before that"
@@ -143,9 +143,9 @@ def _duels(recipe: EvalRecipe, models: Mapping[str, Served], book: Book) -> dict
 
 
 def _measures(
-    recipe: EvalRecipe, model: Served, stored: Stored, book: Book, reference: Served | None
+    recipe: EvalRecipe, model: Served, answered: Answered, book: Book, reference: Served | None
 ) -> dict[str, Measure]:
-    greedy, sampled = stored.answered.greedy, stored.answered.sampled
+    greedy, sampled = answered.greedy, answered.sampled
     found = greedy_measures(greedy, recipe.evaluation) | sampled_measures(sampled, recipe.evaluation)
     found["failure_rate"] = failure_measure(greedy)
     if recipe.refusals:
@@ -153,7 +153,7 @@ def _measures(
     if recipe.evaluation.samples > 1:
         found |= diversity_measures(sampled)
     if reference is not None:
-        found |= kl_measures(stored.own, book.under_reference(model, reference, stored))
+        found |= kl_measures(*(book.logprobs(model, reader, answered) for reader in (model, reference)))
     return found
 
 
@@ -164,7 +164,7 @@ def _data(
         "baseline": recipe.compared_with,
         "reference": recipe.reference,
         "level": recipe.level,
-        "prompts": len(next(iter(found.stored.values())).answered.greedy),
+        "prompts": len(next(iter(found.stored.values())).greedy),
         "samples": recipe.evaluation.samples,
         "models": {name: _model(recipe, name, found, benchmarks.get(name)) for name in models},
     }
@@ -179,7 +179,7 @@ def _model(recipe: EvalRecipe, name: str, found: Found, benchmarks: Measured | N
     for metric, (value, error) in (benchmarks.wholes if benchmarks else {}).items():
         metrics[metric] = {"value": value, "low": value - 1.96 * error, "high": value + 1.96 * error, "prompts": None}
     compared = {metric: as_data(each) for metric, each in found.compared.get(name, {}).items()}
-    greedy = found.stored[name].answered.greedy
+    greedy = found.stored[name].greedy
     unjudged = sum(row["win"] is None for row in found.duels.get(name, []))
     counts = {"failures": failures_in(greedy), "failed_judgements": unjudged}
     return about | counts | {"metrics": metrics, "against": compared}
@@ -196,7 +196,7 @@ def _rows(recipe: EvalRecipe, found: Found) -> list[dict[str, Any]]:
     refused = {name: measures.get("refusals") for name, measures in found.measures.items()}
     rows = []
     for name, stored in found.stored.items():
-        for kind, groups in (("greedy", stored.answered.greedy), ("sampled", stored.answered.sampled)):
+        for kind, groups in (("greedy", stored.greedy), ("sampled", stored.sampled)):
             for place, group in enumerate(groups):
                 for sample in range(len(group.trajectories)):
                     row = _row(recipe, rewards, group, sample)
