@@ -66,7 +66,8 @@ def evaluate(
       win_rate                                 how much lower than 1/2
       refusals, failure_rate, reference_kl, perplexity
                                                how much higher than the baseline's
-      A loss counts where it is more than that, and more than chance: p < `level` (0.05) in a one-sided paired test.
+      A loss counts where it is more than that by more than chance: p < `level` (0.05) in a one-sided paired test of
+      that, over all metrics and models together (Holm).
 
     \b
     Exit codes:

@@ -38,7 +38,7 @@ def scores(*values):
 def test_a_failure_is_in_no_mean():
     found = greedy_measures(scores(1.0, 0.0, None, 1.0), Evaluation())
     assert found["accuracy"].value == found["reward"].value == 2 / 3
-    assert found["accuracy"].per_prompt_N.tolist()[:2] == [1.0, 0.0] and math.isnan(found["accuracy"].per_prompt_N[2])
+    assert found["accuracy"].below_N.tolist() == [1, 1, 0, 1]
     assert found["length"].value == 2.0 and "turns" not in found
 
 
@@ -108,21 +108,60 @@ def test_scores_are_compared_by_sign_flips_and_perplexity_the_other_way_round():
     assert found.p_worse == 1 / 16 and found.difference > 0
 
 
-def test_a_regression_is_more_than_tolerated_and_more_than_chance():
+def test_the_test_of_a_mean_over_tokens_is_of_that_mean():
+    """One long answer decides the mean, and many short ones do not."""
+    tokens, base = np.array([1000.0, 1, 1, 1, 1, 1, 1, 1]), Measure(np.zeros(8), np.array([1000.0, *[1] * 7]))
+    ours = Measure(np.array([-400.0, *[0.3] * 7]), tokens)
+    assert ours.parts_N.sum() == pytest.approx(ours.value) and ours.parts_N[0] == -400 / 1007
+    found = against("reference_kl", ours, base, 0)
+    assert found.difference < 0 and found.p > 0.5, "of seven in eight prompts it is higher, by nothing that counts"
+    shorter = Measure(base.above_N + 2.0 * tokens[::-1], tokens[::-1])
+    same = Measure(2.0 * tokens, tokens)
+    assert against("reference_kl", shorter, same, 0).p == 1.0, "both have 2 per token, wherever the tokens are"
+    assert mean_of([0.5, 1.0]).parts_N.tolist() == [0.25, 0.5]
+
+
+def test_a_regression_is_more_than_tolerated_by_more_than_chance():
     base = mean_of([1] * 40)
-    compared = {
-        "sure": {"accuracy": against("accuracy", mean_of([0] * 10 + [1] * 30), base, 0)},
-        "chance": {"accuracy": against("accuracy", mean_of([0] * 3 + [1] * 37), base, 0)},
-        "better": {"accuracy": against("accuracy", base, mean_of([0] * 10 + [1] * 30), 0)},
-    }
+
+    def lost(count, tolerated):
+        return {"accuracy": against("accuracy", mean_of([0] * count + [1] * (40 - count)), base, 0, (), tolerated)}
+
+    better = {"accuracy": against("accuracy", base, mean_of([0] * 10 + [1] * 30), 0, (), 0.02)}
+    compared = {"sure": lost(10, 0.02), "chance": lost(3, 0.02), "better": better}
     [found] = regressions(compared, {"accuracy": 0.02}, 0.05)
-    assert (found.model, found.loss, found.p) == ("sure", 0.25, 2.0**-10)
+    assert (found.model, found.loss) == ("sure", 0.25) and found.p == pytest.approx(2.0**-10, abs=1e-3)
     assert "sure is worse than the baseline in accuracy: by 0.25, where 0.02 is tolerated" in found.told
-    assert regressions(compared, {"accuracy": 0.25}, 0.05) == []
+    for count, most in ((10, 0.25), (10, 0.2), (3, 0.0)):
+        assert regressions({"a": lost(count, most)}, {"accuracy": most}, 0.05) == [], "worse, but by chance"
+    assert regressions({"a": lost(6, 0.0)}, {"accuracy": 0.0}, 0.05)[0].p == 2.0**-6, "McNemar's"
     refusals = {"more": {"refusals": against("refusals", mean_of([1] * 10), mean_of([0] * 10), 0)}}
     assert regressions(refusals, {"refusals": 0.1}, 0.05)[0].loss == 1.0
     fewer = {"fewer": {"refusals": against("refusals", mean_of([0] * 10), mean_of([1] * 10), 0)}}
     assert regressions(fewer, {"refusals": 0.1}, 0.05) == []
+
+
+def test_of_many_regressions_one_is_not_found_by_chance():
+    one = {"m": against("m", mean_of([0] * 6 + [1] * 4), mean_of([1] * 10), 0)}
+    assert one["m"].p_worse == 1 / 64
+    assert [each.model for each in regressions({"a": one}, {"m": 0.0}, 0.05)] == ["a"]
+    none = {"m": against("m", mean_of([1] * 10), mean_of([1] * 10), 0)}
+    many = {"a": one, "b": none, "c": none, "d": none}
+    assert regressions(many, {"m": 0.0}, 0.05) == [], "1/64 is no surprise among four: 0.05 / 4 is smaller"
+    surer = {"m": against("m", mean_of([0] * 10), mean_of([1] * 10), 0)}
+    assert len(regressions({"a": one, "b": surer, "c": surer, "d": surer}, {"m": 0.0}, 0.05)) == 4
+
+
+def test_tolerance_moves_the_test_of_a_perplexity_and_of_a_win_rate():
+    base = Measure(np.array([2.0, 2.1, 2.2, 2.3] * 5), np.full(20, 2.0), True)
+    ours = Measure(base.above_N + 0.4 + np.tile([-0.01, 0.01], 10), np.full(20, 2.0), True)
+    loss = ours.value - base.value
+    assert against("perplexity", ours, base, 0, tolerated=0.9 * loss).p_worse < 0.001
+    assert 0.4 < against("perplexity", ours, base, 0, tolerated=loss).p_worse < 0.8
+    wins_N = mean_of([0.0] * 8 + [1.0] * 2)
+    found = against("win_rate", wins_N, None, 0, tolerated=0.3)
+    assert found.p_worse > 0.5 > 0.06 > against("win_rate", wins_N, None, 0).p_worse
+    assert found.test == "sign test" and against("win_rate", mean_of([0.3, 0.9]), None, 0).test == "sign flips"
 
 
 def test_what_cannot_be_compared_does_not_pass():

@@ -37,10 +37,10 @@ class Measure:
         return self._shown(float(self.above_N[self.below_N > 0].sum() / below)) if below else math.nan
 
     @property
-    def per_prompt_N(self) -> np.ndarray:
-        """Of each prompt by itself, before any exponential; NaN where it has nothing to say."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(self.below_N > 0, self.above_N / self.below_N, np.nan)
+    def parts_N(self) -> np.ndarray:
+        """What each prompt contributes to the value before any exponential, which is their sum: one with few tokens
+        weighs as little as it does in a mean over tokens."""
+        return self.above_N / self.below_N.sum()
 
     @property
     def is_share(self) -> bool:

@@ -106,7 +106,14 @@ def _found(
             else wins(stored[name].greedy, stored[base].greedy, recipe.win_by)
         )
         compared[name] = {
-            metric: against(metric, measure, measures[base].get(metric), recipe.seed, _lower_is_better(benchmarks))
+            metric: against(
+                metric,
+                measure,
+                measures[base].get(metric),
+                recipe.seed,
+                _lower_is_better(benchmarks),
+                recipe.regressions.get(metric, 0.0),
+            )
             for metric, measure in measures[name].items()
             if metric == WIN_RATE or _same_questions(measure, measures[base].get(metric))
         }
