@@ -64,8 +64,10 @@ def evaluate(
     Metrics of --regression, and of `regressions:` in a recipe:
       accuracy, pass@K, reward, reward/NAME    how much lower than the baseline's it may be
       win_rate                                 how much lower than 1/2
-      refusals, reference_kl, perplexity       how much higher than the baseline's
-      A loss counts where it is more than that, and more than chance: p < `level` (0.05) in a one-sided paired test.
+      refusals, failure_rate, reference_kl, perplexity
+                                               how much higher than the baseline's
+      A loss counts where it is more than that by more than chance: p < `level` (0.05) in a one-sided paired test of
+      that, over all metrics and models together (Holm).
 
     \b
     Exit codes:

@@ -4,6 +4,7 @@ All tests are paired: what two models make of one prompt hangs on how hard it is
 count as chance. Prompts on which both do the same say nothing about who is better, and leave a test.
 """
 
+import math
 from fractions import Fraction
 from math import comb
 from typing import Literal
@@ -43,9 +44,11 @@ def sign_flip_test(differences_N: np.ndarray, seed: int, side: Side = "two") -> 
     where N is small, else of drawn ones, the observed ones among them, so that it is never 0.
 
     Fisher 1935, The Design of Experiments, section 21; drawn: Phipson and Smyth 2010, SAGMB 9:39. For scores, which a
-    sign test would rob of their size. 1 where every difference is 0.
+    sign test would rob of their size. 1 where every difference is 0; NaN where one is not finite.
     """
     values_N = np.asarray(differences_N, float)
+    if not np.isfinite(values_N).all():
+        return math.nan
     values_N = values_N[values_N != 0]
     if not len(values_N):
         return 1.0

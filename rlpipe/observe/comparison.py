@@ -43,8 +43,10 @@ def _finite(value: Any) -> Any:
 
 
 def metrics_of(data: dict[str, Any]) -> list[str]:
-    """All that was measured, what is judged first."""
+    """All that was measured, what is judged first; failures only where something failed."""
     names = dict.fromkeys(name for model in data["models"].values() for name in model["metrics"])
+    if not any(model["failures"] for model in data["models"].values()):
+        names.pop("failure_rate", None)
     return sorted(names, key=lambda name: (name != "accuracy", not name.startswith("pass@"), name != "win_rate"))
 
 
@@ -79,7 +81,7 @@ def cell(data: dict[str, Any], name: str, metric: str) -> Text:
     text = Text(number(metric, found["value"]))
     if beside and metric != "win_rate":
         text.append(f" ({_signed(metric, beside['difference'])})", "dim")
-    if beside and beside["p"] < data["level"]:
+    if _is_sure(data, beside):
         text.append(" *", "bold")
     if is_regression(data, name, metric):
         text.stylize("red")
@@ -87,6 +89,16 @@ def cell(data: dict[str, Any], name: str, metric: str) -> Text:
     if found["low"] is not None:
         text.append(f"\n[{number(metric, found['low'])}, {number(metric, found['high'])}]", "dim")
     return text
+
+
+def _is_sure(data: dict[str, Any], beside: dict[str, Any] | None) -> bool:
+    """Of numbers that are not finite there is no p."""
+    return bool(beside and beside["p"] is not None and beside["p"] < data["level"])
+
+
+def _tip(beside: dict[str, Any]) -> str:
+    p = math.nan if beside["p"] is None else beside["p"]
+    return f"p = {p:.3g} ({beside['test']}, {beside['prompts']} prompts)"
 
 
 def is_regression(data: dict[str, Any], name: str, metric: str) -> bool:
@@ -135,8 +147,8 @@ def _shown(data: dict[str, Any], name: str, metric: str) -> dict[str, Any]:
         "value": number(metric, found["value"]),
         "interval": interval,
         "difference": _signed(metric, beside["difference"]) if beside and metric != "win_rate" else "",
-        "tip": f"p = {beside['p']:.3g} ({beside['test']}, {beside['prompts']} prompts)" if beside else "",
-        "sure": bool(beside and beside["p"] < data["level"]),
+        "tip": _tip(beside) if beside else "",
+        "sure": _is_sure(data, beside),
         "worse": is_regression(data, name, metric),
     }
 

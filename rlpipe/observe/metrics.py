@@ -71,6 +71,7 @@ METRICS = {
     "self_overlap": Label("word pairs that samples of a prompt share", "self-overlap", "", ".3f", NOTHING),
     "perplexity": Label("perplexity of the samples under the reference", "perplexity", "", ".4g", NOTHING),
     "turns": Label("turns of the policy", "turns", "turns", ".2f"),
+    "failure_rate": Label("share of failed rewards", "failure rate", "", ".1%", NOTHING),
     "failures": Label("failed held-out rewards", "failed rewards", "", ".0f"),
     "truncated": Label("responses cut off at the limit", "cut off", "", ".1%"),
     "tokens_per_second": Label("throughput", "tokens/s", "tokens/s", ",.0f"),

@@ -10,8 +10,6 @@ from rlpipe.pipelines.episodes import environment_of, over
 from rlpipe.pipelines.stage import Stage
 from rlpipe.rewards.stage import RewardStage
 from rlpipe.rollout.pool import EnginePool
-from rlpipe.rollout.worker import RolloutWorker
-from rlpipe.runtime.handle import Handle
 from rlpipe.runtime.roles import RoleSpec
 
 
@@ -21,7 +19,6 @@ class Serving:
 
     answers: Answers
     pool: EnginePool
-    engines: list[Handle[RolloutWorker]]
     scoring: RewardStage
 
 
@@ -37,7 +34,6 @@ def answering(stage: Stage, engines: RoleSpec, says: str) -> Iterator[Serving]:
             environment = stack.enter_context(environment_of(stage))
             started.ready()
             scoring.ready()
-        handles = started.handles["engine"]
-        pool = EnginePool({roles.POLICY: handles}, recipe.deadlines, recipe.rollout.max_restarts)
+        pool = EnginePool({roles.POLICY: started.handles["engine"]}, recipe.deadlines, recipe.rollout.max_restarts)
         answers = Answers(roles.POLICY, over(pool, environment, stage), scoring, stage.tokenizer)
-        yield Serving(answers, pool, handles, scoring)
+        yield Serving(answers, pool, scoring)

@@ -94,11 +94,11 @@ class EvalRecipe(Strict):
     """Regular expressions of refusals, found anywhere in a greedy answer, in any case and with any kind of apostrophe;
     an empty list measures none."""
     regressions: dict[str, NonNegativeFloat] = {}
-    """How much worse than the baseline a model may be, by metric; more than that, and more than chance would have it,
-    ends the run with exit code 1."""
+    """How much worse than the baseline a model may be, by metric; a loss that is greater than that by more than chance
+    would have it ends the run with exit code 1."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """A difference is more than chance where the probability of one as large by chance is below this, in a paired
-    test."""
+    """A difference is more than chance where the probability of one as large by chance is below this, in a paired test;
+    of all regressions together, the probability of finding one where there is none."""
     deadlines: Deadlines = Deadlines()
     """How long remote waits may take."""
     tracking: Tracking = Tracking()
@@ -127,7 +127,7 @@ class EvalRecipe(Strict):
     def measured(self) -> Iterator[str]:
         """The metrics that a model can be worse in than another one."""
         yield from self.evaluation.metrics([reward.name for reward in self.rewards.mix])
-        yield "win_rate"
+        yield from ("win_rate", "failure_rate")
         if self.refusals:
             yield "refusals"
         if self.reference is not None:

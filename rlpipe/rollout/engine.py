@@ -86,7 +86,7 @@ class Engine(Protocol):
 
     def probe(self, sequences: list[Tokens]) -> list[np.ndarray]:
         """Log-probabilities (temperature 1) of tokens 1.. of each sequence, through the forward pass that serves
-        requests; float32, length len(sequence) - 1."""
+        requests; float32, length len(sequence) - 1. Raises `NotCurrent` as `submit` does."""
 
     def abort(self, group_ids: list[str]) -> None:
         """Forget these groups; nothing of them is handed over later."""

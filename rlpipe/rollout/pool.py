@@ -154,6 +154,13 @@ class EnginePool:
         """The node that each engine of `model` was started on, by its name; empty where it was on none."""
         return {seat.handle.name: seat.handle.node for seat in self._seats[model]}
 
+    def serving(self, model: str) -> list[Handle[RolloutWorker]]:
+        """The engines of `model` that have what was published last, for calls of one's own; waits for the first. One
+        that is being replaced is not among them: it may be there already, with other weights."""
+        while not (found := [seat.handle for seat in self._seats[model] if seat.serves]):
+            self._look(SLICE_SECONDS)
+        return found
+
     def _spread(self, model: str, groups: Sequence[AskedGroup]) -> None:
         seats = [] if self.sleeps(model) else [seat for seat in self._seats[model] if seat.serves]
         if not seats:

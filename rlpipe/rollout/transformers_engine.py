@@ -100,6 +100,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def probe(self, sequences: list[Tokens]) -> list[np.ndarray]:
+        self._pulse.require_current()
         self._limits.check_probes(sequences)
         longest = max(map(len, sequences), default=1)
         rows = max(1, LOGITS_AT_ONCE // (longest * self._limits.vocab_size))

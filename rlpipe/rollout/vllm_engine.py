@@ -127,6 +127,7 @@ class VllmEngine:
     def probe(self, sequences: list[Tokens]) -> list[np.ndarray]:
         from vllm.sampling_params import SamplingParams
 
+        self._pulse.require_current()
         self._core.limits.check_probes(sequences)
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         pending = dict(zip(self._ids, sequences, strict=False))

@@ -35,7 +35,7 @@ def world(tmp_path_factory):
     world = SimpleNamespace(folder=folder, run_dir=folder / "run", models=spoken, tokenizer=_tokenizer(base))
     rows = [{"prompt": prompt, "answer": greedy(world, "base", prompt)} for prompt in PROMPTS]
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    world.code = run(recipe(world, regressions={"accuracy": 0.1, "win_rate": 0.4}), world.run_dir, debug=True)
+    world.code = run(recipe(world, regressions={"accuracy": 0.1, "win_rate": 0.2}), world.run_dir, debug=True)
     world.data = json.loads((world.run_dir / "comparison.json").read_text())
     world.rows = pd.read_parquet(world.run_dir / "answers.parquet")
     return world

@@ -84,6 +84,8 @@ def test_the_sign_flip_test_tries_all_signs():
     assert sign_flip_test(values, 0) == sum(abs(s) >= 5.5 for s in sums) / 16
     assert sign_flip_test(-values, 0, "worse") == sum(s <= -5.5 for s in sums) / 16
     assert sign_flip_test(np.zeros(3), 0) == 1.0
+    assert math.isnan(sign_flip_test(np.array([1.0, np.nan]), 0)), "and not a p of 0"
+    assert math.isnan(sign_flip_test(np.array([1.0, -np.inf]), 0, "worse"))
 
 
 def test_of_ones_it_is_the_sign_test_drawn_or_exact():

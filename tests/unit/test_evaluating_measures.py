@@ -9,11 +9,13 @@ import pytest
 from sample_groups import make_group
 
 from rlpipe.data.flow import Failure, Score
-from rlpipe.pipelines.evaluating.compare import against, regressions, wins
+from rlpipe.pipelines.evaluating.compare import against, not_compared, regressions, wins
 from rlpipe.pipelines.evaluating.measures import (
     Measure,
+    failure_measure,
     greedy_measures,
     kl_measures,
+    left_out,
     mean_of,
     refusal_measure,
     sampled_measures,
@@ -36,7 +38,7 @@ def scores(*values):
 def test_a_failure_is_in_no_mean():
     found = greedy_measures(scores(1.0, 0.0, None, 1.0), Evaluation())
     assert found["accuracy"].value == found["reward"].value == 2 / 3
-    assert found["accuracy"].per_prompt_N.tolist()[:2] == [1.0, 0.0] and math.isnan(found["accuracy"].per_prompt_N[2])
+    assert found["accuracy"].below_N.tolist() == [1, 1, 0, 1]
     assert found["length"].value == 2.0 and "turns" not in found
 
 
@@ -60,6 +62,17 @@ def test_kl_and_perplexity_by_hand():
     found = kl_measures(own, reference)
     assert found["reference_kl"].value == pytest.approx((0.5 + 1.0 + 0.5) / 3)
     assert found["perplexity"].value == pytest.approx(math.exp((1.5 + 2.0 + 2.5) / 3))
+
+
+def test_kl_is_over_the_tokens_that_both_have():
+    """As where the reference has the shorter context, and says nothing of the end of the first answer."""
+    own = [[np.array([-1.0, -1.0, -9.0]), np.array([-1.0])], [np.array([-2.0])]]
+    reference = [[np.array([-1.5, -2.0]), np.array([])], [np.array([-2.5])]]
+    found = kl_measures(own, reference)
+    assert found["reference_kl"].value == pytest.approx((0.5 + 1.0 + 0.5) / 3)
+    assert found["perplexity"].value == pytest.approx(math.exp((1.5 + 2.0 + 2.5) / 3))
+    assert left_out(own, reference) == 2 and left_out(reference, reference) == 0
+    assert kl_measures(reference, own)["reference_kl"].value == -found["reference_kl"].value
 
 
 @pytest.mark.parametrize(
@@ -95,21 +108,81 @@ def test_scores_are_compared_by_sign_flips_and_perplexity_the_other_way_round():
     assert found.p_worse == 1 / 16 and found.difference > 0
 
 
-def test_a_regression_is_more_than_tolerated_and_more_than_chance():
+def test_the_test_of_a_mean_over_tokens_is_of_that_mean():
+    """One long answer decides the mean, and many short ones do not."""
+    tokens, base = np.array([1000.0, 1, 1, 1, 1, 1, 1, 1]), Measure(np.zeros(8), np.array([1000.0, *[1] * 7]))
+    ours = Measure(np.array([-400.0, *[0.3] * 7]), tokens)
+    assert ours.parts_N.sum() == pytest.approx(ours.value) and ours.parts_N[0] == -400 / 1007
+    found = against("reference_kl", ours, base, 0)
+    assert found.difference < 0 and found.p > 0.5, "of seven in eight prompts it is higher, by nothing that counts"
+    shorter = Measure(base.above_N + 2.0 * tokens[::-1], tokens[::-1])
+    same = Measure(2.0 * tokens, tokens)
+    assert against("reference_kl", shorter, same, 0).p == 1.0, "both have 2 per token, wherever the tokens are"
+    assert mean_of([0.5, 1.0]).parts_N.tolist() == [0.25, 0.5]
+
+
+def test_a_regression_is_more_than_tolerated_by_more_than_chance():
     base = mean_of([1] * 40)
-    compared = {
-        "sure": {"accuracy": against("accuracy", mean_of([0] * 10 + [1] * 30), base, 0)},
-        "chance": {"accuracy": against("accuracy", mean_of([0] * 3 + [1] * 37), base, 0)},
-        "better": {"accuracy": against("accuracy", base, mean_of([0] * 10 + [1] * 30), 0)},
-    }
+
+    def lost(count, tolerated):
+        return {"accuracy": against("accuracy", mean_of([0] * count + [1] * (40 - count)), base, 0, (), tolerated)}
+
+    better = {"accuracy": against("accuracy", base, mean_of([0] * 10 + [1] * 30), 0, (), 0.02)}
+    compared = {"sure": lost(10, 0.02), "chance": lost(3, 0.02), "better": better}
     [found] = regressions(compared, {"accuracy": 0.02}, 0.05)
-    assert (found.model, found.loss, found.p) == ("sure", 0.25, 2.0**-10)
+    assert (found.model, found.loss) == ("sure", 0.25) and found.p == pytest.approx(2.0**-10, abs=1e-3)
     assert "sure is worse than the baseline in accuracy: by 0.25, where 0.02 is tolerated" in found.told
-    assert regressions(compared, {"accuracy": 0.25}, 0.05) == []
+    for count, most in ((10, 0.25), (10, 0.2), (3, 0.0)):
+        assert regressions({"a": lost(count, most)}, {"accuracy": most}, 0.05) == [], "worse, but by chance"
+    assert regressions({"a": lost(6, 0.0)}, {"accuracy": 0.0}, 0.05)[0].p == 2.0**-6, "McNemar's"
     refusals = {"more": {"refusals": against("refusals", mean_of([1] * 10), mean_of([0] * 10), 0)}}
     assert regressions(refusals, {"refusals": 0.1}, 0.05)[0].loss == 1.0
     fewer = {"fewer": {"refusals": against("refusals", mean_of([0] * 10), mean_of([1] * 10), 0)}}
     assert regressions(fewer, {"refusals": 0.1}, 0.05) == []
+
+
+def test_of_many_regressions_one_is_not_found_by_chance():
+    one = {"m": against("m", mean_of([0] * 6 + [1] * 4), mean_of([1] * 10), 0)}
+    assert one["m"].p_worse == 1 / 64
+    assert [each.model for each in regressions({"a": one}, {"m": 0.0}, 0.05)] == ["a"]
+    none = {"m": against("m", mean_of([1] * 10), mean_of([1] * 10), 0)}
+    many = {"a": one, "b": none, "c": none, "d": none}
+    assert regressions(many, {"m": 0.0}, 0.05) == [], "1/64 is no surprise among four: 0.05 / 4 is smaller"
+    surer = {"m": against("m", mean_of([0] * 10), mean_of([1] * 10), 0)}
+    assert len(regressions({"a": one, "b": surer, "c": surer, "d": surer}, {"m": 0.0}, 0.05)) == 4
+
+
+def test_tolerance_moves_the_test_of_a_perplexity_and_of_a_win_rate():
+    base = Measure(np.array([2.0, 2.1, 2.2, 2.3] * 5), np.full(20, 2.0), True)
+    ours = Measure(base.above_N + 0.4 + np.tile([-0.01, 0.01], 10), np.full(20, 2.0), True)
+    loss = ours.value - base.value
+    assert against("perplexity", ours, base, 0, tolerated=0.9 * loss).p_worse < 0.001
+    assert 0.4 < against("perplexity", ours, base, 0, tolerated=loss).p_worse < 0.8
+    wins_N = mean_of([0.0] * 8 + [1.0] * 2)
+    found = against("win_rate", wins_N, None, 0, tolerated=0.3)
+    assert found.p_worse > 0.5 > 0.06 > against("win_rate", wins_N, None, 0).p_worse
+    assert found.test == "sign test" and against("win_rate", mean_of([0.3, 0.9]), None, 0).test == "sign flips"
+
+
+def test_what_cannot_be_compared_does_not_pass():
+    nothing = against("reward", mean_of([None, 1]), mean_of([1, None]), 0)
+    endless = Measure(np.array([-np.inf, 1.0]), np.ones(2))
+    unbounded = against("reference_kl", endless, mean_of([0.0, 0.0]), 0)
+    assert math.isnan(unbounded.p) and math.isnan(unbounded.p_worse)
+    compared = {"a": {"reward": nothing, "reference_kl": unbounded}}
+    tolerated = {"reward": 0.1, "reference_kl": 0.1, "gsm8k/acc": 0.1}
+    assert regressions(compared, tolerated, 0.05) == []
+    told = not_compared(compared, tolerated)
+    assert [text.partition(":")[0] for text in told] == [f"regressions.{metric}" for metric in tolerated]
+    assert "on 0 prompts both have one" in told[0] and "not question by question" in told[2]
+    assert not_compared({"a": {"reward": against("reward", mean_of([1]), mean_of([1]), 0)}}, {"reward": 0.1}) == []
+
+
+def test_failed_rewards_are_a_metric_of_their_own():
+    ours, base = failure_measure(scores(*[None] * 8, 1.0)), failure_measure(scores(*[1.0] * 9))
+    assert (ours.value, base.value) == (8 / 9, 0.0)
+    compared = {"a": {"failure_rate": against("failure_rate", ours, base, 0)}}
+    assert regressions(compared, {"failure_rate": 0.1}, 0.05)[0].loss == 8 / 9
 
 
 def model(name, path="base", adapter=None, rank=None):

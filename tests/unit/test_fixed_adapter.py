@@ -22,14 +22,16 @@ class Engine:
 
     name = "engine 0"
 
-    def __init__(self, takes=True, damages=False):
-        self._takes, self._damages = takes, damages
+    def __init__(self, takes=True, damages=False, most=99):
+        """`most`: adapters that it takes before it keeps the last of them."""
+        self._takes, self._damages, self._left = takes, damages, most
         self._weights = 0.0
 
     def call(self, within, method, *args):
         if method is RolloutWorker.publish:
             version, payload = args
-            if self._takes:
+            self._left -= 1
+            if self._takes and self._left >= 0:
                 self._weights = sum(float(tensor.sum()) for name, tensor in unpack(payload) if ".lora_B." in name)
             digest = "other" if self._damages else digest_of(payload.buckets)
             return SimpleNamespace(result=lambda: Receipt(version, digest, 0.0))
@@ -42,8 +44,8 @@ def adapter(b=0.5):
     return pack(tensors.items(), adapter_config={"r": 2})
 
 
-def publish(engine, payload, bare):
-    for _ in FixedAdapter("models.a", 1, payload, bare, SOON).deliver(engine):
+def publish(engine, payload, bare, name="models.a"):
+    for _ in FixedAdapter(name, 1, payload, bare, SOON).deliver(engine):
         pass
 
 
@@ -56,14 +58,14 @@ def test_without_effect_b_is_0_and_a_is_as_it_was():
 
 
 def test_an_adapter_that_arrives_changes_the_answers():
-    engine, bare = Engine(), Bare(PROBES)
+    engine, bare = Engine(), Bare(PROBES, without_effect(adapter()))
     publish(engine, without_effect(adapter()), bare)
     publish(engine, adapter(), bare)
     assert bare.answers["engine 0"][0].tolist() == [-1.0, -1.0]
 
 
 def test_one_that_does_not_is_noticed():
-    engine, bare = Engine(takes=False), Bare(PROBES)
+    engine, bare = Engine(takes=False), Bare(PROBES, without_effect(adapter()))
     publish(engine, without_effect(adapter()), bare)
     with pytest.raises(
         WeightSyncError, match=r"engine 0: with the adapter of models\.a it answers 1 probes exactly as"
@@ -73,10 +75,38 @@ def test_one_that_does_not_is_noticed():
 
 def test_damage_is_noticed():
     with pytest.raises(WeightSyncError, match="damaged on the way"):
-        publish(Engine(damages=True), adapter(), Bare(PROBES))
+        publish(Engine(damages=True), adapter(), Bare(PROBES, without_effect(adapter())))
 
 
 def test_an_adapter_that_was_never_trained_may_change_nothing():
-    engine, bare = Engine(), Bare(PROBES)
+    engine, bare = Engine(), Bare(PROBES, without_effect(adapter()))
     publish(engine, without_effect(adapter()), bare)
     publish(engine, adapter(b=0.0), bare)
+
+
+def test_one_that_leaves_the_adapter_before_in_place_is_noticed():
+    engine, bare = Engine(most=2), Bare(PROBES, without_effect(adapter()))
+    publish(engine, adapter(0.5), bare)
+    publish(engine, adapter(0.5), bare)  # the same once more
+    with pytest.raises(
+        WeightSyncError,
+        match=r"engine 0: with the adapter of models\.b it answers 1 probes exactly as with that of models\.a",
+    ):
+        publish(engine, adapter(0.25), bare, "models.b")
+    with pytest.raises(WeightSyncError, match=r"adapter of the base .* as with that of models\.a"):
+        publish(engine, without_effect(adapter()), bare, "the base")
+
+
+def test_adapters_that_differ_follow_each_other():
+    engine, bare = Engine(), Bare(PROBES, without_effect(adapter()))
+    for payload in (adapter(0.5), adapter(0.25), without_effect(adapter()), adapter(b=0.0), adapter(0.5)):
+        publish(engine, payload, bare)
+
+
+def test_an_engine_that_joins_late_is_asked_without_adapter_first():
+    bare, late = Bare(PROBES, without_effect(adapter())), Engine(takes=False)
+    publish(Engine(), adapter(), bare)
+    late.name = "engine 1"
+    with pytest.raises(WeightSyncError, match=r"engine 1: with the adapter of models\.a .* exactly as without any"):
+        publish(late, adapter(), bare)
+    assert bare.answers.keys() == {"engine 0", "engine 1"}

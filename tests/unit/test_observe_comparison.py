@@ -56,6 +56,14 @@ def test_the_table_marks_what_is_more_than_chance_and_what_is_worse():
     assert re.search(r"failed rewards +│ +0 │ +1 ", text)
 
 
+def test_what_could_not_be_compared_has_no_star_and_no_p():
+    data = json.loads(comparison.as_json(DATA))
+    data["models"]["new"]["against"]["accuracy"] |= {"difference": None, "p": None}
+    assert comparison.cell(data, "new", "accuracy").plain.startswith("25.0% (–) worse")
+    [shown] = [cells[1] for title, cells in comparison.measures(data)["metrics"] if title == "held-out accuracy"]
+    assert shown["tip"].startswith("p = nan") and not shown["sure"]
+
+
 def test_what_is_not_finite_is_null_and_is_read_back(tmp_path):
     comparison.write(Storage(tmp_path), DATA, ROWS)
     found = comparison.read(Storage(tmp_path))

@@ -478,8 +478,10 @@ def test_an_engine_that_had_no_room_at_the_start_joins_while_the_run_goes_on(
     assert subject.worked("policy").keys() == {"policy[0]"}
     nodes.clear()
     late = subject._seats["policy"][1]
+    assert subject.serving("policy") == [handles[0]]
     while not late.serves:
         subject._look(0.0)
+    assert subject.serving("policy") == handles
     assert late.handle._role.health().version == 4 and late.delivered.found.largest_difference < 1e-5
     assert tokens_of(subject) == undisturbed
     assert all(worked.tokens > 0 for worked in subject.worked("policy").values()), "both have had something to do"
@@ -504,6 +506,15 @@ def test_what_engines_did_is_counted_and_what_they_have_to_do_goes_down_to_nothi
     subject.submit("policy", [request(9), request(10)])
     subject.abort(["g9", "g10"])
     assert [seat.tokens for seat in subject._seats["policy"]] == [0, 0]
+
+
+def test_who_serves_is_waited_for_and_has_what_was_published(folder, trained):
+    subject = mortal(folder, (), (), max_restarts=1)
+    subject.publish("policy", published(trained, 4))
+    for seat in subject._seats["policy"]:
+        subject._lose(seat, RoleDied("killed by the test"))
+    first = subject.serving("policy")
+    assert first and all(handle._role.health().version == 4 for handle in first)
 
 
 def test_when_no_engine_has_a_place_the_run_ends_after_its_deadline(folder, trained, nodes):

@@ -182,6 +182,8 @@ def test_an_engine_of_unknown_version_serves_nothing_until_published_to(folder, 
     engine = TransformersEngine(spec(folder, version=None))
     with pytest.raises(NotCurrent, match="publish to it first"):
         engine.submit([request(0)])
+    with pytest.raises(NotCurrent, match="publish to it first"):
+        engine.probe([np.array([1, 2], np.int32)])
     engine.publish(8, pack(model.named_parameters()))
     engine.submit([request(0)])
     assert {t.versions for t in drain(engine).values()} == {(VersionSpan(0, 8),)}

@@ -21,23 +21,20 @@ if TYPE_CHECKING:
 def publisher(sitting: Sitting, serving: Serving) -> Callable[[Served], None]:
     """What has the engines serve one of the models of a sitting. Without adapters they do from the start.
 
-    The first thing that they get is an adapter without effect: what they answer with it is what others have to differ
-    from, and a model without an adapter is served so."""
+    The first thing that each gets is an adapter without effect: what it answers with that is what it has to differ
+    from with others, and a model without an adapter is served so."""
     if sitting.lora_rank is None:
         return lambda model: None
     first = next(model for model in sitting.models if model.adapter)
     nothing = without_effect(payload_of(first.adapter))
     within = Within("publish", first.recipe.deadlines.publish)
     limit = min(first.recipe.rollout.max_model_len or first.model_length, first.model_length)
-    bare = Bare(choose_probes([prompt.tokens for prompt in first.prompts[1]], len(first.tokenizer), limit))
+    bare = Bare(choose_probes([prompt.tokens for prompt in first.prompts[1]], len(first.tokenizer), limit), nothing)
 
     def publish(model: Served) -> None:
-        if not bare.answers or model.adapter is None:
-            serving.pool.publish(roles.POLICY, FixedAdapter("no model", 0, nothing, bare, within))
-        if model.adapter is not None:
-            version = 1 + [one.name for one in sitting.models].index(model.name)
-            adapter = FixedAdapter(f"models.{model.name}", version, payload_of(model.adapter), bare, within)
-            serving.pool.publish(roles.POLICY, adapter)
+        version = 1 + [one.name for one in sitting.models].index(model.name)
+        payload = nothing if model.adapter is None else payload_of(model.adapter)
+        serving.pool.publish(roles.POLICY, FixedAdapter(f"models.{model.name}", version, payload, bare, within))
 
     return publish
 

@@ -49,7 +49,7 @@ def fight(stage: Stage, recipe: EvalRecipe, models: Mapping[str, Served], book: 
 def _compare(
     stage: Stage, scoring: RewardStage, one: Served, base: Served, book: Book, judge: JudgeReward, number: int
 ) -> None:
-    pairs = zip(book.answers(base).answered.greedy, book.answers(one).answered.greedy, strict=True)
+    pairs = zip(book.answers(base).greedy, book.answers(one).greedy, strict=True)
     duels = [_duel(theirs, ours) for theirs, ours in pairs]
     with stage.events.phase("judge", says=f"the judge compares {one.name} with {base.name}"):
         scored = _scored(stage, scoring, duels)

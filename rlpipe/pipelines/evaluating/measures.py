@@ -37,10 +37,10 @@ class Measure:
         return self._shown(float(self.above_N[self.below_N > 0].sum() / below)) if below else math.nan
 
     @property
-    def per_prompt_N(self) -> np.ndarray:
-        """Of each prompt by itself, before any exponential; NaN where it has nothing to say."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(self.below_N > 0, self.above_N / self.below_N, np.nan)
+    def parts_N(self) -> np.ndarray:
+        """What each prompt contributes to the value before any exponential, which is their sum: one with few tokens
+        weighs as little as it does in a mean over tokens."""
+        return self.above_N / self.below_N.sum()
 
     @property
     def is_share(self) -> bool:
@@ -120,10 +120,29 @@ def kl_measures(own: Sequence[Sequence[np.ndarray]], reference: Sequence[Sequenc
         reference_kl  mean over tokens of log p - log q: the estimator k1 of `algorithms.kl`, unbiased for the
                       KL(p || q) of whole answers, shown per token; by chance it may lie below 0 where both are close
         perplexity    exp of the mean over tokens of -log q
+
+    A model with a shorter context says nothing of an answer's last tokens: both sides are over those that both have.
     """
+    own, reference = _both(own, reference), _both(reference, own)
     tokens_N = np.array([sum(map(len, samples)) for samples in own], float)
     own_N, reference_N = (np.array([sum(float(s.sum()) for s in of) for of in side]) for side in (own, reference))
     return {"reference_kl": Measure(own_N - reference_N, tokens_N), "perplexity": Measure(-reference_N, tokens_N, True)}
+
+
+def left_out(own: Sequence[Sequence[np.ndarray]], reference: Sequence[Sequence[np.ndarray]]) -> int:
+    """Tokens that one of them has no log-probability of."""
+    pairs = zip(own, reference, strict=True)
+    return sum(abs(len(a) - len(b)) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True))
+
+
+def _both(one: Sequence[Sequence[np.ndarray]], other: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
+    pairs = zip(one, other, strict=True)
+    return [[a[: len(b)] for a, b in zip(ours, theirs, strict=True)] for ours, theirs in pairs]
+
+
+def failure_measure(groups: Sequence[Group]) -> Measure:
+    """The share of greedy answers that have no reward."""
+    return mean_of([float(not isinstance(group.outcomes[0], Score)) for group in groups])
 
 
 def failures_in(groups: Sequence[Group]) -> float:

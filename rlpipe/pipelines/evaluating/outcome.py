@@ -10,24 +10,36 @@ import pyarrow.parquet as pq
 
 from rlpipe.data.flow import Score
 from rlpipe.data.group_table import REWARD
+from rlpipe.data.records import DataError
 from rlpipe.observe import comparison
 from rlpipe.pipelines.evaluating.benchmarks import Measured
-from rlpipe.pipelines.evaluating.compare import LOWER_IS_BETTER, WIN_RATE, Against, against, as_data, regressions, wins
+from rlpipe.pipelines.evaluating.compare import (
+    LOWER_IS_BETTER,
+    WIN_RATE,
+    Against,
+    against,
+    as_data,
+    not_compared,
+    regressions,
+    wins,
+)
 from rlpipe.pipelines.evaluating.duels import key as duel_key
 from rlpipe.pipelines.evaluating.measures import (
     Measure,
     diversity_measures,
+    failure_measure,
     failures_in,
     greedy_measures,
     kl_measures,
+    left_out,
     mean_of,
     refusal_measure,
     sampled_measures,
     score_of,
 )
 from rlpipe.pipelines.evaluating.served import Served
-from rlpipe.pipelines.evaluating.stored import Book, Stored
-from rlpipe.pipelines.evaluation import said_in
+from rlpipe.pipelines.evaluating.stored import Book
+from rlpipe.pipelines.evaluation import Answered, said_in
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.evaluating import EvalRecipe, EvaluatedModel
 
@@ -38,7 +50,7 @@ ANSWERS = "answers.parquet"
 class Found:
     """Everything about all models."""
 
-    stored: dict[str, Stored]
+    stored: dict[str, Answered]
     measures: dict[str, dict[str, Measure]]
     compared: dict[str, dict[str, Against]]
     """Of all but the baseline."""
@@ -54,16 +66,21 @@ def tell(
     reference: Served | None,
     benchmarks: Mapping[str, Measured],
 ) -> list[str]:
-    """Write everything; returns the regressions in words."""
+    """Write everything; returns the regressions in words. Raises `DataError`, when all is written, where there is none
+    and something could not be compared."""
     with stage.events.phase("compare", says="comparing"):
         found = _found(recipe, models, book, reference, benchmarks)
         lower = _lower_is_better(benchmarks)
         lost = regressions(found.compared, recipe.regressions, recipe.level, lower)
         data = _data(recipe, models, found, benchmarks) | {"regressions": [as_data(each) for each in lost]}
         rows = _rows(recipe, found)
+        _tell_cut(stage, models, found, book, reference)
         stage.storage.write(ANSWERS, _parquet(rows))
         comparison.write(stage.storage, data, rows)
-    return [each.told for each in lost]
+    unclear = not_compared(found.compared, recipe.regressions)
+    if unclear and not lost:
+        raise DataError("\n".join(unclear))
+    return [*(each.told for each in lost), *unclear]
 
 
 def _found(
@@ -86,14 +103,32 @@ def _found(
         measures[name][WIN_RATE] = (
             mean_of([row["win"] for row in duels[name]])
             if name in duels
-            else wins(stored[name].answered.greedy, stored[base].answered.greedy, recipe.win_by)
+            else wins(stored[name].greedy, stored[base].greedy, recipe.win_by)
         )
         compared[name] = {
-            metric: against(metric, measure, measures[base].get(metric), recipe.seed, _lower_is_better(benchmarks))
+            metric: against(
+                metric,
+                measure,
+                measures[base].get(metric),
+                recipe.seed,
+                _lower_is_better(benchmarks),
+                recipe.regressions.get(metric, 0.0),
+            )
             for metric, measure in measures[name].items()
             if metric == WIN_RATE or _same_questions(measure, measures[base].get(metric))
         }
     return Found(stored, measures, compared, duels)
+
+
+def _tell_cut(stage: Stage, models: Mapping[str, Served], found: Found, book: Book, reference: Served | None) -> None:
+    """Where one context is shorter than the answers of the other."""
+    for name, model in models.items() if reference is not None else ():
+        answered = found.stored[name]
+        if count := left_out(*(book.logprobs(model, reader, answered) for reader in (model, reference))):
+            stage.events.note(
+                f"reference_kl and perplexity of {name} leave {count:,} tokens out, which do not fit into the context "
+                f"of {name} or of {reference.name}; rollout.max_model_len, the same for both, ends answers before that"
+            )
 
 
 def _same_questions(ours: Measure, baseline: Measure | None) -> bool:
@@ -115,16 +150,17 @@ def _duels(recipe: EvalRecipe, models: Mapping[str, Served], book: Book) -> dict
 
 
 def _measures(
-    recipe: EvalRecipe, model: Served, stored: Stored, book: Book, reference: Served | None
+    recipe: EvalRecipe, model: Served, answered: Answered, book: Book, reference: Served | None
 ) -> dict[str, Measure]:
-    greedy, sampled = stored.answered.greedy, stored.answered.sampled
+    greedy, sampled = answered.greedy, answered.sampled
     found = greedy_measures(greedy, recipe.evaluation) | sampled_measures(sampled, recipe.evaluation)
+    found["failure_rate"] = failure_measure(greedy)
     if recipe.refusals:
         found["refusals"] = refusal_measure(greedy, recipe.refusals)
     if recipe.evaluation.samples > 1:
         found |= diversity_measures(sampled)
     if reference is not None:
-        found |= kl_measures(stored.own, book.under_reference(model, reference, stored))
+        found |= kl_measures(*(book.logprobs(model, reader, answered) for reader in (model, reference)))
     return found
 
 
@@ -135,7 +171,7 @@ def _data(
         "baseline": recipe.compared_with,
         "reference": recipe.reference,
         "level": recipe.level,
-        "prompts": len(next(iter(found.stored.values())).answered.greedy),
+        "prompts": len(next(iter(found.stored.values())).greedy),
         "samples": recipe.evaluation.samples,
         "models": {name: _model(recipe, name, found, benchmarks.get(name)) for name in models},
     }
@@ -150,7 +186,7 @@ def _model(recipe: EvalRecipe, name: str, found: Found, benchmarks: Measured | N
     for metric, (value, error) in (benchmarks.wholes if benchmarks else {}).items():
         metrics[metric] = {"value": value, "low": value - 1.96 * error, "high": value + 1.96 * error, "prompts": None}
     compared = {metric: as_data(each) for metric, each in found.compared.get(name, {}).items()}
-    greedy = found.stored[name].answered.greedy
+    greedy = found.stored[name].greedy
     unjudged = sum(row["win"] is None for row in found.duels.get(name, []))
     counts = {"failures": failures_in(greedy), "failed_judgements": unjudged}
     return about | counts | {"metrics": metrics, "against": compared}
@@ -167,7 +203,7 @@ def _rows(recipe: EvalRecipe, found: Found) -> list[dict[str, Any]]:
     refused = {name: measures.get("refusals") for name, measures in found.measures.items()}
     rows = []
     for name, stored in found.stored.items():
-        for kind, groups in (("greedy", stored.answered.greedy), ("sampled", stored.answered.sampled)):
+        for kind, groups in (("greedy", stored.greedy), ("sampled", stored.sampled)):
             for place, group in enumerate(groups):
                 for sample in range(len(group.trajectories)):
                     row = _row(recipe, rewards, group, sample)

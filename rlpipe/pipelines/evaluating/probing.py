@@ -1,6 +1,6 @@
 """Log-probabilities of answers that are there, under whatever model the engines serve."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -15,7 +15,10 @@ POSITIONS = 2048
 
 
 def logprobs(
-    model: Served, engines: Sequence[Handle[RolloutWorker]], groups: Sequence[Group]
+    model: Served,
+    engines: Sequence[Handle[RolloutWorker]],
+    groups: Sequence[Group],
+    progress: Callable[[str], None] = lambda says: None,
 ) -> list[list[np.ndarray]]:
     """By prompt and sample, of each token that a model wrote, at temperature 1. Of an answer that fills the context the
     last token is left out, as an engine looks at no more.
@@ -24,15 +27,21 @@ def logprobs(
     longest = min(model.recipe.rollout.max_model_len or model.model_length, model.model_length) - 1
     trajectories = [t for group in groups for t in group.trajectories]
     sequences = [np.concatenate([t.prompt_tokens, t.response_tokens])[:longest].astype(np.int32) for t in trajectories]
-    engines = [engine for engine in engines if engine.begun]  # others wait for room on the cluster
-    within = Within("rollout", model.recipe.deadlines.rollout)
-    calls = [
-        engines[i % len(engines)].call(within, RolloutWorker.probe, part)
-        for i, part in enumerate(_parts(sequences))
-    ]  # fmt: skip
-    answers = [row for part in results(calls) for row in part]
+    answers: list[np.ndarray] = []
+    parts, within = list(_parts(sequences)), Within("rollout", model.recipe.deadlines.rollout)
+    for start in range(0, len(parts), len(engines)):  # a call behind another one would use up its time waiting
+        answers += _probed(within, engines, parts[start : start + len(engines)])
+        progress(f"{len(answers)}/{len(sequences)}")
     written = iter([_written(t, row) for t, row in zip(trajectories, answers, strict=True)])
     return [[next(written) for _ in group.trajectories] for group in groups]
+
+
+def _probed(
+    within: Within, engines: Sequence[Handle[RolloutWorker]], parts: Sequence[list[Tokens]]
+) -> list[np.ndarray]:
+    """Each part by another engine."""
+    calls = [engine.call(within, RolloutWorker.probe, part) for engine, part in zip(engines, parts, strict=False)]
+    return [row for rows in results(calls) for row in rows]
 
 
 def _parts(sequences: list[Tokens]) -> Iterator[list[Tokens]]:

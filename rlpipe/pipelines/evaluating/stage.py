@@ -15,7 +15,7 @@ from rlpipe.pipelines.evaluating import adapters, benchmarks, duels, outcome, pr
 from rlpipe.pipelines.evaluating.ends import Regressed
 from rlpipe.pipelines.evaluating.questions import questions
 from rlpipe.pipelines.evaluating.served import Served, Sitting, served, sittings
-from rlpipe.pipelines.evaluating.stored import Book, Stored
+from rlpipe.pipelines.evaluating.stored import Book
 from rlpipe.pipelines.evaluation import Evaluator
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.evaluating import EvalRecipe
@@ -46,9 +46,11 @@ def _sit(
     reference: Served | None,
 ) -> None:  # fmt: skip
     """Have the models of a sitting do what is left of theirs; nothing is started where nothing is left."""
-    unanswered = [model for model in sitting.models if book.answers(model) is None]
-    asks_reference = reference in sitting.models and _unprobed(models, book, reference, unanswered)
-    if not unanswered and not asks_reference:
+    left = [model for model in sitting.models if _is_unread(model, model if reference else None, book)]
+    asks_reference = reference in sitting.models and any(
+        model in left or _is_unread(model, reference, book) for model in models.values()
+    )
+    if not left and not asks_reference:
         stage.events.note(f"{sitting.names}: answered before, and not asked again")
         return
     first = sitting.models[0]
@@ -57,12 +59,14 @@ def _sit(
     with answering(first, spec, f"starting {recipe.rollout.engine} for {sitting.names}{how}") as serving:
         publish = adapters.publisher(sitting, serving)
         for model in sitting.models:
-            if model in unanswered or (model is reference and asks_reference):
+            if model in left or (model is reference and asks_reference):
                 publish(model)
-            if model in unanswered:
+            if book.answers(model) is None:
                 _ask(stage, recipe, model, serving, book)
-        if asks_reference:
-            _probe_others(stage, models, book, reference, serving)
+            if reference is not None:
+                _read(stage, model, model, serving, book)
+        for model in models.values() if asks_reference else ():
+            _read(stage, model, reference, serving, book)
 
 
 def _ask(stage: Stage, recipe: EvalRecipe, model: Served, serving: Serving, book: Book) -> None:
@@ -73,26 +77,21 @@ def _ask(stage: Stage, recipe: EvalRecipe, model: Served, serving: Serving, book
     serving.scoring.check([*found.greedy, *found.sampled], number)
     metrics = evaluator.metrics(found)
     stage.events.evaluation(number, metrics, evaluator.shown(found), asked=evaluator.asked, model=model.name)
-    own = []
-    if recipe.reference is not None:
-        with stage.events.phase("probe", says=f"log-probabilities of {model.name}"):
-            own = probing.logprobs(model, serving.engines, found.sampled)
-    book.keep(model, Stored(found, own))
+    book.keep(model, found)
 
 
-def _unprobed(models: Mapping[str, Served], book: Book, reference: Served, unanswered: list[Served]) -> bool:
-    """Whether the reference is still to say what it thinks of somebody's answers."""
-    return any(
-        model in unanswered or (stored := book.answers(model)) is None
-        or book.under_reference(model, reference, stored) is None
-        for model in models.values()
-    )  # fmt: skip
+def _is_unread(model: Served, reader: Served | None, book: Book) -> bool:
+    """Whether it is still to answer, or the reader, where there is one, to say how probable it finds the answers."""
+    answered = book.answers(model)
+    return answered is None or (reader is not None and book.logprobs(model, reader, answered) is None)
 
 
-def _probe_others(stage: Stage, models: Mapping[str, Served], book: Book, reference: Served, serving: Serving) -> None:
-    for model in models.values():
-        stored = book.answers(model)
-        if book.under_reference(model, reference, stored) is None:
-            with stage.events.phase("probe", says=f"answers of {model.name} under {reference.name}"):
-                found = probing.logprobs(reference, serving.engines, stored.answered.sampled)
-            book.keep_under_reference(model, reference, found)
+def _read(stage: Stage, model: Served, reader: Served, serving: Serving, book: Book) -> None:
+    """Have the reader, whom the engines serve, say it where it has not yet."""
+    answered = book.answers(model)
+    if book.logprobs(model, reader, answered) is not None:
+        return
+    with stage.events.phase("probe", says=f"answers of {model.name} under {reader.name}"):
+        engines = serving.pool.serving(roles.POLICY)
+        found = probing.logprobs(reader, engines, answered.sampled, stage.events.progress)
+    book.keep_logprobs(model, reader, answered, found)

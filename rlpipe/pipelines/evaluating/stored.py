@@ -1,5 +1,5 @@
-"""What the models of an evaluation have answered, on disk as soon as one of them is done: `answers/NAME.parquet`, and
-what the reference thinks of it, `answers/NAME.reference.parquet`.
+"""What the models of an evaluation have answered, on disk as soon as one of them is done: `answers/NAME.parquet`; and
+how probable it finds that itself, `answers/NAME.own.parquet`, and the reference, `answers/NAME.reference.parquet`.
 
 A file carries the digest of everything that it hangs on: it is of use as long as that is the same.
 """
@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,7 @@ from rlpipe.pipelines.evaluation import Answered
 
 FOLDER = "answers"
 _KEY = b"rlpipe.key"
-_OWN = "own_logprobs"
-_REFERENCE = "reference_logprobs"
+_LOGPROBS = "logprobs"
 _JUDGED = pa.schema([("win", pa.float64()), ("details", pa.string()), ("failure", pa.string())])
 _HANGS_ON = {
     "seed", "models", "data", "part", "rewards", "environment", "evaluation",
@@ -36,53 +34,36 @@ Logprobs = list[list[np.ndarray]]
 """By prompt and sample, of each token that the model wrote; float32."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """One model's answers."""
-
-    answered: Answered
-    own: Logprobs
-    """Of the sampled answers, under the model itself, at temperature 1; empty where there is no reference."""
-
-
 class Book:
     """The files."""
 
     def __init__(self, storage: Storage, rewards: Sequence[str]) -> None:
         self._storage, self._rewards = storage, rewards
 
-    def answers(self, model: Served) -> Stored | None:
+    def answers(self, model: Served) -> Answered | None:
         """None where it has not answered yet, or was asked something else."""
         table = self._read(model.name, key_of(model))
         if table is None:
             return None
         prompts = {prompt.prompt_id: prompt for prompt in model.prompts[1]}
-        own = _lists(table, _OWN)
-        groups = groups_of(table.drop_columns([_OWN]), prompts.__getitem__)
+        groups = groups_of(table, prompts.__getitem__)
         greedy = [group for group in groups if group.group_id.startswith("evaluation/greedy/")]
-        sampled = groups[len(greedy) :]
-        return Stored(Answered(greedy, sampled), _by_prompt(own[len(greedy) :], sampled))
+        return Answered(greedy, groups[len(greedy) :])
 
-    def keep(self, model: Served, stored: Stored) -> None:
+    def keep(self, model: Served, answered: Answered) -> None:
         """Whole, or not at all."""
-        groups = [*stored.answered.greedy, *stored.answered.sampled]
-        own = [np.empty(0, np.float32) for _ in stored.answered.greedy]
-        own += [values for samples in stored.own for values in samples] if stored.own else [
-            np.empty(0, np.float32) for group in stored.answered.sampled for _ in group.trajectories
-        ]  # fmt: skip
-        table = pa.table({**columns_of(groups, self._rewards), _OWN: pa.array(own, pa.list_(pa.float32()))})
-        self._write(model.name, key_of(model), table)
+        groups = [*answered.greedy, *answered.sampled]
+        self._write(model.name, key_of(model), pa.table(columns_of(groups, self._rewards)))
 
-    def under_reference(self, model: Served, reference: Served, stored: Stored) -> Logprobs | None:
-        """The same of the reference; None where it was not asked yet."""
-        if model is reference:  # it has said so itself
-            return stored.own
-        table = self._read(f"{model.name}.reference", _together(model, reference))
-        return None if table is None else _by_prompt(_lists(table, _REFERENCE), stored.answered.sampled)
+    def logprobs(self, model: Served, reader: Served, answered: Answered) -> Logprobs | None:
+        """Of its sampled answers, at temperature 1, under the reader: the reference, or the model itself. None where
+        that one was not asked yet."""
+        table = self._read(_read_by(model, reader), _together(model, reader, answered))
+        return None if table is None else _by_prompt(_lists(table, _LOGPROBS), answered.sampled)
 
-    def keep_under_reference(self, model: Served, reference: Served, found: Logprobs) -> None:
+    def keep_logprobs(self, model: Served, reader: Served, answered: Answered, found: Logprobs) -> None:
         values = pa.array([each for samples in found for each in samples], pa.list_(pa.float32()))
-        self._write(f"{model.name}.reference", _together(model, reference), pa.table({_REFERENCE: values}))
+        self._write(_read_by(model, reader), _together(model, reader, answered), pa.table({_LOGPROBS: values}))
 
     def judged(self, model: Served, key: str) -> list[dict[str, Any]] | None:
         """What a judge said of it beside the baseline, by prompt: win, details, failure."""
@@ -113,14 +94,21 @@ def key_of(model: Served) -> str:
     kept["rollout"] = {
         key.partition(".")[2]: recipe["rollout"][key.partition(".")[2]] for key in _HANGS_ON if "." in key
     }
-    kept["measures_kl"] = model.recipe.reference is not None
     folders = [Path(model.model_path), *([model.adapter] if model.adapter else [])]
     text = json.dumps([kept, [files_of(folder) for folder in folders]], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _together(model: Served, reference: Served) -> str:
-    return f"{key_of(model)}/{key_of(reference)}"
+def _read_by(model: Served, reader: Served) -> str:
+    return f"{model.name}.{'own' if model is reader else 'reference'}"
+
+
+def _together(model: Served, reader: Served, answered: Answered) -> str:
+    """Of the very tokens, too: a model that is asked again may say something else."""
+    said = hashlib.blake2b(digest_size=16)
+    for trajectory in (t for group in answered.sampled for t in group.trajectories):
+        said.update(trajectory.response_tokens.tobytes() + b"/")
+    return f"{key_of(model)}/{key_of(reader)}/{said.hexdigest()}"
 
 
 def files_of(folder: Path) -> list[tuple[str, int, int]]:
