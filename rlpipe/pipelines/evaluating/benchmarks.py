@@ -18,10 +18,9 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from rlpipe.pipelines.evaluating import harness
+from rlpipe.pipelines.evaluating import harness, keys
 from rlpipe.pipelines.evaluating.ends import BenchmarksFailed
 from rlpipe.pipelines.evaluating.served import Served
-from rlpipe.pipelines.evaluating.stored import files_of
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe import secrets
 from rlpipe.recipe.benchmarks import Benchmarks
@@ -62,7 +61,7 @@ def run(stage: Stage, recipe: EvalRecipe, models: Mapping[str, Served]) -> dict[
 def _of(stage: Stage, settings: Benchmarks, model: Served) -> Measured:
     folder = stage.directory / "benchmarks" / model.name
     command = _command(settings, model, folder / "output")
-    key = json.dumps([command, _stamp(model), _task_files(settings)])
+    key = json.dumps([command, keys.weights(model), _task_files(settings)])
     done = folder / "done.json"
     if done.is_file() and json.loads(done.read_text())["key"] == key:
         return read(folder / "output")
@@ -165,10 +164,6 @@ def _questions(folder: Path, task: str) -> dict[tuple[str, str], list[float]]:
             if isinstance(row.get(metric), Real):
                 found.setdefault((metric, row["filter"]), []).append(float(row[metric]))
     return found
-
-
-def _stamp(model: Served) -> list[Any]:
-    return [files_of(folder) for folder in (Path(model.model_path), *([model.adapter] if model.adapter else []))]
 
 
 def _task_files(settings: Benchmarks) -> list[tuple[str, int]]:

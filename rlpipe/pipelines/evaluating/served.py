@@ -12,9 +12,11 @@ from rlpipe.data.source import Records
 from rlpipe.models.folders import adapter_settings, is_adapter
 from rlpipe.models.load import ModelError, context_length, load_tokenizer, refuse_pickled
 from rlpipe.models.trained_adapters import has_tokenizer
+from rlpipe.pipelines.evaluating import keys
 from rlpipe.pipelines.evaluating.questions import problem_id
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.evaluating import EvalRecipe, EvaluatedModel
+from rlpipe.recipe.model import ScratchModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,6 +49,17 @@ class Served(Stage):
         """An adapter's own may have another chat template than its base."""
         own = self.adapter is not None and has_tokenizer(self.adapter)
         return load_tokenizer(self.recipe.model, str(self.adapter) if own else self.model_path)
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether it is built from the recipe and the seed."""
+        return isinstance(self.recipe.models[self.name], ScratchModel)
+
+    @cached_property
+    def key(self) -> str:
+        """Of everything that its answers hang on, as it was when it was first looked for them: a model that is trained
+        anew meanwhile is not taken for the one that answered."""
+        return keys.of(self)
 
     @property
     def records(self) -> Records:
