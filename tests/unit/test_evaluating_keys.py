@@ -92,6 +92,8 @@ def test_other_questions_are_another_key_and_another_place_is_not(folder):
     other = [Prompt("heldout-0-ab", np.array([1, 2], np.int32), "2+2 =", {"answer": "4"})]
     assert len({before, served(folder, prompts=more).key, served(folder, prompts=other).key}) == 3
     assert served(folder, regressions={"accuracy": 0.1}, level=0.01).key == before != served(folder, seed=1).key
+    assert served(folder, reference="b").key == before, "log-probabilities are files of their own"
+    assert served(folder, rollout={"max_new_tokens": 7}).key != before
     shutil.copytree(folder / "model", folder / "moved")
     assert served(folder, models={"a": {"path": str(folder / "moved")}, "b": {"scratch": "qwen2"}}).key == before
 

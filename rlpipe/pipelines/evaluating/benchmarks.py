@@ -25,6 +25,7 @@ from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe import secrets
 from rlpipe.recipe.benchmarks import Benchmarks
 from rlpipe.recipe.evaluating import EvalRecipe
+from rlpipe.rollout.engine import vllm_rank
 
 PACKAGE = "lm_eval"
 _LAST_LINES = 15
@@ -107,8 +108,9 @@ def _model_arguments(settings: Benchmarks, model: Served) -> tuple[str, dict[str
     found |= {"gpu_memory_utilization": rollout.gpu_memory_utilization, "max_num_seqs": rollout.max_num_seqs}
     if rollout.max_model_len:
         found["max_model_len"] = rollout.max_model_len
-    lora = {"lora_local_path": str(model.adapter), "max_lora_rank": model.lora_rank} if model.adapter else {}
-    return backend, found | lora
+    if model.adapter:
+        found |= {"lora_local_path": str(model.adapter), "max_lora_rank": vllm_rank(model.lora_rank)}
+    return backend, found
 
 
 def _harness(command: list[str], settings: Benchmarks, log: Path) -> None:

@@ -140,16 +140,22 @@ class Sitting:
 
 
 def sittings(models: Sequence[Served], last: str | None) -> list[Sitting]:
-    """As few as possible: models of one folder share engines, with LoRA adapters and without; any other has its own.
+    """As few as possible: models of one folder share engines, with LoRA adapters and without, where the tokenizers that
+    come with the adapters ask and end alike; any other has its own.
     The model called `last` comes last, in the last one."""
     groups: dict[Any, list[Served]] = {}
     for model in models:
         alone = model.adapter is not None and model.lora_rank is None
-        spec = model.recipe.model
-        key = model.name if alone else (model.model_path, spec.dtype, getattr(spec, "revision", None))
-        groups.setdefault(key, []).append(model)
+        groups.setdefault(model.name if alone else _shared(model), []).append(model)
     found = [_sitting(sorted(group, key=lambda model: model.name == last)) for group in groups.values()]
     return sorted(found, key=lambda sitting: any(model.name == last for model in sitting.models))
+
+
+def _shared(model: Served) -> Any:
+    """What models have to have in common."""
+    spec, tokenizer = model.recipe.model, model.tokenizer
+    asks = (tokenizer.chat_template, tokenizer.eos_token_id)
+    return (model.model_path, spec.dtype, getattr(spec, "revision", None), str(asks))
 
 
 def _sitting(models: Sequence[Served]) -> Sitting:
