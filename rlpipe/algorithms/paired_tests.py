@@ -6,7 +6,6 @@ count as chance. Prompts on which both do the same say nothing about who is bett
 
 import math
 from fractions import Fraction
-from math import comb
 from typing import Literal
 
 import numpy as np
@@ -29,7 +28,11 @@ def sign_test(better: int, worse: int, side: Side = "two") -> float:
     """
     n = better + worse
     tail = better if side == "worse" else min(better, worse)
-    low = Fraction(sum(comb(n, i) for i in range(tail + 1)), 2**n)
+    ways = term = 1
+    for i in range(tail):  # C(n, i + 1) of C(n, i)
+        term = term * (n - i) // (i + 1)
+        ways += term
+    low = Fraction(ways, 2**n)
     return float(min(Fraction(1), low if side == "worse" else 2 * low))
 
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlpipe.data.flow import Prompt
+from rlpipe.data.guidance import asked_of
+from rlpipe.data.judge_questions import transcript
 from rlpipe.data.judge_template import Template, load
 from rlpipe.models.load import context_length, load_tokenizer
 from rlpipe.pipelines import roles
@@ -56,14 +58,14 @@ def _judged(stage: Stage, reward: JudgeReward, handles: Mapping[str, list[Handle
 
 
 def drawer(reward: JudgeReward) -> Draw:
-    """How a prompt gets the principle that it is judged by."""
+    """How a prompt gets the principle that it is judged by: the same whatever chat template it is asked with."""
     if reward.constitution is None:
         return lambda prompt: None
     constitution = read(reward.constitution)
     origin = f"{constitution.name}@{constitution.version}"
 
     def drawn(prompt: Prompt) -> Drawn:
-        principle = draw(constitution.principles, prompt.text, reward.seed)
+        principle = draw(constitution.principles, transcript(asked_of(prompt)), reward.seed)
         return Drawn(f"{origin}/{principle.id}", principle.preference)
 
     return drawn

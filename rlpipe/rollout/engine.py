@@ -11,6 +11,11 @@ from rlpipe.weights.direct import Arrived, Part, Transport, Wire
 from rlpipe.weights.payload import Payload
 
 
+def vllm_rank(rank: int) -> int:
+    """The highest rank that vLLM is started for to serve adapters of `rank`: it takes 8, 16, 32, … and any below."""
+    return 2 ** max(3, (rank - 1).bit_length())
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
     """How to start an engine, in plain values."""

@@ -67,8 +67,8 @@ class FixedAdapter:
     def _check(self, engine: str, came: Came) -> None:
         if came.digest != self.payload.digest:
             raise WeightSyncError(
-                f"{engine}: the adapter of {self.name} has digest {self.payload.digest}, and {came.digest or 'none'} arrived: it was "
-                "damaged on the way."
+                f"{engine}: the adapter of {self.name} has digest {self.payload.digest}, and {came.digest or 'none'} "
+                "arrived: it was damaged on the way."
             )
         self._check_change(engine, came)
         if not came.has_effect:
@@ -76,8 +76,8 @@ class FixedAdapter:
         elif _same(self.bare.answers[engine], came.answers):
             raise WeightSyncError(
                 f"{engine}: with the adapter of {self.name} it answers {len(came.answers)} probes exactly as without "
-                "any: the adapter did not arrive, or changes too little to be seen in this dtype. Give the merged model, "
-                "or look at the adapter's training."
+                "any: the adapter did not arrive, or changes too little to be seen in this dtype. Give the merged "
+                "model, or look at the adapter's training."
             )
 
     def _check_change(self, engine: str, came: Came) -> None:
@@ -88,8 +88,8 @@ class FixedAdapter:
         if _same(last.answers, came.answers):
             raise WeightSyncError(
                 f"{engine}: with the adapter of {self.name} it answers {len(came.answers)} probes exactly as with that "
-                f"of {last.name}, which came before: the adapter did not arrive, or both are the same in this dtype. Give "
-                "the merged model, or leave one of the two out."
+                f"of {last.name}, which came before: the adapter did not arrive, or both are the same in this dtype. "
+                "Give the merged model, or leave one of the two out."
             )
 
 

@@ -18,7 +18,7 @@ import torch
 
 from rlpipe.models.load import resolve_dtype
 from rlpipe.rollout import vllm_transfer, vllm_workers
-from rlpipe.rollout.engine import EngineSpec
+from rlpipe.rollout.engine import EngineSpec, vllm_rank
 from rlpipe.rollout.records import Limits
 from rlpipe.weights.direct import Part, Wire
 from rlpipe.weights.payload import Payload
@@ -230,8 +230,7 @@ def _engine_args(spec: EngineSpec) -> Any:
         if on_cpu
         else {"gpu_memory_utilization": spec.gpu_memory_utilization}
     )
-    # vLLM takes 8, 16, 32, … as the highest rank; adapters of any rank below fit.
-    highest_rank = 2 ** max(3, (spec.lora_rank - 1).bit_length()) if spec.lora_rank else None
+    highest_rank = vllm_rank(spec.lora_rank) if spec.lora_rank else None
     lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": highest_rank} if highest_rank else {}
     return EngineArgs(
         model=spec.model,

@@ -1,6 +1,7 @@
 """Intervals and tests: literal values, identities, and what they promise."""
 
 import math
+import time
 from itertools import product
 
 import numpy as np
@@ -68,6 +69,15 @@ def test_the_sign_test_is_the_binomial_tail():
     assert sign_test(9, 1, "worse") == pytest.approx(1023 / 1024)
     assert sign_test(4, 4) == 1.0 and sign_test(0, 0) == 1.0
     assert 0 <= sign_test(0, 3000) < 1e-300
+    for n, tail in ((1, 0), (7, 3), (40, 12)):
+        assert sign_test(tail, n - tail, "worse") == sum(math.comb(n, i) for i in range(tail + 1)) / 2**n
+
+
+def test_the_sign_test_of_many_prompts_is_quick():
+    """A share of a second; computing every binomial coefficient anew it would be minutes."""
+    started = time.process_time()
+    assert sign_test(9_900, 10_100) == pytest.approx(0.1593, abs=1e-3)  # 2 * (1 - Phi(199 / sqrt(20000)))
+    assert time.process_time() - started < 5
 
 
 def test_mcnemar_counts_only_where_they_differ():

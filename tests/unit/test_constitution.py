@@ -3,11 +3,15 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 
+from rlpipe.data.flow import Prompt
+from rlpipe.pipelines.judges import drawer
 from rlpipe.recipe import shipped
 from rlpipe.recipe.constitution import Constitution, Principle, draw, ranked, read
 from rlpipe.recipe.errors import RecipeError
+from rlpipe.recipe.judge import JudgeReward
 
 KEYS = [f"prompt {i}" for i in range(4000)]
 
@@ -191,3 +195,18 @@ def test_the_shipped_one_has_what_it_should():
 
 def test_it_is_no_recipe():
     assert not any("constitution.yaml" in name or name.endswith("/constitution") for name in shipped.names())
+
+
+def test_a_prompt_gets_the_same_principle_whatever_template_renders_it(tmp_path):
+    words = "{id: %s, critique: c, revision: r, preference: %s}"
+    principles = ", ".join(words % (name, name) for name in ("kind", "brief", "honest", "calm"))
+    (tmp_path / "own.yaml").write_text(f"name: own\nversion: 1\nprinciples: [{principles}]\n")
+    by = {"kind": "engine", "path": "m"}
+    judge = JudgeReward(kind="judge", template="compare_by_principle", constitution=str(tmp_path / "own.yaml"), by=by)
+    drawn = drawer(judge)
+    said = [[{"role": "user", "content": f"question {i}"}] for i in range(20)]
+    for messages in said:
+        rendered = [f"<|{mark}|>{messages[0]['content']}" for mark in ("user", "human")]
+        found = {drawn(Prompt("p", np.array([1], np.int32), text, {}, messages)).text for text in rendered}
+        assert len(found) == 1
+    assert len({drawn(Prompt("p", np.array([1], np.int32), "same", {}, m)).text for m in said}) > 1

@@ -185,10 +185,13 @@ def test_failed_rewards_are_a_metric_of_their_own():
     assert regressions(compared, {"failure_rate": 0.1}, 0.05)[0].loss == 8 / 9
 
 
-def model(name, path="base", adapter=None, rank=None):
+def model(name, path="base", adapter=None, rank=None, template="plain", end=2):
     spec = SimpleNamespace(dtype="auto", revision=None)
     recipe = SimpleNamespace(model=spec)
-    return SimpleNamespace(name=name, model_path=path, adapter=adapter, lora_rank=rank, recipe=recipe)
+    tokenizer = SimpleNamespace(chat_template=template, eos_token_id=end)
+    return SimpleNamespace(
+        name=name, model_path=path, adapter=adapter, lora_rank=rank, recipe=recipe, tokenizer=tokenizer
+    )
 
 
 def test_adapters_of_one_base_sit_together_and_the_reference_comes_last():
@@ -208,3 +211,9 @@ def test_adapters_of_one_base_sit_together_and_the_reference_comes_last():
         ("small, wide, base", 32, None),
     ]
     assert [sitting.names for sitting in sittings([model("a", "a"), model("b", "b")], None)] == ["a", "b"]
+
+
+def test_an_adapter_that_asks_or_ends_otherwise_has_engines_of_its_own():
+    chats, ends = model("chats", adapter="a", rank=8, template="chat"), model("ends", adapter="b", rank=8, end=7)
+    found = sittings([model("base"), chats, model("like", adapter="c", rank=8), ends], None)
+    assert [sitting.names for sitting in found] == ["base, like", "chats", "ends"]

@@ -18,14 +18,14 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from rlpipe.pipelines.evaluating import harness
+from rlpipe.pipelines.evaluating import harness, keys
 from rlpipe.pipelines.evaluating.ends import BenchmarksFailed
 from rlpipe.pipelines.evaluating.served import Served
-from rlpipe.pipelines.evaluating.stored import files_of
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe import secrets
 from rlpipe.recipe.benchmarks import Benchmarks
 from rlpipe.recipe.evaluating import EvalRecipe
+from rlpipe.rollout.engine import vllm_rank
 
 PACKAGE = "lm_eval"
 _LAST_LINES = 15
@@ -62,7 +62,7 @@ def run(stage: Stage, recipe: EvalRecipe, models: Mapping[str, Served]) -> dict[
 def _of(stage: Stage, settings: Benchmarks, model: Served) -> Measured:
     folder = stage.directory / "benchmarks" / model.name
     command = _command(settings, model, folder / "output")
-    key = json.dumps([command, _stamp(model), _task_files(settings)])
+    key = json.dumps([command, keys.weights(model), _task_files(settings)])
     done = folder / "done.json"
     if done.is_file() and json.loads(done.read_text())["key"] == key:
         return read(folder / "output")
@@ -108,8 +108,9 @@ def _model_arguments(settings: Benchmarks, model: Served) -> tuple[str, dict[str
     found |= {"gpu_memory_utilization": rollout.gpu_memory_utilization, "max_num_seqs": rollout.max_num_seqs}
     if rollout.max_model_len:
         found["max_model_len"] = rollout.max_model_len
-    lora = {"lora_local_path": str(model.adapter), "max_lora_rank": model.lora_rank} if model.adapter else {}
-    return backend, found | lora
+    if model.adapter:
+        found |= {"lora_local_path": str(model.adapter), "max_lora_rank": vllm_rank(model.lora_rank)}
+    return backend, found
 
 
 def _harness(command: list[str], settings: Benchmarks, log: Path) -> None:
@@ -165,10 +166,6 @@ def _questions(folder: Path, task: str) -> dict[tuple[str, str], list[float]]:
             if isinstance(row.get(metric), Real):
                 found.setdefault((metric, row["filter"]), []).append(float(row[metric]))
     return found
-
-
-def _stamp(model: Served) -> list[Any]:
-    return [files_of(folder) for folder in (Path(model.model_path), *([model.adapter] if model.adapter else []))]
 
 
 def _task_files(settings: Benchmarks) -> list[tuple[str, int]]:

@@ -3,15 +3,14 @@
 Kept in `answers/NAME.judge.parquet`, as long as both answers and the judge are the same.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 
 from rlpipe.data.flow import Failure, Group, Outcome, Score
 from rlpipe.pipelines import reward_models
+from rlpipe.pipelines.evaluating import keys
 from rlpipe.pipelines.evaluating.served import Served
-from rlpipe.pipelines.evaluating.stored import Book, key_of
+from rlpipe.pipelines.evaluating.stored import Book
 from rlpipe.pipelines.judges import template_of
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.evaluating import EvalRecipe
@@ -29,7 +28,11 @@ def fight(stage: Stage, recipe: EvalRecipe, models: Mapping[str, Served], book: 
     judge, base = recipe.judge, models[recipe.compared_with]
     if not template_of(judge).compares:
         raise RewardUnusable(f"judge.template={judge.template} does not compare two answers; take compare, or your own")
-    left = [one for one in models.values() if one is not base and book.judged(one, key(judge, one, base)) is None]
+    left = [
+        one
+        for one in models.values()
+        if one is not base and book.judged(one, keys.of_judgements(judge, one, base)) is None
+    ]
     if not left:
         return
     mix = RewardMix(mix=[judge.model_copy(update={"weight": 1.0})], max_failure_rate=recipe.rewards.max_failure_rate)
@@ -54,7 +57,9 @@ def _compare(
     with stage.events.phase("judge", says=f"the judge compares {one.name} with {base.name}"):
         scored = _scored(stage, scoring, duels)
     scoring.check(scored, number)
-    book.keep_judged(one, key(judge, one, base), [_said(group.outcomes[1], judge.name) for group in scored])
+    book.keep_judged(
+        one, keys.of_judgements(judge, one, base), [_said(group.outcomes[1], judge.name) for group in scored]
+    )
 
 
 def _duel(theirs: Group, ours: Group) -> Group:
@@ -81,9 +86,3 @@ def _said(outcome: Outcome, name: str) -> dict[str, object]:
         return {"win": None, "details": None, "failure": f"{outcome.kind}: {outcome.message}"}
     win = outcome.components.get(name) if isinstance(outcome, Score) else None
     return {"win": win, "details": outcome.details or None, "failure": None}
-
-
-def key(judge: JudgeReward, one: Served, base: Served) -> str:
-    """Of everything that a judgement hangs on."""
-    asked = judge.model_dump_json(exclude={"name", "weight"}) + json.dumps(template_of(judge).messages, default=str)
-    return hashlib.blake2b(f"{asked}/{key_of(one)}/{key_of(base)}".encode(), digest_size=16).hexdigest()

@@ -12,6 +12,7 @@ from rlpipe.data.flow import Score
 from rlpipe.data.group_table import REWARD
 from rlpipe.data.records import DataError
 from rlpipe.observe import comparison
+from rlpipe.pipelines.evaluating import keys
 from rlpipe.pipelines.evaluating.benchmarks import Measured
 from rlpipe.pipelines.evaluating.compare import (
     LOWER_IS_BETTER,
@@ -23,7 +24,6 @@ from rlpipe.pipelines.evaluating.compare import (
     regressions,
     wins,
 )
-from rlpipe.pipelines.evaluating.duels import key as duel_key
 from rlpipe.pipelines.evaluating.measures import (
     Measure,
     diversity_measures,
@@ -146,7 +146,7 @@ def _duels(recipe: EvalRecipe, models: Mapping[str, Served], book: Book) -> dict
         return {}
     base = models[recipe.compared_with]
     others = [model for model in models.values() if model is not base]
-    return {one.name: book.judged(one, duel_key(recipe.judge, one, base)) for one in others}
+    return {one.name: book.judged(one, keys.of_judgements(recipe.judge, one, base)) for one in others}
 
 
 def _measures(

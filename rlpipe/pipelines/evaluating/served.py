@@ -12,9 +12,11 @@ from rlpipe.data.source import Records
 from rlpipe.models.folders import adapter_settings, is_adapter
 from rlpipe.models.load import ModelError, context_length, load_tokenizer, refuse_pickled
 from rlpipe.models.trained_adapters import has_tokenizer
+from rlpipe.pipelines.evaluating import keys
 from rlpipe.pipelines.evaluating.questions import problem_id
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.evaluating import EvalRecipe, EvaluatedModel
+from rlpipe.recipe.model import ScratchModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,6 +49,17 @@ class Served(Stage):
         """An adapter's own may have another chat template than its base."""
         own = self.adapter is not None and has_tokenizer(self.adapter)
         return load_tokenizer(self.recipe.model, str(self.adapter) if own else self.model_path)
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether it is built from the recipe and the seed."""
+        return isinstance(self.recipe.models[self.name], ScratchModel)
+
+    @cached_property
+    def key(self) -> str:
+        """Of everything that its answers hang on, as it was when it was first looked for them: a model that is trained
+        anew meanwhile is not taken for the one that answered."""
+        return keys.of(self)
 
     @property
     def records(self) -> Records:
@@ -127,16 +140,22 @@ class Sitting:
 
 
 def sittings(models: Sequence[Served], last: str | None) -> list[Sitting]:
-    """As few as possible: models of one folder share engines, with LoRA adapters and without; any other has its own.
+    """As few as possible: models of one folder share engines, with LoRA adapters and without, where the tokenizers that
+    come with the adapters ask and end alike; any other has its own.
     The model called `last` comes last, in the last one."""
     groups: dict[Any, list[Served]] = {}
     for model in models:
         alone = model.adapter is not None and model.lora_rank is None
-        spec = model.recipe.model
-        key = model.name if alone else (model.model_path, spec.dtype, getattr(spec, "revision", None))
-        groups.setdefault(key, []).append(model)
+        groups.setdefault(model.name if alone else _shared(model), []).append(model)
     found = [_sitting(sorted(group, key=lambda model: model.name == last)) for group in groups.values()]
     return sorted(found, key=lambda sitting: any(model.name == last for model in sitting.models))
+
+
+def _shared(model: Served) -> Any:
+    """What models have to have in common."""
+    spec, tokenizer = model.recipe.model, model.tokenizer
+    asks = (tokenizer.chat_template, tokenizer.eos_token_id)
+    return (model.model_path, spec.dtype, getattr(spec, "revision", None), str(asks))
 
 
 def _sitting(models: Sequence[Served]) -> Sitting:

@@ -6,9 +6,7 @@ A file carries the digest of everything that it hangs on: it is of use as long a
 
 import hashlib
 import io
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,10 +23,6 @@ FOLDER = "answers"
 _KEY = b"rlpipe.key"
 _LOGPROBS = "logprobs"
 _JUDGED = pa.schema([("win", pa.float64()), ("details", pa.string()), ("failure", pa.string())])
-_HANGS_ON = {
-    "seed", "models", "data", "part", "rewards", "environment", "evaluation",
-    "rollout.engine", "rollout.max_new_tokens", "rollout.max_model_len", "rollout.stop_token_ids",
-}  # fmt: skip
 
 Logprobs = list[list[np.ndarray]]
 """By prompt and sample, of each token that the model wrote; float32."""
@@ -42,7 +36,7 @@ class Book:
 
     def answers(self, model: Served) -> Answered | None:
         """None where it has not answered yet, or was asked something else."""
-        table = self._read(model.name, key_of(model))
+        table = self._read(model.name, model.key)
         if table is None:
             return None
         prompts = {prompt.prompt_id: prompt for prompt in model.prompts[1]}
@@ -53,7 +47,7 @@ class Book:
     def keep(self, model: Served, answered: Answered) -> None:
         """Whole, or not at all."""
         groups = [*answered.greedy, *answered.sampled]
-        self._write(model.name, key_of(model), pa.table(columns_of(groups, self._rewards)))
+        self._write(model.name, model.key, pa.table(columns_of(groups, self._rewards)))
 
     def logprobs(self, model: Served, reader: Served, answered: Answered) -> Logprobs | None:
         """Of its sampled answers, at temperature 1, under the reader: the reference, or the model itself. None where
@@ -86,19 +80,6 @@ class Book:
         self._storage.write(f"{FOLDER}/{name}.parquet", sink.getvalue().to_pybytes())
 
 
-def key_of(model: Served) -> str:
-    """Of everything that its answers and their scores hang on, its files among that."""
-    recipe = model.recipe.model_dump()
-    sections = {key.partition(".")[0] for key in _HANGS_ON}
-    kept = {section: recipe[section] for section in sections - {"rollout"}}
-    kept["rollout"] = {
-        key.partition(".")[2]: recipe["rollout"][key.partition(".")[2]] for key in _HANGS_ON if "." in key
-    }
-    folders = [Path(model.model_path), *([model.adapter] if model.adapter else [])]
-    text = json.dumps([kept, [files_of(folder) for folder in folders]], sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
 def _read_by(model: Served, reader: Served) -> str:
     return f"{model.name}.{'own' if model is reader else 'reference'}"
 
@@ -108,13 +89,7 @@ def _together(model: Served, reader: Served, answered: Answered) -> str:
     said = hashlib.blake2b(digest_size=16)
     for trajectory in (t for group in answered.sampled for t in group.trajectories):
         said.update(trajectory.response_tokens.tobytes() + b"/")
-    return f"{key_of(model)}/{key_of(reader)}/{said.hexdigest()}"
-
-
-def files_of(folder: Path) -> list[tuple[str, int, int]]:
-    """The weights in a folder of this machine: a model that was trained anew is another one."""
-    found = sorted(folder.expanduser().glob("*.safetensors"))
-    return [(file.name, (about := file.stat()).st_size, about.st_mtime_ns) for file in found]
+    return f"{model.key}/{reader.key}/{said.hexdigest()}"
 
 
 def _lists(table: pa.Table, column: str) -> list[np.ndarray]:
