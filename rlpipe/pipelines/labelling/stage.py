@@ -4,10 +4,12 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from rlpipe.data.flow import Group, Prompt
 from rlpipe.observe.progress import duration
 from rlpipe.pipelines import episodes
+from rlpipe.pipelines.fitting import that_fit
 from rlpipe.pipelines.judges import template_of
 from rlpipe.pipelines.labelling import keys
 from rlpipe.pipelines.labelling.asking import Tell, settle
@@ -19,7 +21,7 @@ from rlpipe.pipelines.labelling.store import Store
 from rlpipe.pipelines.labelling.writing import digest, write
 from rlpipe.pipelines.stage import LABELS, Stage
 from rlpipe.recipe.judge import JudgeReward
-from rlpipe.recipe.labelling import LabelRecipe
+from rlpipe.recipe.labelling import LabelRecipe, Labels, SampledResponses
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ def _comparing(recipe: LabelRecipe) -> str | None:
 def _prompts(stage: Stage, recipe: LabelRecipe) -> dict[str, list[Prompt]]:
     """By part, each prompt once."""
     train, heldout = stage.prompts
+    if isinstance(recipe.responses, SampledResponses):
+        train, heldout = (that_fit(prompts, recipe.rollout, stage) for prompts in stage.prompts)
     counts = {TRAIN: (train, recipe.labels.prompts or len(train)), HELDOUT: (heldout, recipe.labels.heldout)}
     parts = {
         part: keys.asked(stage, recipe, prompts[:count], part) for part, (prompts, count) in counts.items() if count
@@ -122,8 +126,20 @@ def _write(
     written = write(stage.directory / LABELS, recipe, parts, Maker(labels, judge, stage.records.system), found)
     if before not in (None, digest(stage.directory / LABELS)):
         logger.warning("The labels have changed. What was trained on them before stays: train in a new run directory.")
+    _warn_of_nothing(stage.directory / LABELS, labels)
     for part, one in found.items():
         stage.events.note(f"{part}: {_says_findings(one)}; {written[part]}")
+
+
+def _warn_of_nothing(folder: Path, labels: Labels) -> None:
+    """What a later stage would miss."""
+    reasons = {
+        "best": f"no response was worth labels.accept_at={labels.accept_at}",
+        "preferences": f"no prompt has two responses that differ by more than labels.tie_within={labels.tie_within:g}",
+    }
+    for kind, why in reasons.items():
+        if not (folder / kind / f"{TRAIN}.{labels.format}").exists():
+            logger.warning("labels/%s has no training rows: %s.", kind, why)
 
 
 def _says_findings(found: Findings) -> str:

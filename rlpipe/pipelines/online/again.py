@@ -6,9 +6,10 @@ from contextlib import ExitStack
 from rlpipe.algorithms.online import OnlineAlgorithm
 from rlpipe.data.flow import TokenBatch
 from rlpipe.pipelines import roles
+from rlpipe.pipelines.fitting import that_fit
 from rlpipe.pipelines.online.admission import Admission
 from rlpipe.pipelines.online.catching_up import trained_again
-from rlpipe.pipelines.online.rl import learning, ledger_of, saving_of, that_fit, trainer_of
+from rlpipe.pipelines.online.rl import learning, ledger_of, saving_of, trainer_of
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.tasks import RlRecipe
 from rlpipe.runtime.handle import first_ready
@@ -23,7 +24,7 @@ def go(stage: Stage, recipe: RlRecipe, step: int, look: Look) -> dict[int, dict[
         stack.callback(stage.runtime.stop)
         algorithm = OnlineAlgorithm(roles.algorithm_settings(recipe), recipe.longest_response)
         handles = stage.runtime.start(learning(stage, recipe, algorithm)).handles
-        prompts = that_fit(stage.prompts[0], recipe, stage)
+        prompts = that_fit(stage.prompts[0], recipe.rollout, stage)
         ledger = stack.enter_context(ledger_of(stage, recipe, prompts, [each.name for each in recipe.rewards.mix]))
         trainer = trainer_of(recipe, algorithm, handles, first_ready)
         admission = Admission(recipe.schedule, recipe.run)

@@ -1,6 +1,5 @@
 """An online RL stage: start the roles, run the loop, save the policy."""
 
-import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -10,11 +9,11 @@ from typing import Any
 from rlpipe.algorithms.online import OnlineAlgorithm
 from rlpipe.data.cursor import PromptCursor
 from rlpipe.data.flow import Prompt, Sampling
-from rlpipe.data.records import DataError
 from rlpipe.ledger.ledger import Ledger
 from rlpipe.pipelines import episodes, reward_models, roles, sizes
 from rlpipe.pipelines.answers import Answers
 from rlpipe.pipelines.evaluation import Evaluator
+from rlpipe.pipelines.fitting import longest, that_fit
 from rlpipe.pipelines.online.admission import Admission
 from rlpipe.pipelines.online.beside import Beside
 from rlpipe.pipelines.online.catching_up import CatchingUp
@@ -41,8 +40,6 @@ from rlpipe.training.policy import Policy
 from rlpipe.weights.probes import choose_probes
 from rlpipe.weights.verify import Verifier, tolerance_for
 
-logger = logging.getLogger(__name__)
-
 
 def run_rl(stage: Stage, recipe: RlRecipe) -> None:
     """Train `recipe` in `stage`; the result lies in `stage.result`."""
@@ -53,7 +50,7 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
             algorithm = OnlineAlgorithm(roles.algorithm_settings(recipe), recipe.longest_response)
             started = stage.runtime.start(specs := _roles(stage, recipe, algorithm))
             scoring = stack.enter_context(reward_models.scoring(stage, recipe.rewards, started.handles))
-            train, heldout = (that_fit(prompts, recipe, stage) for prompts in stage.prompts)
+            train, heldout = (that_fit(prompts, recipe.rollout, stage) for prompts in stage.prompts)
             ledger = stack.enter_context(ledger_of(stage, recipe, train, scoring.names))
             training, beside = _training(specs), Beside(stage.debug)
             gang = Gang(started, training, recipe.train.max_restarts, recipe.deadlines.heartbeat, beside)
@@ -211,7 +208,7 @@ def _publisher(
     heldout: list[Prompt],
     look: Look,
 ) -> Publisher:
-    probes = choose_probes([p.tokens for p in heldout], len(stage.tokenizer), _longest(recipe, stage))
+    probes = choose_probes([p.tokens for p in heldout], len(stage.tokenizer), longest(recipe.rollout, stage))
     by_change = recipe.publishing.base == "original"
     verifier = Verifier(tolerance_for(recipe.publishing.tolerance, stage.dtype), by_change)
     return Publisher(
@@ -250,25 +247,6 @@ def _on_shared_gpus(recipe: RlRecipe, handles: dict[str, list[Handle[Any]]]) -> 
         return {}
     names = [roles.POLICY, *(["critic"] if recipe.critic.share else [])]
     return {name: handles[name] for name in names if name in handles}
-
-
-def that_fit(prompts: list[Prompt], recipe: RlRecipe, stage: Stage) -> list[Prompt]:
-    """Prompts that leave room for a whole response; says how many do not."""
-    room = _longest(recipe, stage) - recipe.rollout.max_new_tokens
-    fitting = [prompt for prompt in prompts if len(prompt.tokens) <= room]
-    if len(fitting) < len(prompts):
-        left_out = (
-            f"{len(prompts) - len(fitting)} of {len(prompts)} prompts are longer than {room} tokens, which is what the "
-            f"model's length leaves beside rollout.max_new_tokens={recipe.rollout.max_new_tokens}"
-        )
-        if not fitting:
-            raise DataError(f"{left_out}. Lower rollout.max_new_tokens, or raise rollout.max_model_len.")
-        logger.warning("%s; they are left out.", left_out)
-    return fitting
-
-
-def _longest(recipe: RlRecipe, stage: Stage) -> int:
-    return recipe.rollout.max_model_len or stage.model_length
 
 
 def _save_result(stage: Stage, saving: Saving, policy: list[Handle[Policy]]) -> None:
