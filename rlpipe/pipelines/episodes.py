@@ -6,6 +6,7 @@ from functools import partial
 from itertools import chain
 
 from rlpipe.data.flow import Prompt
+from rlpipe.pipelines.fitting import longest
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.environment import SingleTurn
 from rlpipe.rollout.environments.stage import EnvironmentStage, build
@@ -29,8 +30,7 @@ def over(
         return pool
     environment.ready()
     prompts = {p.prompt_id: p for p in (chain(*stage.prompts) if asked is None else asked)}
-    longest = min(recipe.rollout.max_model_len or stage.model_length, stage.model_length)
-    limits = EpisodeLimits(recipe.environment.max_turns, longest)
+    limits = EpisodeLimits(recipe.environment.max_turns, longest(recipe.rollout, stage))
     decode = partial(stage.tokenizer.decode, skip_special_tokens=True)
     return Episodes(pool, environment, prompts, TurnMarks(stage.tokenizer, stage.records.chat), decode, limits)
 

@@ -27,4 +27,4 @@ def that_fit(prompts: list[Prompt], rollout: Rollout, stage: Stage) -> list[Prom
 
 def longest(rollout: Rollout, stage: Stage) -> int:
     """Tokens of prompt and response together."""
-    return rollout.max_model_len or stage.model_length
+    return min(rollout.max_model_len or stage.model_length, stage.model_length)

@@ -33,5 +33,6 @@ def test_where_none_fits_the_error_says_what_to_change():
         that_fit([prompt(5)], Rollout(max_new_tokens=16), STAGE)
 
 
-def test_the_recipe_s_own_limit_goes_before_the_model_s():
-    assert longest(Rollout(max_model_len=64), STAGE) == 64 and longest(Rollout(), STAGE) == 20
+def test_the_smaller_of_the_recipe_s_and_the_model_s_limit_counts():
+    limits = [Rollout(max_model_len=limit, max_new_tokens=8) for limit in (None, 18, 64)]
+    assert [longest(rollout, STAGE) for rollout in limits] == [20, 18, 20]
