@@ -10,9 +10,11 @@ from sample_groups import make_group
 
 from rlpipe.data.flow import Failure, Score
 from rlpipe.data.near_duplicates import near_duplicates, overlaps
+from rlpipe.data.source import load_judged, load_preferences, load_records
 from rlpipe.pipelines.labelling.findings import find
 from rlpipe.pipelines.labelling.preferences import Maker, asked, compared
 from rlpipe.pipelines.labelling.writing import write
+from rlpipe.recipe.data import HeldOut, RecordsData
 from rlpipe.recipe.labelling import LabelRecipe, Labels
 
 
@@ -168,3 +170,31 @@ def test_other_tools_open_what_is_written_by_its_card(tmp_path, format):
     table = datasets.load_dataset(str(tmp_path / "labels"), "preferences", split="train", cache_dir=str(tmp_path / "c"))
     assert table["chosen"] == ["b"] and table["margin"] == [1.0]
     assert not math.isnan(table["chosen_score"][0])
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_training_reads_what_is_written(tmp_path, format):
+    recipe = LabelRecipe.model_validate(
+        {
+            "task": "label", "model": {"scratch": "qwen2"}, "data": {"kind": "arithmetic"},
+            "rewards": {"mix": [{"kind": "exact"}]}, "labels": {"format": format},
+        }
+    )  # fmt: skip
+    asked_here, asked_there = ([{"role": "user", "content": text}] for text in ("here", "there"))
+    said = {"a": 0.0, "b": 1.0}
+    parts = {"train": [group(said, asked_here, answer="b")], "heldout": [group(said, asked_there, answer="b")]}
+    found = {part: find(groups, None, None, 0.0, asked=1) for part, groups in parts.items()}
+    write(tmp_path / "labels", recipe, parts, maker(), found)
+
+    def data(kind):
+        return RecordsData(kind="records", path=str(tmp_path / "labels" / kind), heldout=HeldOut(split="heldout"))
+
+    pairs_read = load_preferences(data("preferences"))
+    assert [(r.fields["prompt"], r.fields["chosen"], r.fields["rejected"]) for r in pairs_read.train] == [
+        ("here", "b", "a")
+    ]
+    assert [r.fields["prompt"] for r in pairs_read.heldout] == ["there"]
+    single = load_judged(data("unpaired"))
+    assert {r.fields["completion"]: r.fields["label"] for r in single.train} == {"a": False, "b": True}
+    best = load_records(data("best"), only_prompts=False)
+    assert [(r.fields["completion"], r.fields["answer"]) for r in best.train] == [("b", "b")]
