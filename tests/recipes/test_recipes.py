@@ -82,8 +82,8 @@ LONG = {"constitutional, more"}
 """Chains that shorter ones, and tests of labelling by principles, stand for."""
 AS_SHIPPED = ["arithmetic/pipeline"]
 """Recipes run with vLLM as their users run them, under Ray and with --debug."""
-SHOWN_BY_THE_STAGES = {"arithmetic/pipeline", "arithmetic/guess", "arithmetic/calculator"}
-"""Pipelines whose stages are evaluated alike. At the end of others all models are asked the same."""
+SHOWN_BY_THE_STAGES = {"arithmetic/pipeline", "arithmetic/guess", "arithmetic/calculator", "stories/rlhf"}
+"""Pipelines whose stages are evaluated alike, or of which one is. At the end of others all models are asked the same."""
 RANKED = {"pair_accuracy", "pair_accuracy_stderr", "margin", "length_baseline"}
 """What is said of held-out preferences."""
 
@@ -210,9 +210,7 @@ def check_labels(task: LabelRecipe, place: Path) -> None:
 def check_comparison(recipe: PipelineRecipe, data: dict) -> None:
     """Base and every stage that makes a model to answer, on the same."""
     assert data["baseline"] == "base" and set(data["models"]) == {"base", *recipe.stages} - {
-        name
-        for name, task in recipe.stages.items()
-        if isinstance(task, RewardModelRecipe | LabelRecipe) or name == "judge"
+        name for name, task in recipe.stages.items() if isinstance(task, RewardModelRecipe | LabelRecipe)
     }
     assert data["prompts"] == shrink.HELDOUT
 
