@@ -83,7 +83,7 @@ LONG = {"constitutional, more"}
 AS_SHIPPED = ["arithmetic/pipeline"]
 """Recipes run with vLLM as their users run them, under Ray and with --debug."""
 SHOWN_BY_THE_STAGES = {"arithmetic/pipeline", "arithmetic/guess", "arithmetic/calculator", "stories/rlhf"}
-"""Pipelines whose stages are evaluated alike, or of which one is. At the end of others all models are asked the same."""
+"""Pipelines whose stages are evaluated alike, or one of them. At the end of others all models are asked the same."""
 RANKED = {"pair_accuracy", "pair_accuracy_stderr", "margin", "length_baseline"}
 """What is said of held-out preferences."""
 
