@@ -124,9 +124,10 @@ def recipe(world, **settings) -> EvalRecipe:
 
 
 @pytest.mark.slow
-def test_a_local_task_stands_in_the_same_table(world, tmp_path):
+@pytest.mark.parametrize("backend", ["hf", pytest.param("vllm", marks=pytest.mark.soak)])
+def test_a_local_task_stands_in_the_same_table(backend, world, tmp_path):
     pytest.importorskip("lm_eval")
-    assert run(recipe(world, limit=10), tmp_path / "run", debug=True) == 0
+    assert run(recipe(world, limit=10, backend=backend), tmp_path / "run", debug=True) == 0
     data = json.loads((tmp_path / "run" / "comparison.json").read_text())
     for i, name in enumerate(("old", "new")):
         expected = [_prefers_the_right_one(world / f"model-{i}", f"{a}+1", a) for a in range(10)]
