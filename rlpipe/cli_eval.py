@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rlpipe.cli_runs import Debug, place, refuse_used, start
+from rlpipe.cli_runs import Debug, RunDir, place, refuse_used, start
 from rlpipe.terminal import mistakes_told, stop
 
 
@@ -45,10 +45,7 @@ def evaluate(
         ),
     ] = None,
     debug: Debug = False,
-    run_dir: Annotated[
-        str | None,
-        typer.Option("--run-dir", metavar="DIR", help="Folder, or s3://…, gs://….  [default: runs/NAME]"),
-    ] = None,
+    run_dir: RunDir = None,
 ) -> None:
     """Ask several models the same prompts, and compare them.
 

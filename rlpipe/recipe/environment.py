@@ -82,6 +82,11 @@ Environment = Annotated[
 ]
 
 
+def turns_of(environment: Environment) -> int:
+    """Turns of the policy at most."""
+    return 1 if isinstance(environment, SingleTurn) else environment.max_turns
+
+
 def check_requests(environment: Environment, data: object) -> None:
     """Raise ValueError where requests made for a chat template would stand in plain text without any marks."""
     plain = getattr(data, "chat", True) is False

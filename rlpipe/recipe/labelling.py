@@ -6,7 +6,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model
 
 from rlpipe.recipe.base import FolderName, Strict
 from rlpipe.recipe.data import Data
-from rlpipe.recipe.environment import Environment, SingleTurn, check_requests, check_rewards
+from rlpipe.recipe.environment import Environment, SingleTurn, check_requests, check_rewards, turns_of
 from rlpipe.recipe.guidance import Specification
 from rlpipe.recipe.judge import JudgeReward
 from rlpipe.recipe.model import Model
@@ -105,8 +105,7 @@ class LabelRecipe(Strict):
     @property
     def longest_response(self) -> int:
         """Tokens that the model may write in answer to one prompt, over all of its turns."""
-        turns = 1 if isinstance(self.environment, SingleTurn) else self.environment.max_turns
-        return turns * self.rollout.max_new_tokens
+        return turns_of(self.environment) * self.rollout.max_new_tokens
 
     @model_validator(mode="after")
     def _rewards_fit(self) -> "LabelRecipe":

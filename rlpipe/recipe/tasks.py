@@ -10,7 +10,7 @@ from rlpipe.recipe.algorithm.checks import check
 from rlpipe.recipe.base import FolderName, Strict
 from rlpipe.recipe.critic import Critic, check_unsplit
 from rlpipe.recipe.data import ArithmeticData, Data, GuessNumberData, MixtureData, PreferenceData, SftData
-from rlpipe.recipe.environment import Environment, SingleTurn, check_requests, check_rewards
+from rlpipe.recipe.environment import Environment, SingleTurn, check_requests, check_rewards, turns_of
 from rlpipe.recipe.evaluating import EvalRecipe
 from rlpipe.recipe.labelling import LabelRecipe
 from rlpipe.recipe.model import Model, quantization_of
@@ -160,8 +160,7 @@ class RlRecipe(Strict):
     @property
     def longest_response(self) -> int:
         """Tokens that the policy may write in answer to one prompt, over all of its turns."""
-        turns = 1 if isinstance(self.environment, SingleTurn) else self.environment.max_turns
-        return turns * self.rollout.max_new_tokens
+        return turns_of(self.environment) * self.rollout.max_new_tokens
 
     @model_validator(mode="after")
     def _rewards_fit_the_environment(self) -> "RlRecipe":
