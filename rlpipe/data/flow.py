@@ -8,6 +8,7 @@ A log-probability is stored at the index of the token it belongs to: `logprobs_N
 Prompt positions hold 0 and have mask 0.
 """
 
+import math
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -102,6 +103,11 @@ class Score:
     components: dict[str, float]
     details: str = ""
     """How components came about that a judge gave, by their names, as JSON; empty without one."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether somebody said what the response is worth; see `rewards.mix.UNJUDGED`."""
+        return not math.isnan(self.value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,19 @@ def guided(records: Records, settings: Specification, tokenizer: "PreTrainedToke
     return replace(records, train=train, heldout=heldout, system=None)
 
 
+def shown_to_judges(records: Records, settings: Specification, tokenizer: "PreTrainedTokenizerBase") -> Records:
+    """The records with the sections that suit them in `SHOWN` alone: a judge sees them, and who answers does not.
+    Raises `DataError` as `guided` does."""
+    for row in (*records.train, *records.heldout):
+        _check_free(row, {SHOWN})
+    library = Library(settings, tokenizer)
+    train, heldout = (
+        [Record(row.fields | {SHOWN: _text_for(row, records, library, settings)}, row.origin) for row in part]
+        for part in (records.train, records.heldout)
+    )
+    return replace(records, train=train, heldout=heldout)
+
+
 class Library:
     """The passages of a specification, to be asked for those that suit a prompt."""
 
@@ -93,14 +106,22 @@ class Library:
 
 
 def _guided(row: Record, records: Records, library: Library, settings: Specification) -> Record:
-    if taken := {PLAIN, SHOWN} & row.fields.keys():
+    _check_free(row, {PLAIN, SHOWN})
+    text = _text_for(row, records, library, settings)
+    prompt = _with(settings.template.replace(PLACE, text), prompt_context(row, records))
+    return Record(row.fields | {"prompt": prompt, PLAIN: row.fields["prompt"], SHOWN: text}, row.origin)
+
+
+def _check_free(row: Record, columns: set[str]) -> None:
+    if taken := columns & row.fields.keys():
         raise DataError(f"{row.origin}: guidance makes a column `{min(taken)}`, and the record has one; rename it.")
+
+
+def _text_for(row: Record, records: Records, library: Library, settings: Specification) -> str:
     messages = prompt_context(row, records)
     question = "\n".join(message["content"] for message in messages if message["role"] == "user" and message["content"])
     passages = library.passages_for(question, _named(row, settings), row.origin)
-    text = "\n\n".join(passage.text for passage in passages)
-    prompt = _with(settings.template.replace(PLACE, text), messages)
-    return Record(row.fields | {"prompt": prompt, PLAIN: row.fields["prompt"], SHOWN: text}, row.origin)
+    return "\n\n".join(passage.text for passage in passages)
 
 
 def _named(row: Record, settings: Specification) -> str | None:

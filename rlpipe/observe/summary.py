@@ -71,7 +71,7 @@ def answers(found: Sequence[tuple[str, Event]]) -> Table:
 
 
 def _answer(sample: dict[str, Any]) -> Text:
-    style = "red" if "failure" in sample else "green" if sample["reward"] > 0 else ""
+    style = "red" if "failure" in sample else "green" if sample.get("reward", 0) > 0 else ""
     return Text(_short(sample["completion"]), style)
 
 

@@ -24,7 +24,7 @@ class Serving:
 
 @contextmanager
 def answering(stage: Stage, engines: RoleSpec, says: str) -> Iterator[Serving]:
-    """All of it runs within the block, and nothing after it. The stage's recipe has rewards."""
+    """All of it runs within the block, and nothing after it. Without rewards in the recipe nobody judges."""
     recipe = stage.recipe
     with ExitStack() as stack:
         stack.callback(stage.runtime.stop)

@@ -108,7 +108,9 @@ def said_in(group: Group, index: int) -> str:
 
 def shown(outcome: Outcome) -> dict[str, Any]:
     """An outcome as events tell it."""
-    return {"failure": outcome.message} if isinstance(outcome, Failure) else {"reward": outcome.value}
+    if isinstance(outcome, Failure):
+        return {"failure": outcome.message}
+    return {"reward": outcome.value} if outcome.judged else {}
 
 
 def sample_of(group: Group) -> dict[str, Any]:

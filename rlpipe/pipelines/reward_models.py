@@ -33,14 +33,14 @@ def specs(stage: Stage) -> list[RoleSpec]:
     )
 
 
-def scoring(stage: Stage, mix: RewardMix, handles: Mapping[str, list[Handle[Any]]]) -> RewardStage:
+def scoring(stage: Stage, mix: RewardMix | None, handles: Mapping[str, list[Handle[Any]]]) -> RewardStage:
     """The stage's rewards, over the handles of the started roles. Notes how reward models get their tokens, and what
     keeps programs where they belong."""
     scorers = {reward.name: _scorer(stage, key, reward, handles) for key, reward in _model_rewards(stage)}
-    for reward in mix.mix:
+    for reward in mix.mix if mix else ():
         if isinstance(reward, CodeReward) and reward.isolation == "bubblewrap":
             stage.events.note(f"reward `{reward.name}`: bubblewrap keeps the programs it runs from everything else.")
-    judging = judges.judged(stage, mix, handles)
+    judging = judges.judged(stage, mix, handles) if mix else {}
     return build(mix, Path(), stage.recipe.deadlines, stage.debug, scorers, judging)
 
 

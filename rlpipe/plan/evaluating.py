@@ -6,7 +6,7 @@ from rlpipe.plan.engines import Generator
 from rlpipe.plan.hardware import Rates
 from rlpipe.plan.lengths import PROMPT, Lengths
 from rlpipe.plan.model_files import ModelFacts
-from rlpipe.plan.roles import Role, Setting, engines, generator, model_rewards, reward_model
+from rlpipe.plan.roles import Role, Setting, engines, generator, scorers
 from rlpipe.plan.seconds import Seconds
 from rlpipe.recipe.evaluating import EvalRecipe
 
@@ -27,7 +27,7 @@ def engine_of(recipe: EvalRecipe, model: ModelFacts, name: str, setting: Setting
 def roles(recipe: EvalRecipe, model: ModelFacts, made: Generator, setting: Setting) -> list[Role]:
     """What runs at the same time while that model answers."""
     rollout, most = recipe.rollout, longest(recipe, model)
-    judges = [reward_model(key, one, setting, most, None) for key, one in model_rewards(recipe.rewards)]
+    judges = scorers(recipe.rewards, setting, most, None)
     return [*judges, engines(rollout, made, model.name, setting.gpus(rollout.resources, rollout.tensor_parallel))]
 
 

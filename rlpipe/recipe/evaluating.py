@@ -10,9 +10,10 @@ from rlpipe.recipe.base import FilePath, FolderName, PathOrHubId, Strict
 from rlpipe.recipe.benchmarks import Benchmarks
 from rlpipe.recipe.data import Data, HeldOut, RecordsData
 from rlpipe.recipe.environment import Environment, SingleTurn, check_requests, check_rewards
+from rlpipe.recipe.guidance import Specification
 from rlpipe.recipe.judge import JudgeReward
 from rlpipe.recipe.model import Dtype, Model, PretrainedModel, ScratchModel, allow_text, expand, model_kind
-from rlpipe.recipe.rewards import RewardMix, check_correct_by, check_nothing_shared
+from rlpipe.recipe.rewards import Reward, RewardMix, check_correct_by, check_nothing_shared
 from rlpipe.recipe.rollout import Evaluation, Rollout
 from rlpipe.recipe.run import Deadlines, Tracking
 
@@ -76,8 +77,12 @@ class EvalRecipe(Strict):
     """Prompts to ask, and the columns that rewards need."""
     part: Literal["heldout", "all"] = "heldout"
     """Which records are asked: those that training with the same `data` leaves out, or all that data.path holds."""
-    rewards: RewardMix
-    """What an answer is worth."""
+    guidance: Specification | None = None
+    """A specification of which judges see the part that suits the prompt, as `{specification}` in their template; the
+    models answer without it."""
+    rewards: RewardMix | None = None
+    """What an answer is worth; if absent nobody says so, and answers are shown side by side, with their length,
+    refusals, diversity and what `judge` and `reference` say of them."""
     environment: Environment = SingleTurn(kind="single_turn")
     """What answers the models between their turns."""
     rollout: Rollout = Rollout()
@@ -120,14 +125,22 @@ class EvalRecipe(Strict):
         """Nothing is trained."""
         return None
 
+    @property
+    def mix(self) -> list[Reward]:
+        """Those who say what an answer is worth."""
+        return self.rewards.mix if self.rewards else []
+
     def alone(self, name: str) -> "EvalRecipe":
         """The same for one of the models."""
         return self.model_copy(update={"models": {name: self.models[name]}})
 
     def measured(self) -> Iterator[str]:
         """The metrics that a model can be worse in than another one."""
-        yield from self.evaluation.metrics([reward.name for reward in self.rewards.mix])
-        yield from ("win_rate", "failure_rate")
+        if self.rewards is not None:
+            yield from self.evaluation.metrics([reward.name for reward in self.mix])
+        if self.rewards is not None or self.judge is not None:
+            yield "win_rate"
+        yield "failure_rate"
         if self.refusals:
             yield "refusals"
         if self.reference is not None:
@@ -153,15 +166,16 @@ class EvalRecipe(Strict):
     @model_validator(mode="after")
     def _rewards_fit(self) -> "EvalRecipe":
         check_requests(self.environment, self.data)
-        check_rewards(self.environment, self.rewards)
-        check_nothing_shared(self.rewards)
-        check_correct_by(self.evaluation.correct_by, self.rewards)
-        check_correct_by(self.win_by, self.rewards, "win_by")
+        for name, key in ((self.evaluation.correct_by, "evaluation.correct_by"), (self.win_by, "win_by")):
+            check_correct_by(name, self.rewards, key)
+        if self.rewards is not None:
+            check_rewards(self.environment, self.rewards)
+            check_nothing_shared(self.rewards)
         return self
 
     @model_validator(mode="after")
     def _judge_compares(self) -> "EvalRecipe":
-        for i, reward in enumerate(self.rewards.mix):
+        for i, reward in enumerate(self.mix):
             if isinstance(reward, JudgeReward) and reward.template.startswith("compare"):
                 raise ValueError(
                     f"rewards.mix.{i}: a judge that compares has nothing to compare a single answer with; put it under "

@@ -266,9 +266,11 @@ class RewardMix(Strict):
         return self
 
 
-def check_correct_by(name: str | None, rewards: RewardMix, key: str = "evaluation.correct_by") -> None:
+def check_correct_by(name: str | None, rewards: RewardMix | None, key: str = "evaluation.correct_by") -> None:
     """Raise ValueError unless `name`, where there is one, is a reward of the mix; it stands under `key`."""
-    names = [reward.name for reward in rewards.mix]
+    names = [reward.name for reward in rewards.mix] if rewards else []
+    if name is not None and not names:
+        raise ValueError(f"{key}={name} is a reward, and there are none; give rewards, or leave it out")
     if name not in (None, *names):
         raise ValueError(f"{key}={name} is no reward of the mix; its rewards are {', '.join(names)}")
 

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from rlpipe.data.flow import Failure, Group, Outcome, Score, Trajectory
 from rlpipe.rewards.reward import Component, Explained, Reward
 
+UNJUDGED = Score(math.nan, {})
+"""Of a response in an evaluation where nobody says what one is worth."""
+
 
 class Mix:
     """value = sum of weight times component, over the components that apply to the row."""
@@ -25,6 +28,8 @@ class Mix:
 
     def outcomes(self, group: Group, said: Mapping[str, Sequence[Component]]) -> tuple[Outcome, ...]:
         """One outcome per response, from what each reward said about the group."""
+        if not self.rewards:
+            return tuple(broken_off(t) or UNJUDGED for t in group.trajectories)
         rows = zip(*([_finite(c) for c in said[name]] for name in self.names), strict=True)
         return tuple(broken_off(t) or self._outcome(row) for t, row in zip(group.trajectories, rows, strict=True))
 

@@ -81,6 +81,9 @@ class RewardStage:
     def submit(self, group: Group) -> None:
         """Score this group, whose outcomes are still empty."""
         scoring = Scoring(group)
+        if not self._lanes:
+            self._scored.append(self._done(scoring))
+            return
         self._outstanding.add(scoring)
         for lane in self._lanes:
             lane.put(scoring)
@@ -149,7 +152,10 @@ class RewardStage:
         if len(scoring.columns) < len(self._lanes) or scoring not in self._outstanding:
             return []
         self._outstanding.remove(scoring)
-        return [replace(scoring.group, outcomes=self._mix.outcomes(scoring.group, scoring.columns))]
+        return [self._done(scoring)]
+
+    def _done(self, scoring: Scoring) -> Group:
+        return replace(scoring.group, outcomes=self._mix.outcomes(scoring.group, scoring.columns))
 
 
 def check_failures(groups: Sequence[Group], step: int, allowed: float) -> None:
@@ -179,7 +185,7 @@ def _failure_report(failures: list[tuple[Group, int, Failure]], responses: int, 
 
 
 def build(
-    rewards: RewardMix,
+    rewards: RewardMix | None,
     base_dir: Path,
     deadlines: Deadlines,
     debug: bool,
@@ -188,14 +194,19 @@ def build(
 ) -> RewardStage:
     """The stage of a recipe. Its processes start at once, in the background; `ready` waits for them.
 
-    `base_dir` is the recipe's folder. With `debug`, Python rewards run in this process and thread. `scorers` are the
-    reward models that the runtime started, by the name of their reward; so are `judges`.
+    Without rewards its outcomes are `mix.UNJUDGED`. `base_dir` is the recipe's folder. With `debug`, Python rewards run
+    in this process and thread. `scorers` are the reward models that the runtime started, by the name of their reward;
+    so are `judges`.
     """
-    calls = [0 if debug else _calls_at_once(reward) for reward in rewards.mix]
-    mix = Mix(
-        [_reward(reward, base_dir, deadlines.start, debug, scorers or {}, judges or {}) for reward in rewards.mix]
-    )
-    return RewardStage(mix, calls, deadlines.reward, rewards.max_failure_rate)
+    asked = rewards.mix if rewards else []
+    calls = [0 if debug else _calls_at_once(reward) for reward in asked]
+    mix = Mix([_reward(reward, base_dir, deadlines.start, debug, scorers or {}, judges or {}) for reward in asked])
+    return RewardStage(mix, calls, deadlines.reward, max_failure_rate(rewards))
+
+
+def max_failure_rate(rewards: RewardMix | None) -> float:
+    """Without rewards the default: an environment may fail, too."""
+    return rewards.max_failure_rate if rewards else RewardMix.model_fields["max_failure_rate"].default
 
 
 def _calls_at_once(recipe: kinds.Reward) -> int:

@@ -182,16 +182,44 @@ def test_a_judge_compares_each_model_with_the_baseline_in_both_orders(world, tmp
     bases = rows[(rows["model"] == "base") & (rows["kind"] == "greedy")].set_index("prompt_id")
     row = next(row for row in mine.itertuples() if row.answer != bases.loc[row.prompt_id].answer)
     base = bases.loc[row.prompt_id]
-    first, second = (preferred(world, row, base.answer, row.answer), preferred(world, row, row.answer, base.answer))
+    prompt = PROMPTS[int(row.prompt_id.split("-")[1])]
+    first, second = (preferred(world, prompt, *pair) for pair in ((base.answer, row.answer), (row.answer, base.answer)))
     assert row.judge_win == pytest.approx((1 - first + second) / 2, abs=1e-4)
     assert run(recipe(world, judge=judge), again.run_dir, debug=True) == 0, "it is done, and says so"
 
 
+def test_without_rewards_the_judge_compares_and_sees_a_specification_that_the_models_do_not(world, tmp_path):
+    template, manners = tmp_path / "template.yaml", tmp_path / "manners.md"
+    asks = "{prompt} A {first} B {second} {specification}"
+    template.write_text(f"version: 1\noptions: [A, B]\nmessages:\n  - role: user\n    content: '{asks}'\n")
+    manners.write_text("# Sums\n\nSay it.\n")
+    by = {"kind": "engine", "engine": "transformers", "path": str(world.folder / "other")}
+    asked = recipe(
+        world,
+        models={name: {"path": str(world.folder / name)} for name in ("base", "other")},
+        reference=None,
+        rewards=None,
+        judge={"kind": "judge", "template": str(template), "least_mass": 0.0, "by": by},
+        guidance={"kind": "specification", "path": str(manners), "otherwise": "Sums"},
+    )
+    assert run(asked, tmp_path / "run", debug=True) == 0
+    metrics = json.loads((tmp_path / "run" / "comparison.json").read_text())["models"]["other"]["metrics"]
+    assert set(metrics) == {"win_rate", "length", "refusals", "failure_rate", "distinct_2", "self_overlap"}
+    rows = pd.read_parquet(tmp_path / "run" / "answers.parquet")
+    assert rows["reward"].isna().all() and rows["correct"].isna().all() and rows["failure_kind"].isna().all()
+    said = rows[rows["kind"] == "greedy"].set_index(["model", "prompt_id"])
+    base, row = said.loc["base"].iloc[0], said.loc["other"].iloc[0]
+    assert [base["answer"].strip(), row["answer"].strip()] == [greedy(world, m, PROMPTS[0]) for m in ("base", "other")]
+    end = " # Sums\n\nSay it."
+    first = preferred(world, PROMPTS[0], base["answer"], row["answer"], end)
+    second = preferred(world, PROMPTS[0], row["answer"], base["answer"], end)
+    assert row["judge_win"] == pytest.approx((1 - first + second) / 2, abs=1e-4)
+
+
 @torch.no_grad()
-def preferred(world, row, first, second):
+def preferred(world, prompt, first, second, end=""):
     """With what probability transformers alone has the judge say A, of A and B."""
-    prompt = PROMPTS[int(row.prompt_id.split("-")[1])]
-    ids = ids_of(world, f"{prompt} A {first} B {second}")
+    ids = ids_of(world, f"{prompt} A {first} B {second}{end}")
     logits = world.models["other"](torch.tensor([ids])).logits[0, -1]
     both = logits[[world.tokenizer("A")["input_ids"][0], world.tokenizer("B")["input_ids"][0]]]
     return float(both.softmax(-1)[0])
@@ -200,6 +228,6 @@ def preferred(world, row, first, second):
 def test_it_says_how_many_of_the_records_are_asked(world):
     from rlpipe.pipelines.evaluating.questions import questions
 
-    records, says = questions(recipe(world, evaluation={"prompts": 5}))
+    records, says = questions(recipe(world, evaluation={"prompts": 5}), lambda: world.tokenizer)
     assert (len(records.heldout), says) == (5, "asking 5 prompts, the first of 12 (evaluation.prompts=5)")
-    assert questions(recipe(world))[1] == "asking 12 prompts"
+    assert questions(recipe(world), lambda: world.tokenizer)[1] == "asking 12 prompts"

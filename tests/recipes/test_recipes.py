@@ -161,12 +161,13 @@ def check(run_dir: Path, name: str, changes: list[str], output: str) -> None:
         check_stage(task, place)
     assert f"run directory  {run_dir}" in output
     assert "Traceback" not in output
-    if isinstance(recipe, PipelineRecipe) and not name.startswith("constitutional/"):  # whose stages judge nothing
+    if isinstance(recipe, PipelineRecipe):
         place = run_dir / "stages" / "comparison"
         by_itself = any(isinstance(task, EvalRecipe) for task in recipe.stages.values())
         assert place.exists() == (name not in SHOWN_BY_THE_STAGES and not by_itself)
         if place.exists():
             check_comparison(load(name, changes), json.loads((place / "comparison.json").read_text()))
+    if isinstance(recipe, PipelineRecipe) and not name.startswith("constitutional/"):  # whose stages judge nothing
         heading = next(line for line in output.splitlines() if re.match(r"┃ +┃", line))
         trained = [stage for stage, task in recipe.stages.items() if not isinstance(task, LabelRecipe | EvalRecipe)]
         assert re.findall(r"base|after \w+", heading) == ["base", *(f"after {stage}" for stage in trained)]

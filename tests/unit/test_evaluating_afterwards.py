@@ -66,3 +66,57 @@ def test_a_judge_that_is_a_language_model_is_not_compared_either(left, tmp_path)
 
 def test_a_pipeline_that_compares_by_itself_is_left_alone(left):
     assert comparison_of(*left("arithmetic/rlaif", {})) is None
+
+
+def test_without_rewards_models_are_asked_what_was_labelled_and_judged_as_it_was(left):
+    recipe, stages = left("constitutional/rlaif", {})
+    found, labels = comparison_of(recipe, stages), recipe.stages["labels"]
+    assert list(found.models) == ["base", "dpo"]
+    assert (found.data, found.judge, found.rewards) == (labels.data, labels.rewards.mix[0], None)
+    assert (found.evaluation.prompts, found.rollout) == (8, labels.rollout)
+    assert list(found.measured()) == ["win_rate", "failure_rate", "refusals"]
+
+
+def test_models_that_learned_revisions_answer_without_being_asked_for_any(left):
+    recipe, stages = left("constitutional/revise", {})
+    found = comparison_of(recipe, stages)
+    assert list(found.models) == ["base", "sft"]
+    assert found.environment.kind == "single_turn"
+    assert (found.judge, found.rewards) == (None, None)  # the function that picks revisions looks at their turns
+
+
+def test_models_that_learned_from_a_specification_answer_without_it_and_the_judge_sees_it(left):
+    recipe, stages = left("constitutional/deliberative", {})
+    found, answers = comparison_of(recipe, stages), recipe.stages["answers"]
+    assert (found.guidance, found.rewards.mix) == (answers.guidance, answers.rewards.mix)
+    assert found.evaluation.correct_at == answers.labels.accept_at == 0.5
+
+
+def test_gold_labels_alone_count(left, tmp_path):
+    """Beside a judge that compares they have weight 0, and without it there is nothing else."""
+    file = tmp_path / "gold.yaml"
+    file.write_text(
+        "task: pipeline\nstages:\n  labels:\n    task: label\n    model: {scratch: qwen2}\n"
+        "    data: {kind: arithmetic}\n    rewards:\n      mix:\n"
+        "        - {kind: judge, by: {kind: engine, path: m}}\n        - {kind: exact, weight: 0}\n"
+        "    labels: {gold: exact}\n"
+        "  dpo:\n    task: dpo\n    model: {scratch: qwen2}\n"
+        "    data: {kind: records, path: '${stages.labels.preferences}'}\n    train: {max_steps: 1}\n"
+    )
+    found = comparison_of(*left(file, {}))
+    assert [(reward.name, reward.weight) for reward in found.rewards.mix] == [("exact", 1.0)]
+    assert (found.judge.name, found.evaluation.prompts, found.evaluation.correct_at) == ("judge", 256, 1.0)
+
+
+@pytest.mark.parametrize(("row", "asked"), [('{"prompt": "1+1=", "completion": "2"}', True), ('{"text": "1"}', False)])
+def test_where_nobody_judges_answers_are_shown_if_there_are_prompts(left, tmp_path, row, asked):
+    (tmp_path / "data.jsonl").write_text(f"{row}\n" * 4)
+    file = tmp_path / "plain.yaml"
+    file.write_text(
+        "task: pipeline\nstages:\n  sft:\n    task: sft\n    model: {scratch: qwen2}\n"
+        "    data: {kind: records, path: data.jsonl, heldout: {count: 2}}\n    train: {max_steps: 1}\n"
+    )
+    found = comparison_of(*left(file, {}))
+    assert (found is not None) == asked
+    if asked:
+        assert (found.rewards, found.judge, list(found.models)) == (None, None, ["base", "sft"])

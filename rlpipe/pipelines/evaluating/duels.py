@@ -17,7 +17,7 @@ from rlpipe.recipe.evaluating import EvalRecipe
 from rlpipe.recipe.judge import JudgeReward
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.rewards.reward import RewardUnusable
-from rlpipe.rewards.stage import RewardStage
+from rlpipe.rewards.stage import RewardStage, max_failure_rate
 
 SECONDS_PER_LOOK = 0.5
 
@@ -35,7 +35,7 @@ def fight(stage: Stage, recipe: EvalRecipe, models: Mapping[str, Served], book: 
     ]
     if not left:
         return
-    mix = RewardMix(mix=[judge.model_copy(update={"weight": 1.0})], max_failure_rate=recipe.rewards.max_failure_rate)
+    mix = RewardMix(mix=[judge.model_copy(update={"weight": 1.0})], max_failure_rate=max_failure_rate(recipe.rewards))
     asking = replace(base, recipe=base.recipe.model_copy(update={"rewards": mix}))
     try:
         with stage.events.phase("start", says="starting the judge"):

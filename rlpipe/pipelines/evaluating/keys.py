@@ -20,7 +20,7 @@ def of(model: "Served") -> str:
     environment = recipe.environment.model_dump()
     asked = [[prompt.prompt_id, prompt.text, prompt.columns] for prompt in model.prompts[1]]
     how = [recipe.seed, recipe.evaluation.model_dump(), [getattr(recipe.rollout, key) for key in _ROLLOUT]]
-    judged = [about_reward(reward) | {"weight": reward.weight} for reward in recipe.rewards.mix]
+    judged = [about_reward(reward) | {"weight": reward.weight} for reward in recipe.mix]
     spec = recipe.models[model.name].model_dump(exclude=_FILES)
     return contents.digest([asked, how, judged, environment, contents.files_in(environment), spec, weights(model)])
 

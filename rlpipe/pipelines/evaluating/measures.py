@@ -78,20 +78,20 @@ def mean_of(values: Sequence[float | None]) -> Measure:
 def greedy_measures(groups: Sequence[Group], settings: Evaluation) -> dict[str, Measure]:
     """Of one greedy answer per prompt. A response whose reward failed counts in no mean, and is counted itself."""
     outcomes = [group.outcomes[0] for group in groups]
-    found = {"reward": mean_of([o.value if isinstance(o, Score) else None for o in outcomes])}
-    found |= _components(outcomes)
+    judged = not _unjudged(outcomes)
+    found = _worth(outcomes) if judged else {}
     trajectories = [group.trajectories[0] for group in groups]
     found["length"] = mean_of([float(t.response_mask.sum()) for t in trajectories])
     if any(t.episode for t in trajectories):
         found["turns"] = mean_of(_turns(trajectories))
-    if settings.correct_at is not None:
+    if judged and settings.correct_at is not None:
         found["accuracy"] = mean_of([_right(outcome, settings) for outcome in outcomes])
     return found
 
 
 def sampled_measures(groups: Sequence[Group], settings: Evaluation) -> dict[str, Measure]:
     """pass@k of several answers per prompt; of those whose reward could be computed."""
-    if settings.correct_at is None or not groups:
+    if settings.correct_at is None or _unjudged([o for group in groups for o in group.outcomes]):
         return {}
     judged = [[r for o in group.outcomes if (r := _right(o, settings)) is not None] for group in groups]
     return {f"pass@{k}": mean_of([_pass(rights, k) for rights in judged]) for k in settings.pass_at}
@@ -156,8 +156,9 @@ def values(measures: Mapping[str, Measure]) -> dict[str, float]:
 
 
 def score_of(outcome: Outcome, by: str | None) -> float | None:
-    """The weighted sum, or the component of that name; None where it could not be computed, or does not apply."""
-    if not isinstance(outcome, Score):
+    """The weighted sum, or the component of that name; None where it could not be computed, does not apply, or nobody
+    judged."""
+    if not isinstance(outcome, Score) or not outcome.judged:
         return None
     return outcome.components.get(by) if by else outcome.value
 
@@ -178,6 +179,16 @@ def _right(outcome: Outcome, settings: Evaluation) -> float | None:
 
 def _pass(rights: Sequence[float], k: int) -> float | None:
     return pass_at_k(len(rights), int(sum(rights)), k) if len(rights) >= k else None
+
+
+def _unjudged(outcomes: Sequence[Outcome]) -> bool:
+    """Whether there are no rewards; one that failed is one."""
+    return all(isinstance(o, Score) and not o.judged for o in outcomes)
+
+
+def _worth(outcomes: Sequence[Outcome]) -> dict[str, Measure]:
+    """The weighted sum, and each reward of a mix."""
+    return {"reward": mean_of([score_of(o, None) for o in outcomes])} | _components(outcomes)
 
 
 def _components(outcomes: Sequence[Outcome]) -> dict[str, Measure]:

@@ -100,11 +100,10 @@ def _found(
     for name in models:
         if base in (None, name):
             continue
-        measures[name][WIN_RATE] = (
-            mean_of([row["win"] for row in duels[name]])
-            if name in duels
-            else wins(stored[name].greedy, stored[base].greedy, recipe.win_by)
-        )
+        if name in duels:
+            measures[name][WIN_RATE] = mean_of([row["win"] for row in duels[name]])
+        elif recipe.rewards is not None:
+            measures[name][WIN_RATE] = wins(stored[name].greedy, stored[base].greedy, recipe.win_by)
         compared[name] = {
             metric: against(
                 metric,
@@ -199,7 +198,7 @@ def _metric(measure: Measure, seed: int) -> dict[str, float | int]:
 
 def _rows(recipe: EvalRecipe, found: Found) -> list[dict[str, Any]]:
     """One per prompt, model and answer: the greedy one first."""
-    rewards = [reward.name for reward in recipe.rewards.mix]
+    rewards = [reward.name for reward in recipe.mix]
     refused = {name: measures.get("refusals") for name, measures in found.measures.items()}
     rows = []
     for name, stored in found.stored.items():
@@ -220,13 +219,14 @@ def _row(recipe: EvalRecipe, rewards: list[str], group: Any, sample: int) -> dic
     scored = isinstance(outcome, Score)
     score = score_of(outcome, settings.correct_by)
     judged = score is not None and settings.correct_at is not None
+    worth = outcome.value if scored and outcome.judged else None
     return {
         "prompt_id": group.prompt.prompt_id,
         "prompt": group.prompt.text,
         "columns": group.prompt.columns,
         "answer": said_in(group, sample),
         "correct": score >= settings.correct_at if judged else None,
-        "reward": outcome.value if scored else None,
+        "reward": worth,
         **{f"{REWARD}{name}": outcome.components.get(name) if scored else None for name in rewards},
         "failure_kind": None if scored else outcome.kind,
         "failure_message": None if scored else outcome.message,

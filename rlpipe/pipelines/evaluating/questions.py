@@ -2,22 +2,31 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from rlpipe.data.guidance import shown_to_judges
 from rlpipe.data.records import Record
 from rlpipe.data.source import Records, load_all, load_records
 from rlpipe.recipe.evaluating import EvalRecipe
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def questions(recipe: EvalRecipe) -> tuple[Records, str]:
+
+def questions(recipe: EvalRecipe, tokenizer: Callable[[], "PreTrainedTokenizerBase"]) -> tuple[Records, str]:
     """The records to ask, as held-out ones, no more than the recipe says; there is nothing to train on. And in words
-    how many that is of how many."""
+    how many that is of how many. The tokenizer counts the tokens of what judges are shown beside them."""
     found = load_all(recipe.data) if recipe.part == "all" else load_records(recipe.data, only_prompts=True)
     heldout = _distinct(found.heldout)
     there, most = len(heldout), recipe.evaluation.prompts
     says = f"asking {min(there, most):,} prompts"
     says += f", the first of {there:,} (evaluation.prompts={most})" if there > most else ""
-    return replace(found, train=[], heldout=heldout[:most]), says
+    asked = replace(found, train=[], heldout=heldout[:most])
+    if recipe.guidance is not None:
+        asked = shown_to_judges(asked, recipe.guidance, tokenizer())
+    return asked, says
 
 
 def _distinct(records: list[Record]) -> list[Record]:

@@ -24,10 +24,10 @@ from rlpipe.recipe.evaluating import EvalRecipe
 def run_evaluation(stage: Stage, recipe: EvalRecipe) -> None:
     """Ask, compare, write. Raises `Regressed` when all is written."""
     benchmarks.require(recipe)
-    found, says = questions(recipe)
+    found, says = questions(recipe, lambda: stage.tokenizer)
     stage.events.note(says)
     models = served(stage, recipe, found)
-    book = Book(stage.storage, [reward.name for reward in recipe.rewards.mix])
+    book = Book(stage.storage, [reward.name for reward in recipe.mix])
     reference = models.get(recipe.reference) if recipe.reference else None
     if reference is not None:
         probing.check_vocabularies(models.values(), reference)
