@@ -14,6 +14,8 @@ Every event has `time` (seconds since 1970), `kind` and, in a pipeline, `stage`.
                     asked (digest of prompts and rewards: those compare that have the same), model (its name, of
                     `task: eval`, where the step is its number)
     sample          step, prompt, completion, reward or failure                   one response of the step, to look at
+    usage           reward, requests, retries, prompt_tokens, completion_tokens, unmetered, cost,
+                    without_probabilities, failures {kind: count}    what a judge behind an endpoint took since the last
     commit          step, version                                                 the step is trained and published
     fault           message, step or null, fatal
     warning         message, lost (a role, if a process of it is lost and replaced)  what rlpipe's own loggers warn of

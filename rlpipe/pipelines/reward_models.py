@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from rlpipe.recipe.model import PretrainedModel
 from rlpipe.recipe.rewards import CodeReward, ModelReward, RewardMix
 from rlpipe.recipe.tasks import RewardModelRecipe
 from rlpipe.rewards.encoding import encoder
+from rlpipe.rewards.judging.usage import Usage
 from rlpipe.rewards.model import Scorer
 from rlpipe.rewards.stage import RewardStage, build
 from rlpipe.runtime.handle import Handle
@@ -41,7 +43,12 @@ def scoring(stage: Stage, mix: RewardMix | None, handles: Mapping[str, list[Hand
         if isinstance(reward, CodeReward) and reward.isolation == "bubblewrap":
             stage.events.note(f"reward `{reward.name}`: bubblewrap keeps the programs it runs from everything else.")
     judging = judges.judged(stage, mix, handles) if mix else {}
-    return build(mix, Path(), stage.recipe.deadlines, stage.debug, scorers, judging)
+    return build(mix, Path(), stage.recipe.deadlines, stage.debug, scorers, judging, partial(_tell, stage))
+
+
+def _tell(stage: Stage, name: str, usage: Usage) -> None:
+    """Into the run's events, which outlast this process."""
+    stage.events.emit("usage", reward=name, **asdict(usage))
 
 
 def mix_of(stage: Stage) -> RewardMix | None:

@@ -29,7 +29,7 @@ from rlpipe.rewards.exact import Exact
 from rlpipe.rewards.format import Format
 from rlpipe.rewards.http import Http
 from rlpipe.rewards.judging.judged import Judged
-from rlpipe.rewards.judging.usage import Usage
+from rlpipe.rewards.judging.usage import TellUsage, Usage
 from rlpipe.rewards.killable import InProcess, Pool
 from rlpipe.rewards.lane import Lane, Raised, Said, Scoring
 from rlpipe.rewards.mix import Mix, blamed
@@ -48,13 +48,22 @@ class RewardFailed(RuntimeError):
 class RewardStage:
     """Scores groups, with at most so many calls at once of each reward of the mix; with none, inside `finished`."""
 
-    def __init__(self, mix: Mix, calls_at_once: Sequence[int], seconds_per_group: float, max_failure_rate: float):
+    def __init__(
+        self,
+        mix: Mix,
+        calls_at_once: Sequence[int],
+        seconds_per_group: float,
+        max_failure_rate: float,
+        tell: TellUsage = lambda name, usage: None,
+    ):
+        """`tell` hears what judges behind endpoints take, with each `check` and at the end."""
         self.names = mix.names
         """The components' names, in the recipe's order."""
         self._outstanding: set[Scoring] = set()
         self._scored: list[Group] = []
         """To be handed over; here, since the next reward heard may have an error to raise."""
-        self._mix = mix
+        self._mix, self._tell = mix, tell
+        self._told: dict[str, Usage] = {}
         self._max_failure_rate = max_failure_rate
         self._said: queue.SimpleQueue[Said | Raised] = queue.SimpleQueue()
         self._in_caller = not any(calls_at_once)
@@ -114,6 +123,7 @@ class RewardStage:
 
     def check(self, groups: Sequence[Group], step: int) -> None:
         """Raise `RewardFailed` if too many rewards of the step failed."""
+        self._tell_usage()
         check_failures(groups, step, self._max_failure_rate)
 
     def spent(self) -> dict[str, Usage]:
@@ -125,6 +135,7 @@ class RewardStage:
         """Stop, killing what is still being scored."""
         for lane in self._lanes:
             lane.close()
+        self._tell_usage()
         self._mix.close()
 
     def __enter__(self) -> "RewardStage":
@@ -132,6 +143,13 @@ class RewardStage:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    def _tell_usage(self) -> None:
+        for name, usage in self.spent().items():
+            new = usage.since(self._told.get(name, Usage()))
+            self._told[name] = usage
+            if new.requests:
+                self._tell(name, new)
 
     def _next(self, seconds: float) -> Said | None:
         """What a reward has said, waiting up to `seconds` for it; what it raised is raised here."""
@@ -191,17 +209,18 @@ def build(
     debug: bool,
     scorers: Mapping[str, Scorer] | None = None,
     judges: Mapping[str, Judged] | None = None,
+    tell: TellUsage = lambda name, usage: None,
 ) -> RewardStage:
     """The stage of a recipe. Its processes start at once, in the background; `ready` waits for them.
 
     Without rewards its outcomes are `mix.UNJUDGED`. `base_dir` is the recipe's folder. With `debug`, Python rewards run
     in this process and thread. `scorers` are the reward models that the runtime started, by the name of their reward;
-    so are `judges`.
+    so are `judges`. `tell` hears what judges behind endpoints take.
     """
     asked = rewards.mix if rewards else []
     calls = [0 if debug else _calls_at_once(reward) for reward in asked]
     mix = Mix([_reward(reward, base_dir, deadlines.start, debug, scorers or {}, judges or {}) for reward in asked])
-    return RewardStage(mix, calls, deadlines.reward, max_failure_rate(rewards))
+    return RewardStage(mix, calls, deadlines.reward, max_failure_rate(rewards), tell)
 
 
 def max_failure_rate(rewards: RewardMix | None) -> float:

@@ -2,6 +2,7 @@
 else."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 import tiny_models
 import yaml
+from failing_server import Server
 
 from rlpipe.data.storage import Storage
 from rlpipe.observe import events
@@ -153,6 +155,32 @@ def said(directory):
             whole = [json.loads(e["outcome"])["kind"] if e["outcome"] else None for e in rows["episode"]]
             found[prompt] = ({note["principle"] for note in notes}, whole)
     return found
+
+
+def test_what_an_endpoint_takes_is_summed_over_sittings(recipe, monkeypatch):
+    top = [{"token": token, "logprob": math.log(p)} for token, p in (("A", 0.75), ("B", 0.25))]
+    choice = {
+        "message": {"role": "assistant", "content": "A"},
+        "logprobs": {"content": [top[0] | {"top_logprobs": top}]},
+    }
+    answer = {"choices": [choice], "usage": {"prompt_tokens": 50, "completion_tokens": 1}}
+    rows = [{"prompt": f"{i}+1=", "responses": ["one", "two"]} for i in range(12)]
+    (recipe.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = yaml.safe_load(recipe.read_text())
+    settings["data"] = {"kind": "records", "path": "rows.jsonl", "heldout": {"count": 2}}
+    settings["responses"] = {"kind": "read"}
+    settings["labels"] = {"prompts": 6, "heldout": 2, "prompts_per_commit": 4}
+    with Server(monkeypatch) as server:
+        server.replies = [(200, {}, json.dumps(answer).encode())]
+        prices = {"prompt": 10.0, "completion": 100.0}
+        by = {"kind": "openai", "url": server.url("/v1"), "model": "tiny", "prices": prices}
+        settings["rewards"] = {"mix": [{"kind": "judge", "template": "compare", "by": by}]}
+        recipe.write_text(yaml.safe_dump(settings))
+        directory = label(recipe)
+        assert "| judge | 16 | 0 | 800 | 16 | 0.0096 |" in (directory / "labels/README.md").read_text()
+        label(recipe, "labels.prompts=10")
+        assert len(server.requests) == 24
+    assert "| judge | 24 | 0 | 1,200 | 24 | 0.0144 |" in (directory / "labels/README.md").read_text()
 
 
 def test_revisions_are_asked_again_where_a_principle_of_theirs_was_edited(recipe):

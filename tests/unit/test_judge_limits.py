@@ -43,6 +43,15 @@ def test_usages_add_up():
     )
 
 
+def test_what_was_added_is_what_makes_the_sum():
+    before, after = (
+        Usage(3, 1, 10, 2, 1, 0.5, 1, {"deadline": 1}),
+        Usage(5, 1, 30, 4, 1, 2.5, 1, {"deadline": 2, "x": 1}),
+    )
+    assert after.since(before) == Usage(2, 0, 20, 2, 0, 2.0, 0, {"deadline": 1, "x": 1})
+    assert before + after.since(before) == after
+
+
 URL = {"url": "https://host/v1"}
 
 

@@ -11,11 +11,13 @@ from sample_groups import make_group
 from rlpipe.data.flow import Failure, Score
 from rlpipe.data.near_duplicates import near_duplicates, overlaps
 from rlpipe.data.source import load_judged, load_preferences, load_records
+from rlpipe.pipelines.labelling.card import card
 from rlpipe.pipelines.labelling.findings import find
 from rlpipe.pipelines.labelling.preferences import Maker, asked, compared
 from rlpipe.pipelines.labelling.writing import write
 from rlpipe.recipe.data import HeldOut, RecordsData
 from rlpipe.recipe.labelling import LabelRecipe, Labels
+from rlpipe.rewards.judging.usage import Usage
 
 
 def group(said, messages=None, **columns):
@@ -162,7 +164,7 @@ def test_other_tools_open_what_is_written_by_its_card(tmp_path, format):
     )  # fmt: skip
     parts = {"train": [group({"a": 0.0, "b": 1.0}, answer="b"), group({"c": 1.0, "d": 1.0})], "heldout": []}
     found = {"train": find(parts["train"], None, None, 0.0, asked=4)}
-    said = write(tmp_path / "labels", recipe, parts, maker(), found)
+    said = write(tmp_path / "labels", recipe, parts, maker(), found, {})
     assert said["train"] == "1 preferences, 2 unpaired, 2 best" and said["heldout"] == "nothing to learn from"
     assert "| left out | 2 | prompts of which no response" in (tmp_path / "labels/README.md").read_text()
     head = yaml.safe_load((tmp_path / "labels/README.md").read_text().split("---")[1])
@@ -170,6 +172,21 @@ def test_other_tools_open_what_is_written_by_its_card(tmp_path, format):
     table = datasets.load_dataset(str(tmp_path / "labels"), "preferences", split="train", cache_dir=str(tmp_path / "c"))
     assert table["chosen"] == ["b"] and table["margin"] == [1.0]
     assert not math.isnan(table["chosen_score"][0])
+
+
+def test_the_card_has_what_judges_took_where_they_took_something():
+    recipe = LabelRecipe.model_validate(
+        {
+            "task": "label", "model": {"scratch": "qwen2"}, "data": {"kind": "arithmetic"},
+            "rewards": {"mix": [{"kind": "exact"}]},
+        }
+    )  # fmt: skip
+    found = {"train": find([group({"a": 1.0})], None, None, 0.0, asked=1)}
+    took = Usage(requests=1200, retries=3, prompt_tokens=45000, completion_tokens=1197, unmetered=2, cost=0.115)
+    said = card(recipe, {}, found, [], {"judge": took})
+    assert "| judge | 1,200 | 3 | 45,000 | 1,197 | 0.115 |" in said
+    assert "2 answers of `judge` came without counts of tokens" in said
+    assert "What the judges took" not in card(recipe, {}, found, [], {})
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
@@ -184,7 +201,7 @@ def test_training_reads_what_is_written(tmp_path, format):
     said = {"a": 0.0, "b": 1.0}
     parts = {"train": [group(said, asked_here, answer="b")], "heldout": [group(said, asked_there, answer="b")]}
     found = {part: find(groups, None, None, 0.0, asked=1) for part, groups in parts.items()}
-    write(tmp_path / "labels", recipe, parts, maker(), found)
+    write(tmp_path / "labels", recipe, parts, maker(), found, {})
 
     def data(kind):
         return RecordsData(kind="records", path=str(tmp_path / "labels" / kind), heldout=HeldOut(split="heldout"))

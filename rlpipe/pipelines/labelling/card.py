@@ -8,6 +8,7 @@ import yaml
 
 from rlpipe.pipelines.labelling.findings import MEANINGS, Findings
 from rlpipe.recipe.labelling import LabelRecipe
+from rlpipe.rewards.judging.usage import Usage
 
 _USES = {
     "preferences": "a chosen and a rejected response to a prompt: DPO and its relatives, reward models",
@@ -22,8 +23,10 @@ def card(
     files: Mapping[str, Mapping[str, tuple[str, int]]],
     found: Mapping[str, Findings],
     duplicates: Sequence[str],
+    spent: Mapping[str, Usage],
 ) -> str:
-    """`files` by kind and part: name and number of rows; `found` by part; `duplicates` are sentences."""
+    """`files` by kind and part: name and number of rows; `found` by part; `duplicates` are sentences; `spent` by the
+    name of a judge's reward."""
     return "\n".join(
         [
             f"---\n{yaml.safe_dump(_about(recipe, files), sort_keys=False)}---",
@@ -35,6 +38,7 @@ def card(
             *_sources(recipe, found),
             "\n## How far it can be trusted\n",
             *_quality(found),
+            *(["\n## What the judges took\n", *_took(spent)] if spent else []),
             "\n## Twice, or nearly\n",
             *(duplicates or ["No prompt resembles another one, and no held-out prompt a training prompt."]),
             "\n## Licences\n",
@@ -103,6 +107,20 @@ def _quality(found: Mapping[str, Findings]) -> list[str]:
         "There are no gold labels (`labels.gold`) to compare with: nothing here says whether the judge is right."
     ]  # fmt: skip
     return [*_table(["", *found, ""], rows), *gold]
+
+
+def _took(spent: Mapping[str, Usage]) -> list[str]:
+    """In all sittings, labels that were asked again and failures among them."""
+    rows = [
+        [name, *(f"{n:,}" for n in (u.requests, u.retries, u.prompt_tokens, u.completion_tokens)), f"{u.cost:.4g}"]
+        for name, u in spent.items()
+    ]
+    unmetered = [
+        f"{u.unmetered:,} answers of `{name}` came without counts of tokens: tokens and cost are too low."
+        for name, u in spent.items()
+        if u.unmetered
+    ]
+    return [*_table(["judge", "requests", "of them repeats", "tokens asked", "answered", "cost"], rows), *unmetered]
 
 
 def _number(value: float | None) -> str:

@@ -53,8 +53,4 @@ def judging(stage: Stage, recipe: LabelRecipe, groups: Mapping[str, Group]) -> I
             if started:
                 started.ready()
             scoring.ready()
-        try:
-            yield Judging(scoring, groups)
-        finally:
-            for name, usage in scoring.spent().items():
-                stage.events.note(f"judge `{name}`: {usage}")
+        yield Judging(scoring, groups)

@@ -3,10 +3,13 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
 from rlpipe.data.flow import Group, Prompt
+from rlpipe.data.remote import storage_of
+from rlpipe.observe import events
 from rlpipe.observe.progress import duration
 from rlpipe.pipelines import episodes
 from rlpipe.pipelines.fitting import that_fit
@@ -22,6 +25,7 @@ from rlpipe.pipelines.labelling.writing import digest, write
 from rlpipe.pipelines.stage import LABELS, Stage
 from rlpipe.recipe.judge import JudgeReward
 from rlpipe.recipe.labelling import LabelRecipe, Labels, SampledResponses
+from rlpipe.rewards.judging.usage import Usage
 
 logger = logging.getLogger(__name__)
 
@@ -122,13 +126,26 @@ def _write(
     """`asked`: how many prompts there are, by part."""
     labels = recipe.labels
     found = {part: find(g, judge, labels.gold, labels.tie_within, asked[part]) for part, g in parts.items()}
+    spent = _spent(stage)
     before = digest(stage.directory / LABELS)
-    written = write(stage.directory / LABELS, recipe, parts, Maker(labels, judge, stage.records.system), found)
+    written = write(stage.directory / LABELS, recipe, parts, Maker(labels, judge, stage.records.system), found, spent)
     if before not in (None, digest(stage.directory / LABELS)):
         logger.warning("The labels have changed. What was trained on them before stays: train in a new run directory.")
     _warn_of_nothing(stage.directory / LABELS, labels)
     for part, one in found.items():
         stage.events.note(f"{part}: {_says_findings(one)}; {written[part]}")
+    for name, usage in spent.items():
+        stage.events.note(f"judge `{name}`, in all: {usage}")
+
+
+def _spent(stage: Stage) -> dict[str, Usage]:
+    """What judges behind endpoints took, in all sittings of this run directory, by the name of their reward."""
+    found: dict[str, Usage] = {}
+    for event in events.read(storage_of(stage.directory))[0]:
+        if event["kind"] == "usage":
+            taken = Usage(**{field.name: event[field.name] for field in fields(Usage)})
+            found[event["reward"]] = found.get(event["reward"], Usage()) + taken
+    return found
 
 
 def _warn_of_nothing(folder: Path, labels: Labels) -> None:

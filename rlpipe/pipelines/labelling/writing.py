@@ -18,6 +18,7 @@ from rlpipe.pipelines.labelling.card import card
 from rlpipe.pipelines.labelling.findings import Findings
 from rlpipe.pipelines.labelling.preferences import Maker, Row, judged
 from rlpipe.recipe.labelling import LabelRecipe
+from rlpipe.rewards.judging.usage import Usage
 
 CARD = "README.md"
 KINDS = {"preferences": Maker.preferences, "unpaired": Maker.unpaired, "best": Maker.best}
@@ -31,8 +32,10 @@ def write(
     parts: Mapping[str, list[Group]],
     maker: Maker,
     found: Mapping[str, Findings],
+    spent: Mapping[str, Usage],
 ) -> dict[str, str]:
-    """All files into `folder`, in place of what is there; for people, what each part has become."""
+    """All files into `folder`, in place of what is there; for people, what each part has become. `spent`: what judges
+    behind endpoints took."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     maker.look_at(group for groups in parts.values() for group in groups)
@@ -49,7 +52,7 @@ def write(
             _write_rows(partial / "judgements" / f"{part}.parquet", rows)
             files.setdefault("judgements", {})[part] = (f"{part}.parquet", len(rows))
     partial.mkdir(parents=True, exist_ok=True)
-    (partial / CARD).write_text(card(recipe, files, found, list(_twice(parts))), encoding="utf-8")
+    (partial / CARD).write_text(card(recipe, files, found, list(_twice(parts)), spent), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return {part: _says(part, files) for part in parts}

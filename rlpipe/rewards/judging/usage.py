@@ -1,7 +1,7 @@
 """What asking an endpoint took: requests, tokens, money."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from rlpipe.recipe.judging import Prices
@@ -27,6 +27,14 @@ class Usage:
     failures: Mapping[str, int] = field(default_factory=dict)
     """Questions that got no choice, by kind of failure."""
 
+    def __str__(self) -> str:
+        said = f"{self.requests:,} requests ({self.retries:,} of them repeats), "
+        said += f"{self.prompt_tokens:,} tokens asked, {self.completion_tokens:,} answered"
+        said += f", cost {self.cost:.4g}" if self.cost else ""
+        said += f"; {self.unmetered:,} answers without counts of tokens" if self.unmetered else ""
+        said += f"; {self.without_probabilities:,} without probabilities" if self.without_probabilities else ""
+        return said + "".join(f"; {count:,} failed ({kind})" for kind, count in self.failures.items())
+
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
             self.requests + other.requests,
@@ -38,6 +46,23 @@ class Usage:
             self.without_probabilities + other.without_probabilities,
             dict(Counter(self.failures) + Counter(other.failures)),
         )
+
+    def since(self, before: "Usage") -> "Usage":
+        """What has been added to `before`."""
+        return Usage(
+            self.requests - before.requests,
+            self.retries - before.retries,
+            self.prompt_tokens - before.prompt_tokens,
+            self.completion_tokens - before.completion_tokens,
+            self.unmetered - before.unmetered,
+            self.cost - before.cost,
+            self.without_probabilities - before.without_probabilities,
+            dict(Counter(self.failures) - Counter(before.failures)),
+        )
+
+
+TellUsage = Callable[[str, Usage], None]
+"""Takes the name of a judge's reward, and what it has taken since it was told of last."""
 
 
 def metered(tokens: tuple[int, int] | None, prices: Prices | None) -> Usage:
