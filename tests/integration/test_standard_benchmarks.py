@@ -126,7 +126,6 @@ def recipe(world, **settings) -> EvalRecipe:
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["hf", pytest.param("vllm", marks=pytest.mark.soak)])
 def test_a_local_task_stands_in_the_same_table(backend, world, tmp_path):
-    pytest.importorskip("lm_eval")
     assert run(recipe(world, limit=10, backend=backend), tmp_path / "run", debug=True) == 0
     data = json.loads((tmp_path / "run" / "comparison.json").read_text())
     for i, name in enumerate(("old", "new")):
@@ -150,7 +149,6 @@ def _prefers_the_right_one(folder, prompt, a) -> bool:
 
 @pytest.mark.slow
 def test_the_harness_says_why_it_failed(world, tmp_path, capsys):
-    pytest.importorskip("lm_eval")
     wrong = recipe(world).model_copy(
         update={"benchmarks": recipe(world).benchmarks.model_copy(update={"tasks": ["sumz"]})}
     )
