@@ -142,8 +142,12 @@ def _data(recipe: StageRecipe, local: Path) -> dict[str, object]:
 
 
 def _part(key: str, data: Data, local: Path) -> dict[str, object]:
-    if isinstance(data, ArithmeticData | GuessNumberData):
-        return {f"{key}.heldout": 2 * HELDOUT}
+    if isinstance(
+        data, ArithmeticData
+    ):  # sums of numbers of the same length, and hundreds of them in place of thousands
+        return {f"{key}.heldout": 2 * HELDOUT, f"{key}.largest": data.smallest + 20}
+    if isinstance(data, GuessNumberData):
+        return {f"{key}.heldout": 2 * HELDOUT, f"{key}.games": 256}
     changes: dict[str, object] = {f"{key}.heldout.count": HELDOUT}
     if _elsewhere(data.path):
         own = Path(data.path).name

@@ -26,13 +26,18 @@ class Rendered:
 
 def render_prompts(records: Records, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[Prompt], list[Prompt]]:
     """(training, held-out) prompts, ready to be continued by the model."""
+    heldout = render_heldout(records, tokenizer)
+    return _prompts(records, records.train, "train", tokenizer), heldout
+
+
+def render_heldout(records: Records, tokenizer: "PreTrainedTokenizerBase") -> list[Prompt]:
+    """The held-out ones alone."""
     if records.format in (Format.MESSAGES, Format.TEXT):
         raise DataError(
             f"Only records with a prompt can be answered, and these have {records.format}. Rename a column "
             "(`data.columns: {prompt: ITS_NAME}`), or leave `rewards` out of an SFT recipe."
         )
-    train = _prompts(records, records.train, "train", tokenizer)
-    return train, _prompts(records, records.heldout, "heldout", tokenizer)
+    return _prompts(records, records.heldout, "heldout", tokenizer)
 
 
 def _prompts(source: Records, rows: list[Record], part: str, tokenizer: "PreTrainedTokenizerBase") -> list[Prompt]:

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlpipe.data.chat import render_prompts
+from rlpipe.data.chat import render_heldout, render_prompts
 from rlpipe.data.flow import Prompt
 from rlpipe.data.guidance import guided
 from rlpipe.data.records import Records
@@ -113,6 +113,11 @@ class Stage:
     def prompts(self) -> tuple[list[Prompt], list[Prompt]]:
         """(training, held-out) prompts as tokens."""
         return render_prompts(self.records, self.tokenizer)
+
+    @cached_property
+    def heldout(self) -> list[Prompt]:
+        """Held-out prompts as tokens, for who has no use for the others."""
+        return render_heldout(self.records, self.tokenizer)
 
     @cached_property
     def stop_token_ids(self) -> tuple[int, ...]:

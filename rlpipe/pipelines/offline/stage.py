@@ -110,7 +110,7 @@ class _Told:
 def _evaluate(stage: Stage, recipe: Answering, engines: RoleSpec, step: int) -> None:
     """Held-out prompts to fresh engines: nothing can be left of other weights."""
     with answering(stage, engines, f"starting {recipe.rollout.engine} to answer held-out prompts") as served:
-        heldout = stage.prompts[1] if isinstance(recipe, SftRecipe) else _distinct(stage.prompts[1])
+        heldout = stage.heldout if isinstance(recipe, SftRecipe) else _distinct(stage.heldout)
         with stage.events.phase("evaluate", says="answering held-out prompts"):
             found = Evaluator(stage, heldout).run(served.answers)
     stage.events.evaluation(step, found.metrics, found.samples, asked=found.asked)
