@@ -296,6 +296,9 @@ def check_data(
     max_length: Annotated[
         int | None, typer.Option("--max-length", min=1, help="Tell of sequences with more tokens; needs --model.")
     ] = None,
+    near: Annotated[
+        bool, typer.Option("--near", help="Look for texts that are nearly the same, too (MinHash of three-word runs).")
+    ] = False,
     every: Annotated[bool, typer.Option("--all", help="Name every row, not the first three of a kind.")] = False,
 ) -> None:
     """Check data: format, lengths, duplicates, leaks into the held-out records, pairs, labels, roles, chat template.
@@ -306,7 +309,7 @@ def check_data(
     \b
     Examples:
       rlpipe data check train.jsonl
-      rlpipe data check train.jsonl --heldout test.jsonl
+      rlpipe data check train.jsonl --heldout test.jsonl --near
       rlpipe data check train.jsonl --model Qwen/Qwen2.5-0.5B-Instruct --max-length 1024
       rlpipe data check gsm8k.jsonl --columns prompt=question,completion=answer
       rlpipe data check dialogues.jsonl.gz --format hh
@@ -318,6 +321,6 @@ def check_data(
     try:
         from rlpipe.pipelines.data_check import check
 
-        raise typer.Exit(check(file, heldout, model, format, columns, max_length, every))
+        raise typer.Exit(check(file, heldout, model, format, columns, max_length, near, every))
     except DataError as error:
         stop(str(error))

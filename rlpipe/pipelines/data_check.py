@@ -16,13 +16,21 @@ FINE, WRONG = 0, 1
 
 
 def check(
-    file: str, heldout: str | None, model: str | None, style: str, columns: str, max_length: int | None, every: bool
+    file: str,
+    heldout: str | None,
+    model: str | None,
+    style: str,
+    columns: str,
+    max_length: int | None,
+    near: bool,
+    every: bool,
 ) -> int:
     """Returns the exit code. Raises `DataError` for what is wrong with the call or stops all reading."""
     if style not in get_args(RecordFormat):
         raise DataError(f"--format={style}: expected one of {', '.join(get_args(RecordFormat))}.")
     named = _columns(columns)
-    report = inspect(file, heldout, Reading(style, named, _tokenizer(model) if model else None, max_length))
+    reading = Reading(style, named, _tokenizer(model) if model else None, max_length, near)
+    report = inspect(file, heldout, reading)
     show(Console(soft_wrap=True, highlight=False), report, every)
     return WRONG if report.count("error") else FINE
 

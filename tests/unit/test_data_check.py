@@ -180,6 +180,19 @@ def test_leaks_into_the_held_out_records():
     ]  # fmt: skip
 
 
+def test_texts_that_are_nearly_the_same():
+    text = "Write a short poem about the sea, the wind and an old boat that nobody sails any more"
+    close = text.replace("Write", "Compose")
+    write("d.jsonl", {"prompt": text, "completion": "a"}, {"prompt": close.upper(), "completion": "a"})
+    write("h.jsonl", {"prompt": f"{text}!", "completion": "b"}, {"prompt": "Name a fruit", "completion": "c"})
+    found = inspect("d.jsonl", "h.jsonl", Reading(near=True)).findings
+    assert [(one.severity, one.title, one.places) for one in found] == [
+        ("warning", "records that nearly repeat an earlier one", ["d.jsonl, line 2: nearly as line 1"]),
+        ("warning", "held-out prompts that are nearly trained on", ["h.jsonl, line 1: nearly as d.jsonl, line 1"]),
+    ]
+    assert inspect("d.jsonl", "h.jsonl", Reading()).findings == []
+
+
 def test_held_out_records_of_another_format():
     [(severity, title, places)] = found(*GOOD[Format.MESSAGES], heldout=[{"text": "x"}])
     assert (severity, title) == ("error", "records that cannot be used")
@@ -392,7 +405,7 @@ def test_without_a_model_nothing_heavy_is_imported():
     write("d.jsonl", *GOOD[Format.PROMPT_COMPLETION])
     code = (
         "import sys; from rlpipe.pipelines.data_check import check; "
-        "check('d.jsonl', None, None, 'auto', '', None, False); "
+        "check('d.jsonl', None, None, 'auto', '', None, True, False); "
         "print({'torch', 'transformers', 'datasets', 'ray'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

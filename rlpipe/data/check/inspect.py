@@ -23,6 +23,8 @@ class Reading:
     tokenizer: "PreTrainedTokenizerBase | None" = None
     max_length: int | None = None
     """Tokens; only with a tokenizer."""
+    near: bool = False
+    """Look for texts that are nearly the same, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,13 @@ def inspect(path: str, heldout: str | None, reading: Reading) -> Report:
         return Report(train, None, [])
     other = check(heldout, "--heldout", reading, train.part.format)
     expected = train.part.format
-    shared = duplicates.between(train.good, other.good, expected) if expected else []
+    shared = _shared(train.good, other.good, expected, reading.near) if expected else []
     return Report(train, other, shared)
+
+
+def _shared(train: list[Record], heldout: list[Record], expected: Format, near: bool) -> list[Finding]:
+    found = duplicates.between(train, heldout, expected)
+    return found + (duplicates.nearly_between(train, heldout, expected) if near else [])
 
 
 def check(path: str, key: str, reading: Reading, expected: Format | None) -> Checked:
@@ -85,6 +92,7 @@ def check(path: str, key: str, reading: Reading, expected: Format | None) -> Che
     if not good:
         return Checked(part, [], {}, {}, unreadable + unusable)
     found = unreadable + unusable + _of_content(good, part.format)
+    found += duplicates.nearly_within(good, part.format) if reading.near else []
     tokens, of_tokens = _of_tokens(Records(good, [], part.format, not plain, None, True), reading)
     return Checked(part, good, lengths.characters(good, part.format), tokens, found + of_tokens)
 
