@@ -37,6 +37,9 @@ def plan(
         float | None, typer.Option("--bandwidth", min=0.1, help="GB/s between a GPU and its memory.")
     ] = None,
     network: Annotated[float | None, typer.Option("--network", min=0.01, help="GB/s between processes.")] = None,
+    host: Annotated[
+        float | None, typer.Option("--host-link", min=0.01, help="GB/s between a GPU and its host's memory.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print plain values, for tools.")] = False,
 ) -> None:
     """Say what a recipe takes, before anything starts: batches, placement, memory, time.
@@ -63,7 +66,8 @@ def plan(
         loaded = load(recipe, changes or ())
     try:
         machines = _cluster(gpus, nodes, host_memory, cluster)
-        asked = Asked(prompt_tokens, _rates(machines, tflops, utilization, bandwidth, network))
+        said = {"tflops": tflops, "utilization": utilization, "bandwidth": bandwidth, "network": network, "host": host}
+        asked = Asked(prompt_tokens, _rates(machines, said))
         planned = plan_of(loaded, machines, asked)
     except (HardwareError, Unplannable) as error:
         stop(str(error))
@@ -113,13 +117,10 @@ def _this_machine(host_memory: str | None) -> "Cluster":
     return Cluster((Node("this machine", len(found), each, host),), "this machine")
 
 
-def _rates(
-    machines: "Cluster", tflops: float | None, utilization: float | None, bandwidth: float | None, network: float | None
-) -> "Rates | None":
+def _rates(machines: "Cluster", said: dict[str, float | None]) -> "Rates | None":
     from dataclasses import replace
 
     from rlpipe.plan.hardware import rates
 
-    said = {"tflops": tflops, "utilization": utilization, "bandwidth": bandwidth, "network": network}
     given = {name: value for name, value in said.items() if value is not None}
     return replace(rates(machines.on_gpu), **given) if given else None

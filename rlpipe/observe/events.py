@@ -3,6 +3,7 @@
 Every event has `time` (seconds since 1970), `kind` and, in a pipeline, `stage`. Kinds and their further fields:
 
     run_started     task, steps (planned, 0 if epochs are), recipe, versions, host, command        (see runinfo.py)
+    trains_on       device (cuda | cpu)                           where the policy of an RL run learns
     check           name, status (ok | warn | fail | skip), detail, fix, seconds              what preflight found
     planned         steps                                         what a recipe's epochs amount to
     phase_started   phase, says (for people), step or null

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from rlpipe.data import remote
 from rlpipe.observe.events import EventLog
 from rlpipe.plan.adapter_size import trained_parameters
 from rlpipe.plan.architecture import Unpredictable
@@ -51,6 +52,7 @@ def wanted(stages: Stages, directory: Path) -> Wanted:
     return Wanted(
         moments=[moment for prefix, task in stages.items() for moment in moments(task, prefix)],
         run_dir=directory,
+        copied_to=remote.url_of(directory),
         seconds=max(task.deadlines.preflight for task in stages.values()),
         models=models,
         files={key: path for key, path in named if key not in models},

@@ -125,18 +125,25 @@ def _require_alike(found: list[Event], place: Path) -> None:
 
     started = _started(found)
     ours = versions()["rlpipe"]
-    theirs, gpus = started["versions"].get("rlpipe", ours), started["host"].get("gpus", 0)
+    theirs, gpus = started["versions"].get("rlpipe", ours), _had_gpus(found)
     if theirs != ours:
         raise NoReplay(
             f"{place} was made by rlpipe {theirs}, and this is rlpipe {ours}, whose numbers may differ: replay "
             "it with that one, or take differences as they come with --anyway"
         )
     if bool(gpus) != torch.cuda.is_available():
-        theirs, ours = ("with GPUs", "none") if gpus else ("without a GPU", "one (CUDA_VISIBLE_DEVICES='' hides it)")
+        theirs, ours = ("on GPUs", "none") if gpus else ("without a GPU", "one (CUDA_VISIBLE_DEVICES='' hides it)")
         raise NoReplay(
-            f"{place} was made on a machine {theirs}, and this process sees {ours}. They round differently: replay it "
+            f"{place} was trained {theirs}, and this process sees {ours}. They round differently: replay it "
             "on a machine of the same kind, or take differences as they come with --anyway"
         )
+
+
+def _had_gpus(found: list[Event]) -> bool:
+    """Of the ranks, whose machine may be another one than the driver's. Of a run that was made before they said so, the
+    driver's is what there is to go by."""
+    told = [event["device"] for event in found if event["kind"] == "trains_on"]
+    return told[-1] == "cuda" if told else bool(_started(found)["host"].get("gpus", 0))
 
 
 def _other_libraries(found: list[Event]) -> list[str]:

@@ -43,6 +43,7 @@ from rlpipe.runtime.handle import DeadlineExceeded, GivenUp, RoleDied
 from rlpipe.runtime.local import LocalRuntime
 from rlpipe.runtime.machine import command
 from rlpipe.runtime.preflight.failed import PreflightFailed
+from rlpipe.runtime.ray_token import NotAdmitted
 from rlpipe.runtime.roles import PlacementError, Runtime
 from rlpipe.runtime.termination import terminated_as_interrupted
 from rlpipe.training.checkpoint import CheckpointMismatch
@@ -58,7 +59,7 @@ BESIDE = (TENSORBOARD, "profile")
 TOLD = (
     DataError, ModelError, RewardUnusable, RewardFailed, TrackerMissing, DeadlineExceeded, RoleDied, GivenUp,
     PlacementError, PreflightFailed, TrainingFailed, WeightsRejected, WeightSyncError, CheckpointMismatch, LedgerError,
-    SecretUnreadable, remote.Unreachable, Regressed, BenchmarksFailed,
+    SecretUnreadable, remote.Unreachable, Regressed, BenchmarksFailed, NotAdmitted,
 )  # fmt: skip
 """Errors whose message says all there is to say: no traceback."""
 
@@ -111,7 +112,6 @@ def _run(recipe: Recipe, directory: Path, run_dir: Path | str, debug: bool, prof
         resuming.refuse_changes(recipe, directory)
         remote.storage_of(directory).write(resolved.FILE, resuming.own_recipe(recipe, directory).encode())
         with _cluster(debug):
-            _require_shared(directory, debug)
             _run_stages(recipe, directory, console_view(debug, console), debug, profile)
     except (KeyboardInterrupt, bdb.BdbQuit):
         code = INTERRUPTED
@@ -286,19 +286,6 @@ def _exported(run_name: str, debug: bool) -> list[View]:
     from rlpipe.runtime.ray_metrics import RayMetrics
 
     return [RayMetrics(run_name)]
-
-
-def _require_shared(directory: Path, debug: bool) -> None:
-    """Raises `Unreachable` where roles on other nodes would write checkpoints that this node does not see."""
-    if debug or remote.url_of(directory) is None or os.environ.get(remote.WORK):
-        return
-    from rlpipe.runtime.ray_runtime import nodes
-
-    if (count := nodes()) > 1:
-        raise remote.Unreachable(
-            f"the cluster has {count} nodes, and checkpoints are written to {directory.parent} before they are "
-            f"copied to {remote.url_of(directory)}. Set {remote.WORK} on all nodes to a folder that all of them see"
-        )
 
 
 @contextmanager

@@ -38,11 +38,13 @@ class Rates:
     """GB/s between the processor and its memory, which decoding waits for."""
     network: float
     """GB/s between two processes, for gradients and for published weights."""
+    host: float
+    """GB/s between a GPU and its host's memory, for what is published over that."""
 
 
 def rates(on_gpu: bool) -> Rates:
-    """Those of an A100, or of one core with AVX2."""
-    return Rates(312.0, 0.4, 2039.0, 25.0) if on_gpu else Rates(0.05, 0.6, 10.0, 1.0)
+    """Those of an A100 on PCIe 4.0 x 16, or of one core with AVX2, which is beside its memory."""
+    return Rates(312.0, 0.4, 2039.0, 25.0, 25.0) if on_gpu else Rates(0.05, 0.6, 10.0, 1.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)

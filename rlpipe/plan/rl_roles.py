@@ -4,6 +4,7 @@ from rlpipe.plan import activations
 from rlpipe.plan.lengths import Lengths, micro_batches_of_rl, of_rl, positions_of_rl, sequences_of_step
 from rlpipe.plan.model_files import ModelFacts
 from rlpipe.plan.processes import TRAINER, Learner, learner, spread_of
+from rlpipe.plan.publishing import Sending
 from rlpipe.plan.roles import (
     Role,
     Setting,
@@ -116,14 +117,26 @@ class RlRoles:
             self.recipe.train,
         )  # fmt: skip
 
+    @property
+    def sending(self) -> Sending:
+        """How a version gets to the engines."""
+        recipe, held = self.recipe, weights(self.model.shapes, self.recipe.adapter, None)
+        count = held.trained if self._served else self.model.shapes.size(scores=False)
+        on_gpu = self._train_gpus > 0
+        return Sending(
+            nbytes=count * width(recipe.model.dtype, on_gpu),
+            way=direct_transport(recipe) if on_gpu and self.generator.gpu_bytes > 0 else None,
+            engines=recipe.rollout.engines,
+            ranks=recipe.train.ranks,
+            split=recipe.train.zero_stage == 3,
+            on_gpu=on_gpu,
+        )
+
     def _driver(self) -> Role:
         """The process that runs the loop. What does not go from GPU to GPU passes through host memory when it is
         published: once as it is packed, once in Ray's object store."""
-        recipe, held = self.recipe, weights(self.model.shapes, self.recipe.adapter, None)
-        count = held.trained if self._served else self.model.shapes.size(scores=False)
-        payload = count * width(recipe.model.dtype, self._train_gpus > 0)
-        direct = self._train_gpus > 0 and self.generator.gpu_bytes > 0 and direct_transport(recipe) is not None
-        parts = {"process": TRAINER} | ({} if direct else {"published weights": 2 * payload})
+        over_host = {} if self.sending.way else {"published weights": 2 * self.sending.nbytes}
+        parts = {"process": TRAINER} | over_host
         return Role(
             name="driver", key="", count=1, gpus=0.0, cpus=0.0, usage=Usage(moments={"publishing": parts}, idle={})
         )

@@ -6,6 +6,7 @@ from rlpipe.plan.architecture import Architecture
 from rlpipe.plan.engines import Generator
 from rlpipe.plan.hardware import Rates
 from rlpipe.plan.lengths import Lengths
+from rlpipe.plan.publishing import Sending, publishing
 from rlpipe.plan.weights import Weights
 from rlpipe.recipe.tasks import OfflineRecipe, RlRecipe
 
@@ -72,7 +73,13 @@ def _speed(rates: Rates) -> float:
 
 
 def of_rl(
-    recipe: RlRecipe, policy: Work, critic: Work | None, engine: Generator, lengths: Lengths, rates: Rates
+    recipe: RlRecipe,
+    policy: Work,
+    critic: Work | None,
+    engine: Generator,
+    lengths: Lengths,
+    sending: Sending,
+    rates: Rates,
 ) -> Seconds:
     """Of one RL step, all phases one after the other."""
     group, prompts = recipe.algorithm.group_size, recipe.schedule.prompts_per_step
@@ -88,8 +95,7 @@ def of_rl(
         if work is not None:
             each = update(work, tokens, length, rates) * recipe.train.epochs
             found[name] = each + updates * (reduction(work, rates) + optimizer(work, rates))
-    served = policy.held.trained if recipe.publishing.adapter == "served" and recipe.adapter else engine.parameters
-    found["publishing"] = served * policy.width * recipe.rollout.engines / (rates.network * 1e9)
+    found["publishing"] = publishing(sending, rates)
     return found
 
 

@@ -132,7 +132,7 @@ def _time(stage: StagePlan) -> Table:
     table.add_row(
         "rates taken",
         f"{rates.tflops:g} TFLOPS x {rates.utilization:g}, memory {rates.bandwidth:g} GB/s, "
-        f"network {rates.network:g} GB/s",
+        f"network {rates.network:g} GB/s, link to the host {rates.host:g} GB/s",
     )
     return table
 

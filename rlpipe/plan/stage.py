@@ -119,7 +119,8 @@ def _rl(recipe: RlRecipe, setting: Setting, held: Weights, speed: Rates) -> Part
     roles = RlRoles(recipe, setting)
     on_gpu = setting.gpus(recipe.train.resources) > 0
     policy = _work(roles.model, held, recipe.train, width(recipe.model.dtype, on_gpu))
-    took = seconds.of_rl(recipe, policy, _critic(recipe, setting), roles.generator, roles.lengths, speed)
+    critic = _critic(recipe, setting)
+    took = seconds.of_rl(recipe, policy, critic, roles.generator, roles.lengths, roles.sending, speed)
     longest = min(recipe.rollout.max_model_len or roles.model.context, roles.model.context)
     short = shortages.of_engine(roles.generator, longest)
     remarks = of_rl(recipe, roles, setting)

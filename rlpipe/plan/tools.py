@@ -37,6 +37,7 @@ def _stage(stage: StagePlan, advice: list[Advice]) -> dict[str, Any]:
             "utilization": rates.utilization,
             "bandwidth_gb": rates.bandwidth,
             "network_gb": rates.network,
+            "host_gb": rates.host,
         },
         "uneven": list(stage.batches.uneven),
         "remarks": list(stage.remarks),

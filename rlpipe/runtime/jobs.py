@@ -16,6 +16,7 @@ from packaging.version import Version
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import rlpipe
+from rlpipe.runtime import ray_token
 from rlpipe.runtime.machine import rlpipe_requirements
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -27,11 +28,6 @@ STOPPED = 130
 """Exit code of a job that was stopped, as of a run that was stopped with Ctrl-C."""
 RUN_DIR, MADE_BY = "rlpipe_run_dir", "rlpipe_version"
 """Keys in a job's metadata."""
-
-_TOKEN = (
-    "Ray takes the token from RAY_AUTH_TOKEN, else from the file that RAY_AUTH_TOKEN_PATH names, else from "
-    "~/.ray/auth_token; on the head node `ray get-auth-token` prints it"
-)
 
 
 class JobError(RuntimeError):
@@ -67,7 +63,7 @@ class Jobs:
             found = f"http://{address}"
         self.address = found
         _quiet()
-        _use_token()
+        ray_token.use()
         self._client = self._connected()
         self.ray_version = self._client._server_ray_version
 
@@ -195,13 +191,6 @@ def _quiet() -> None:
         logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
 
 
-def _use_token() -> None:
-    """As `ray.init`: where there is a token, it is used, unless RAY_AUTH_MODE says otherwise."""
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-
-
 def _require_dashboard(address: str) -> None:
     """Raises `JobError` unless a Ray dashboard answers there that takes our token."""
     from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
@@ -216,10 +205,11 @@ def _require_dashboard(address: str) -> None:
             "ssh -L 8265:localhost:8265 HEAD"
         ) from error
     if answer.status_code == 401:
-        raise JobError(f"{address} asks for a token, and there is none here. {_TOKEN}")
+        raise JobError(f"{address} asks for a token, and there is none here. {ray_token.SOURCES}")
     if answer.status_code == 403:
         raise JobError(
-            f"{address} does not take the token that was sent ({_source()}): it is not this cluster's. {_TOKEN}"
+            f"{address} does not take the token that was sent ({_source()}): it is not this cluster's. "
+            f"{ray_token.SOURCES}"
         )
     if answer.status_code != 200 or "ray_version" not in answer.text:
         raise JobError(

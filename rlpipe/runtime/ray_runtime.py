@@ -15,6 +15,7 @@ from rlpipe.runtime.placing import Place, beside, reserve
 from rlpipe.runtime.ray_handle import RayHandle
 from rlpipe.runtime.ray_pending import STARTING, RayPending
 from rlpipe.runtime.ray_process import RayProcess
+from rlpipe.runtime.ray_token import require_admission
 from rlpipe.runtime.recorder import Recorded
 from rlpipe.runtime.reservation import OWN_MACHINE
 from rlpipe.runtime.roles import RoleSpec, Seat, seats_at
@@ -25,11 +26,12 @@ from rlpipe.runtime.termination import termination_kept
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
     """Joins the cluster in RAY_ADDRESS, or starts Ray on this machine for the length of the block. A process that is
-    connected already stays so."""
+    connected already stays so. Raises `NotAdmitted`."""
     if ray.is_initialized():
         yield
         return
     address = os.environ.get("RAY_ADDRESS", "local")
+    require_admission(address)
     local = {"include_dashboard": False, "resources": {OWN_MACHINE: 1}} if address == "local" else {}
     # What Ray starts here inherits no keys: who needs one is given it. Role processes say what matters through the
     # driver; their raw output stays in Ray's session logs.
@@ -52,11 +54,6 @@ def _command_hidden() -> Iterator[None]:
         yield
     finally:
         utils.get_entrypoint_name = named
-
-
-def nodes() -> int:
-    """How many nodes the cluster has."""
-    return sum(node["Alive"] for node in ray.nodes())
 
 
 class RayStarted:

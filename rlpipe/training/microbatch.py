@@ -1,5 +1,6 @@
 """Planning an optimizer step: which rank takes which sequences, in which micro-batches. Pure and deterministic."""
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -67,11 +68,11 @@ def _ids(micro_batches: MicroBatches) -> list[int]:
 def _balance(lengths_B: np.ndarray, sequences: Sequence[int], ranks: int) -> list[list[int]]:
     """Longest first, each to the rank with the fewest tokens so far (ties: fewest sequences, then lowest rank)."""
     parts: list[list[int]] = [[] for _ in range(ranks)]
-    tokens = [0] * ranks
+    least = [(0, 0, rank) for rank in range(ranks)]  # a heap of tokens, sequences and rank
     for sequence in _longest_first(lengths_B, sequences):
-        rank = min(range(ranks), key=lambda r: (tokens[r], len(parts[r])))
+        tokens, count, rank = least[0]
         parts[rank].append(sequence)
-        tokens[rank] += int(lengths_B[sequence])
+        heapq.heapreplace(least, (tokens + int(lengths_B[sequence]), count + 1, rank))
     return parts
 
 
@@ -87,12 +88,14 @@ def _cut(lengths_B: np.ndarray, ordered: list[int], budget: int) -> list[tuple[i
     longest = np.array([lengths_B[s] for s in ordered], dtype=np.int64)  # of a run that starts here
     cost, start = np.zeros(len(ordered) + 1), np.zeros(len(ordered) + 1, dtype=np.int64)
     for end in range(1, len(ordered) + 1):
-        positions = (end - np.arange(end)) * longest[:end]
+        most = budget // max(1, int(longest[end - 1]))  # longer ones come first: no more of them fit
+        begin = max(0, end - max(1, most))
+        positions = (end - np.arange(begin, end)) * longest[begin:end]
         feasible = positions <= budget
-        feasible[end - 1] = True
-        total = np.where(feasible, cost[:end] + positions + budget / 64, np.inf)
-        start[end] = total.argmin()
-        cost[end] = total[start[end]]
+        feasible[-1] = True
+        total = np.where(feasible, cost[begin:end] + positions + budget / 64, np.inf)
+        start[end] = begin + total.argmin()
+        cost[end] = total[start[end] - begin]
     cuts, end = [], len(ordered)
     while end:
         cuts.append(tuple(ordered[start[end] : end]))

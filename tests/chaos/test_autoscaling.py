@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import local_ray
 import psutil
@@ -18,7 +19,7 @@ from rlpipe.recipe.run import Deadlines
 from rlpipe.recipe.training import Resources
 from rlpipe.runtime.handle import Within, results
 from rlpipe.runtime.local import free_port
-from rlpipe.runtime.ray_runtime import RayRuntime
+from rlpipe.runtime.ray_runtime import RayRuntime, connected
 from rlpipe.runtime.roles import RoleSpec
 
 pytestmark = [pytest.mark.integration, pytest.mark.soak]
@@ -42,7 +43,7 @@ def configuration(port: int) -> dict:
 
 
 @pytest.fixture
-def on_demand():
+def on_demand(monkeypatch):
     """A head without CPUs whose autoscaler may start two nodes. (As `ray.cluster_utils.AutoscalingCluster`, which would
     stop every other Ray of the machine.)"""
     others = ray.is_initialized()
@@ -61,10 +62,11 @@ def on_demand():
         with open(f"{folder}/head.log", "wb") as log:
             head = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
-            connect(f"127.0.0.1:{port}", head, folder)
-            yield
+            started(head, folder)
+            monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+            with connected():
+                yield
         finally:
-            ray.shutdown()
             family = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
             for process in [head, *family]:
                 process.kill()
@@ -73,16 +75,11 @@ def on_demand():
                 local_ray.start()
 
 
-def connect(address: str, head: subprocess.Popen, folder: str) -> None:
-    ends = time.monotonic() + 60
-    while True:
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level="error")
-            return
-        except (ConnectionError, RuntimeError, ValueError):
-            with open(f"{folder}/head.log") as log:
-                assert time.monotonic() < ends and head.poll() is None, log.read()
-            time.sleep(0.5)
+def started(head: subprocess.Popen, folder: str) -> None:
+    ends = time.monotonic() + 120
+    while "Ray runtime started" not in (log := Path(f"{folder}/head.log").read_text()):
+        assert time.monotonic() < ends and head.poll() is None, log
+        time.sleep(0.2)
 
 
 def test_engines_without_room_are_what_starts_nodes(on_demand):

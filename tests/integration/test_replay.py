@@ -127,7 +127,13 @@ def test_what_cannot_be_trained_again_is_told(copied, capsys, monkeypatch):
         refused(3, "was made by rlpipe 0.1.0, and this is rlpipe 9.9.9")
     with monkeypatch.context() as patch:
         patch.setattr("torch.cuda.is_available", lambda: True)
-        refused(3, "was made on a machine without a GPU, and this process sees one")
+        refused(3, "was trained without a GPU, and this process sees one")
+    events, on_cpu = copied / "events.jsonl", '"kind": "trains_on", "device": "cpu"'
+    as_it_was = events.read_text()
+    assert on_cpu in as_it_was  # the ranks', whatever machine the driver has
+    events.write_text(as_it_was.replace(on_cpu, on_cpu.replace("cpu", "cuda")))
+    refused(3, "was trained on GPUs, and this process sees none")
+    events.write_text(as_it_was)
     (copied / "rollouts" / "step-000001.parquet").unlink()
     refused(2, "step-000001.parquet")
     (copied / "rollouts" / "step-000003.parquet").write_bytes(b"PAR1")

@@ -53,6 +53,8 @@ class Head:
     """A Ray head of the tests' own, and a client machine that knows its token."""
 
     address: str
+    joined_at: str
+    """For who is on the cluster: RAY_ADDRESS."""
     folder: Path
     environment: dict[str, str]
 
@@ -92,7 +94,7 @@ def head(tmp_path_factory):
         process = subprocess.Popen(begin, env=environment, cwd=scratch, stdout=subprocess.DEVNULL)
         try:
             wait_for(lambda: answers(dashboard), 90, "the dashboard")
-            yield Head(f"http://127.0.0.1:{dashboard}", client, environment)
+            yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", client, environment)
         finally:
             end(process)
 
@@ -209,6 +211,36 @@ def test_a_token_that_does_not_fit(head, environment, says):
     refused = head.do("jobs", **environment)
     assert refused.code == 2 and says in refused.output, refused.output
     assert TOKEN not in refused.output and "Traceback" not in refused.output
+
+
+ASKS = """
+import os, sys
+from rlpipe.runtime import ray_token
+ray_token.ANSWER_SECONDS = 5.0
+try:
+    ray_token.require_admission(sys.argv[1])
+    print("RAY_AUTH_MODE =", os.environ.get("RAY_AUTH_MODE"))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_a_cluster_is_asked_before_it_is_joined(head):
+    """With a token only where it wants one; what Ray itself finds out after two minutes is said at once."""
+
+    def said(address: str, **changes: str) -> str:
+        environment = {key: value for key, value in head.environment.items() if key != "RAY_AUTH_MODE"}
+        words = [sys.executable, "-c", ASKS, address]
+        return subprocess.run(
+            words, env=environment | {"PYTHONPATH": str(ROOT)} | changes, capture_output=True, text=True, timeout=120
+        ).stdout.strip()
+
+    at = head.joined_at
+    assert said(at) == "RAY_AUTH_MODE = token"
+    other = said(at, RAY_AUTH_TOKEN="of-another-cluster-entirely-0000")
+    assert other.startswith(f"NotAdmitted the cluster at {at} does not take the token that was sent. Ray takes"), other
+    without = said(at, RAY_AUTH_MODE="disabled")
+    assert without.startswith(f"NotAdmitted the cluster at {at} asks for a token, and none is sent. Ray takes"), without
 
 
 def test_an_address_that_is_no_dashboard(head):

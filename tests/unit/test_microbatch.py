@@ -1,6 +1,7 @@
 """Planning optimizer steps, padding, and that neither changes the gradient."""
 
 from dataclasses import replace
+from itertools import combinations, pairwise
 from typing import get_args
 
 import numpy as np
@@ -61,6 +62,22 @@ def test_a_split_that_saves_less_padding_than_it_costs_is_not_made():
     lengths_B = np.array([8, 8, 8, 8, 2, 2])
     assert plan_micro_batches(lengths_B, range(6), 1, 64) == [((0, 1, 2, 3), (4, 5))]
     assert plan_micro_batches(lengths_B, range(6), 1, 6400) == [((0, 1, 2, 3, 4, 5),)]
+
+
+@pytest.mark.parametrize("budget", [8, 24, 60, 200])
+def test_no_cheaper_cut_is_missed(budget):
+    lengths_B = np.random.default_rng(3).integers(2, 24, 10)
+    ordered = sorted(lengths_B.tolist(), reverse=True)
+
+    def cost(runs: list[list[int]]) -> float:
+        fit = all(len(run) == 1 or len(run) * run[0] <= budget for run in runs)
+        return sum(len(run) * run[0] + budget / 64 for run in runs) if fit else np.inf
+
+    every_way = [
+        [ordered[i:j] for i, j in pairwise([0, *ends, 10])] for n in range(10) for ends in combinations(range(1, 10), n)
+    ]
+    [cuts] = plan_micro_batches(lengths_B, range(10), 1, budget)
+    assert cost([lengths_B[list(cut)].tolist() for cut in cuts]) == min(map(cost, every_way))
 
 
 def test_balance_on_skewed_lengths():

@@ -7,13 +7,14 @@ from rlpipe.plan.engines import Generator
 from rlpipe.plan.hardware import Rates
 from rlpipe.plan.known_models import known
 from rlpipe.plan.lengths import Lengths
+from rlpipe.plan.publishing import Sending, publishing
 from rlpipe.plan.seconds import Work, forward_flops, generation, optimizer, reduction, update
 from rlpipe.plan.weights import weights
 from rlpipe.recipe.adapter import LoraAdapter
 
 LLAMA = architecture(known("meta-llama/Llama-2-7b-hf"))
 MULTIPLIED = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 4096 * 32000
-RATES = Rates(tflops=100.0, utilization=0.5, bandwidth=1000.0, network=10.0)
+RATES = Rates(tflops=100.0, utilization=0.5, bandwidth=1000.0, network=10.0, host=20.0)
 
 
 def work(adapter=None, ranks=1, checkpointing=False) -> Work:
@@ -55,3 +56,29 @@ def test_decoding_reads_weights_and_cache():
     read = 2 * 6_738_415_616 + 8 * 125 * 2 * 32 * 4096 * 2
     assert found["decoding"] == pytest.approx(2 * 50 * read / 1000e9)
     assert found["prefill"] == pytest.approx(2 * forward_flops(LLAMA, 100, 100) / 50e12)
+
+
+@pytest.mark.parametrize(
+    ("way", "split", "seconds"),
+    [
+        # 16 GB: 1.6 s over the network, 0.8 s over a link to the host, 0.016 s through a GPU's memory once.
+        ("nccl", False, 0.016 + 4 * 1.6),
+        (
+            "nccl",
+            True,
+            (1.2 + 0.016) + 4 * (1.2 + 1.6),
+        ),  # 12 GB of the other three ranks, for the checksum and each time
+        ("ipc", False, 0.016 + 4 * 0.016),  # all engines side by side
+        ("ipc", True, (1.2 + 0.016) + 4 * (1.2 + 4 * 0.016)),
+        (None, False, 2 * 0.8 + 4 * 1.6),
+        (None, True, 1.2 + 2 * 0.8 + 4 * 1.6),
+    ],
+)
+def test_weights_take_their_way_to_the_engines(way, split, seconds):
+    sending = Sending(nbytes=16 * 10**9, way=way, engines=4, ranks=4, split=split, on_gpu=True)
+    assert publishing(sending, RATES) == pytest.approx(seconds)
+
+
+def test_without_a_gpu_nothing_goes_over_its_link():
+    sending = Sending(nbytes=10**9, way=None, engines=2, ranks=1, split=False, on_gpu=False)
+    assert publishing(sending, RATES) == pytest.approx(0.2)

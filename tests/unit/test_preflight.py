@@ -158,8 +158,20 @@ class TestPlaces:
         ],
     )  # fmt: skip
     def test_a_run_directory_that_cannot_serve(self, driver, found, arrived, says):
-        check = places.check_run_dir("/runs/x", driver, {node("a", 1): seen(**found)}, arrived)
+        check = places.check_run_dir("/runs/x", None, driver, {node("a", 1): seen(**found)}, arrived)
         assert (check.status, check.detail) == ("fail", says)
+
+    def test_the_work_folder_of_a_run_in_an_object_store_is_set_by_a_variable(self):
+        found = {node("a", 1): seen(reads="No such file or directory")}
+        check = places.check_run_dir("/home/me/.cache/x", "s3://bucket/x", "", found, set())
+        assert check.status == "fail"
+        assert check.fix == (
+            "checkpoints are written there before they are copied to s3://bucket/x: set RLPIPE_WORK on all nodes to a "
+            "folder that every node sees and may write"
+        )
+        rooms = [Room(GIB, GIB, "1 checkpoint", "lower train.save_total_limit")]
+        says = "make room, lower train.save_total_limit, or choose another place with RLPIPE_WORK"
+        assert places.check_disk(0, rooms, "s3://bucket/x").fix == says
 
     def test_the_disk_has_room_for_nothing_for_one_or_for_all(self):
         rooms = [Room(7 * GIB, 2 * GIB, "3 checkpoints and the result", "lower train.save_total_limit")]

@@ -58,7 +58,7 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
             stack.callback(loop.saving.finish)
             started.ready()
             scoring.ready()
-            _note_sizes(stage, recipe, started.handles)
+            _tell(stage, recipe, started.handles)
         loop.run()
 
 
@@ -86,8 +86,11 @@ def _has_own_reference(recipe: RlRecipe, algorithm: OnlineAlgorithm) -> bool:
     return algorithm.needs_reference and recipe.adapter is None
 
 
-def _note_sizes(stage: Stage, recipe: RlRecipe, handles: dict[str, list[Handle[Any]]]) -> None:
+def _tell(stage: Stage, recipe: RlRecipe, handles: dict[str, list[Handle[Any]]]) -> None:
+    """What training is like, as the first rank knows it."""
     within = Within("train", recipe.deadlines.train)
+    on_gpu = handles[roles.POLICY][0].call(within, Policy.on_gpu).result()
+    stage.events.emit("trains_on", device="cuda" if on_gpu else "cpu")
     if recipe.adapter is not None:
         sizes.tell(stage, *handles[roles.POLICY][0].call(within, Policy.sizes).result())
     if recipe.critic.adapter is not None:

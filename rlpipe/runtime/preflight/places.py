@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 
+from rlpipe.data.remote import WORK
 from rlpipe.runtime.check import Check, fail, ok, skip, warn
 from rlpipe.runtime.preflight.look import Seen
 from rlpipe.runtime.preflight.nodes import ClusterNode
@@ -60,9 +61,16 @@ def _unopened(path: str) -> str:
     return ""
 
 
-def check_run_dir(run_dir: str, driver: str, seen: Mapping[ClusterNode, Seen], arrived: set[str]) -> Check:
+def check_run_dir(
+    run_dir: str, copied_to: str | None, driver: str, seen: Mapping[ClusterNode, Seen], arrived: set[str]
+) -> Check:
     """`driver`: why the driver cannot write there, if it cannot. `arrived`: the nodes whose files the driver sees."""
     fix = "choose one that every node sees and may write, on shared storage (NFS and the like): --run-dir"
+    if copied_to:
+        fix = (
+            f"checkpoints are written there before they are copied to {copied_to}: set {WORK} on all nodes to a folder "
+            "that every node sees and may write"
+        )
     if driver:
         return fail(RUN_DIR, f"{run_dir} cannot be written by the driver: {driver}", fix)
     found = [f"{run_dir} {what} on {node.name}" for node, each in seen.items() if (what := _apart(node, each, arrived))]
@@ -80,14 +88,14 @@ def _apart(node: ClusterNode, seen: Seen, arrived: set[str]) -> str:
     return "" if node.id in arrived else "is another one: the driver does not see what was written there,"
 
 
-def check_disk(free: int, rooms: Sequence[Room]) -> Check:
+def check_disk(free: int, rooms: Sequence[Room], copied_to: str | None = None) -> Check:
     """`free` bytes, against what is going to be written at least."""
     detail = f"{_gib(free)} free where the run directory is"
     if not rooms:
         return ok(DISK, f"{detail}; how much the run writes is not known")
     most = max(rooms, key=lambda room: room.bytes)
     needs = f"{detail}; at least {_gib(most.bytes)} is going to be written ({most.what})"
-    fix = f"make room, {most.less}, or choose another place with --run-dir"
+    fix = f"make room, {most.less}, or choose another place with {WORK if copied_to else '--run-dir'}"
     if free < max(room.once for room in rooms):
         return fail(DISK, needs, fix)
     return warn(DISK, needs, fix) if free < most.bytes else ok(DISK, needs)

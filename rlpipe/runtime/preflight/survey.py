@@ -56,7 +56,7 @@ class _Survey:
         wanted = self._wanted
         yield check_resources(wanted.moments, self._nodes, growths(), wanted.waits)
         yield places.check_files(wanted.files)
-        yield places.check_disk(free_bytes(self._task.run_dir), wanted.rooms)
+        yield places.check_disk(free_bytes(self._task.run_dir), wanted.rooms, wanted.copied_to)
         yield from [skip(agreement.NAME, OWN), skip(talking.PORTS, OWN)] if self._own else self._across()
         yield self._run_dir()
         yield self._models()
@@ -84,7 +84,7 @@ class _Survey:
     def _run_dir(self) -> Check:
         seen, task = self._seen_by_hosts, self._task
         arrived = {node.id for node in seen if not unreadable(mark(task.run_dir, node.id), task.token)}
-        return places.check_run_dir(task.run_dir, self._unwritable, seen, arrived)
+        return places.check_run_dir(task.run_dir, self._wanted.copied_to, self._unwritable, seen, arrived)
 
     def _models(self) -> Check:
         here = {key: fingerprint(path) for key, path in self._wanted.models.items()}

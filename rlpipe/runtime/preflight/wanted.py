@@ -47,6 +47,7 @@ class Wanted:
     moments: Sequence[Sequence[Demand]]
     """What is there at once, one after the other: an offline stage trains, then it evaluates."""
     run_dir: Path
+    """Where it is on this machine's disks; of a run in an object store, its work folder."""
     seconds: float
     """For all of it (deadlines.preflight)."""
     models: Mapping[str, str] = field(default_factory=dict)
@@ -57,6 +58,9 @@ class Wanted:
     waits: bool = False
     """Whether the recipe waits for nodes that are to come (deadlines.placement was raised): Ray's autoscalers for
     Kubernetes and clouds tell nobody what they may add."""
+
+    copied_to: str | None = None
+    """The object store that what is in `run_dir` is copied to."""
 
     @property
     def demands(self) -> list[Demand]:
