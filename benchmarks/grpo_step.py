@@ -34,6 +34,10 @@ def main(
     overlap: Annotated[
         bool, Option("--overlap", help="Only this: steps that sample one version ahead, against steps that do not.")
     ] = False,
+    delay: Annotated[
+        list[float],
+        Option(help="With --overlap: only the engine that is far away, with so many ms a token; repeat it for more."),
+    ] = [],  # noqa: B006
     quick: options.Quick = False,
     out: options.Out = options.RESULTS,
     keep: options.Keep = None,
@@ -62,7 +66,9 @@ def main(
         model = folder / "model"
         work.build_model(model)
         if overlap:
-            options.show_grid("grpo_overlap", overlapped.measure(grpo, cases, plan, model, folder, options.say), out)
+            delays = [milliseconds / 1e3 for milliseconds in delay]
+            found = overlapped.measure(grpo, cases, plan, model, folder, options.say, delays)
+            options.show_grid("grpo_overlap", found, out)
             return
         results = [measure(grpo, c, plan, model, folder, options.say) for c in cases]
         starting = _startup(results, model, folder) if with_startup else []

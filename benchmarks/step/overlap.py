@@ -50,17 +50,20 @@ class Pair:
         return self.name, *(f"{x:.3f}" for x in figures), f"{after / self.ideal:.2f}", f"{before / after:.2f}"
 
 
-def measure(contest: Contest, cases: Sequence[Case], plan: Plan, model: Path, folder: Path, say: Say) -> Grid:
-    """Every case with every engine, as it is and far away. Raises `ContestantFailed`."""
+def measure(
+    contest: Contest, cases: Sequence[Case], plan: Plan, model: Path, folder: Path, say: Say, delays: Sequence[float]
+) -> Grid:
+    """Every case with every engine, as it is and far away; with `delays` (seconds a token) only far away, once with
+    each. Raises `ContestantFailed`."""
     pairs = []
     for case in cases:
-        for engine in plan.engines:
+        for engine in plan.engines if not delays else ():
             near = _pair(f"{case.name}, {engine}", TRACED, contest, case, engine, plan, model, folder, say)
             pairs.append(near)
-        seconds = near.rest / case.new_tokens
-        far = [*DISTANT, f"{seconds:.6f}"]
-        name = f"{case.name}, far away ({1e3 * seconds:.1f} ms a token)"
-        pairs.append(_pair(name, far, contest, case, "transformers", plan, model, folder, say))
+        for turn, seconds in enumerate(delays or [near.rest / case.new_tokens], start=1):
+            far = [*DISTANT, f"{seconds:.6f}"]
+            name = f"{case.name}, far away {turn} ({1e3 * seconds:.1f} ms a token)"
+            pairs.append(_pair(name, far, contest, case, "transformers", plan, model, folder, say))
     header = ("seconds, medians", "step at 0", "generate", "all else", "step at 1", "ideal", "1 / ideal", "0 / 1")
     note = "0, 1: run.max_staleness. ideal: the larger of generate and all else. Goal far away: 1 / ideal at most 1.10."
     return Grid("Sampling ahead", header, tuple(pair.row() for pair in pairs), note)

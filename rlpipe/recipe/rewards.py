@@ -225,7 +225,8 @@ class ModelReward(FrozenRole):
     """Longest prompt plus response in tokens; a longer one is a failure. The model's own limit if absent."""
     max_restarts: NonNegativeInt = 3
     """How often in a row another process takes the place of a replica that died or hangs, and how often that may happen
-    to replicas that are asked the same, before the run gives up; the count begins anew with an answer."""
+    to replicas that are asked the same, before the run gives up; the count begins anew with an answer. In RL one that
+    is shared or split starts again with the training roles, for which `train.max_restarts` counts."""
     tokens_per_batch: PositiveInt = 16384
     """Token budget of one forward pass, and about that of one call for groups that wait."""
 

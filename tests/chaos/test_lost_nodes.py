@@ -23,7 +23,7 @@ SOON = Within("heartbeat", 10.0)
 
 @pytest.fixture(scope="module")
 def cluster():
-    found = Nodes()
+    found = Nodes(forks=True)
     yield found
     found.close()
 

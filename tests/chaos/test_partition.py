@@ -25,7 +25,7 @@ def network():
 @pytest.fixture
 def cluster(network, request):
     """A worker here, and one beyond; the parameter are settings of Ray's own."""
-    nodes = Nodes(request.param, HERE)
+    nodes = Nodes(request.param, HERE, forks=True)
     yield nodes
     nodes.close()
 

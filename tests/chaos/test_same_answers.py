@@ -22,9 +22,7 @@ OVER_NODES = (
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Three nodes of a CPU each: one for the policy, two for engines."""
     found = Nodes(forks=True)
-    found.join(3)
     yield found
     found.close()
 
@@ -48,6 +46,7 @@ def logprobs(directory: Path) -> np.ndarray:
 def test_engines_over_nodes_answer_what_one_engine_does(cluster, tmp_path, monkeypatch, engine):
     recipe, changes = recipe_in(tmp_path), (f"rollout.engine={engine}",)
     alone = train(recipe, tmp_path / "alone", *changes)
+    cluster.have(3)  # a CPU each: one for the policy, two for engines
     monkeypatch.setattr(EnginePool, "submit", third_joins_before_step(3, cluster))
     several = train(recipe, tmp_path / "several", *changes, *OVER_NODES, debug=False)
 

@@ -13,14 +13,14 @@ logger = logging.getLogger(__name__)
 
 
 class Gang:
-    """Policy, critic and reference. What they had learned since the last checkpoint is trained again, from what the
-    ledger stored; that is `CatchingUp`."""
+    """Policy, critic, reference, and reward models that share their processes or are split. What they had learned since
+    the last checkpoint is trained again, from what the ledger stored; that is `CatchingUp`."""
 
     def __init__(
         self, started: Started, roles: Sequence[str], max_restarts: int, heartbeat: float, beside: Beside
     ) -> None:
-        """`roles`: those, and whoever lives in their processes. `max_restarts`: how often in a row, without a step in
-        between. `heartbeat`: seconds within which a process gives a sign of life. They start `beside` the rest."""
+        """`roles`: those. `max_restarts`: how often in a row, without a step in between. `heartbeat`: seconds within
+        which a process gives a sign of life. They start `beside` the rest."""
         self._beside = beside
         self._started, self._losses = started, Losses("training roles were", max_restarts)
         self._roles = {name: started.handles[name] for name in roles}

@@ -77,8 +77,9 @@ def learning(stage: Stage, recipe: RlRecipe, algorithm: OnlineAlgorithm) -> list
 
 
 def _training(specs: list[RoleSpec]) -> list[str]:
-    """Those that must stand at the same step, and those that live in their processes."""
-    return [spec.name for spec in specs if spec.name in (roles.POLICY, "critic", "reference") or spec.shares]
+    """Those that cannot be replaced alone: policy and critic must stand at the same step, whoever lives in their
+    processes dies with them, and of a model that is split a rank is of no use without the others."""
+    return [spec.name for spec in specs if spec.again is None]
 
 
 def _has_own_reference(recipe: RlRecipe, algorithm: OnlineAlgorithm) -> bool:
@@ -128,8 +129,8 @@ def _loop(
     evaluator = Evaluator(stage, heldout)
     answers = Answers(roles.POLICY, rollouts, scoring, stage.tokenizer)
     admission = Admission(recipe.schedule, recipe.run)
-    shared = any(spec.shares for spec in reward_models.specs(stage))
-    sampler = Sampler(ledger, admission, answers, scoring, sampling, group_size, recipe.seed, shared)
+    together = bool(_training(reward_models.specs(stage)))
+    sampler = Sampler(ledger, admission, answers, scoring, sampling, group_size, recipe.seed, together)
     trainer = trainer_of(recipe, algorithm, handles, sampler.first_ready)
     publisher = _publisher(stage, recipe, handles, pool, heldout, sampler.first_ready)
     turns = Together() if recipe.placement == "split" else InTurns(roles.POLICY, pool, publisher)

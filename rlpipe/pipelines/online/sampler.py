@@ -39,11 +39,11 @@ class Sampler:
         sampling: Sampling,
         group_size: int,
         seed: int,
-        scored_in_training: bool = False,
+        lost_with_training: bool = False,
     ) -> None:
-        """`check` says whether too many rewards of a step have failed; `scored_in_training`, whether rewards live in
-        the processes of training roles."""
-        self._scored_in_training = scored_in_training
+        """`check` says whether too many rewards of a step have failed; `lost_with_training`, whether rewards start
+        again together with the training roles."""
+        self._lost_with_training = lost_with_training
         self._ledger, self._admission, self._answers, self._check = ledger, admission, answers, check
         self._sampling, self._group_size, self._seed = sampling, group_size, seed
         self._scored: list[Group] = []
@@ -104,10 +104,10 @@ class Sampler:
         self._next_append = began + took + max(SECONDS_PER_APPEND, took / APPENDING_SHARE)
 
     def interrupt(self) -> None:
-        """Training roles are lost: what was taken for the step can be taken again, and rewards in their processes are
-        not asked. Engines go on with what they were asked."""
+        """Training roles are lost: what was taken for the step can be taken again, and rewards that are lost with them
+        are not asked. Engines go on with what they were asked."""
         self._ledger.give_back()
-        if self._scored_in_training:
+        if self._lost_with_training:
             self._answers.pause_scoring()
 
     def go_on(self) -> None:
