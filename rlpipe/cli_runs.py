@@ -16,6 +16,8 @@ from rlpipe.terminal import mistakes_told, stop
 if TYPE_CHECKING:
     from rlpipe.recipe.tasks import Recipe
 
+TELLING = {"recipe.yaml", "events.jsonl", "report.html", ".lock", "tensorboard", "stages"}
+"""What a run directory has before anything is made: all of it says what happened."""
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe: arithmetic/grpo.")
 ]
@@ -164,7 +166,7 @@ def refuse_used(directory: Path | str, verb: str, arguments: list[str]) -> None:
     """No run writes into the directory of another; the same `arguments` of the verb do for a directory beside it."""
     if isinstance(directory, str):
         return _refuse_used_url(directory)
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())) or _made_nothing(directory):
         return
     from rlpipe.runtime.machine import command
 
@@ -177,6 +179,15 @@ def refuse_used(directory: Path | str, verb: str, arguments: list[str]) -> None:
         f"  {command('rlpipe')} {shlex.join([verb, *arguments, '--run-dir', str(other)])}\n"
         f"Or to remove the earlier run first:\n"
         f"  {shlex.join(['rm', '-r', str(directory)])}"
+    )
+
+
+def _made_nothing(directory: Path) -> bool:
+    """Whether a run ended there before it had made anything: a mistake was told, and is mended now. What it told stays
+    in events.jsonl."""
+    stages = directory.glob("stages/*")
+    return (directory / "recipe.yaml").is_file() and all(
+        entry.name in TELLING for part in (directory, *stages) for entry in part.iterdir()
     )
 
 

@@ -20,7 +20,9 @@ from rlpipe.observe.progress import Progress, duration, evaluation_line, is_held
 
 COLOURS = ("blue", "green", "yellow", "magenta", "cyan", "red", "white")
 BARS = "▁▂▃▄▅▆▇█"
-SHARE_WIDTH = 30
+BAR_WIDTH, SHARE_WIDTH = 40, 30
+"""Of bars, where the terminal has room for what stands beside them."""
+BESIDE_BAR, BESIDE_SHARES = 60, 70
 LONG_PHASE_SECONDS = 5.0
 SECONDS_OF_SILENCE = 30.0
 """After which a phase says how far it is, where nothing is redrawn."""
@@ -110,17 +112,21 @@ class LiveView:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         with self._lock:
-            yield self._drawn()
+            yield self._drawn(options.max_width)
 
-    def _drawn(self) -> Group:
+    def _drawn(self, width: int) -> Group:
         progress = self._progress
         rows = [
-            ("", self._bar()),
+            ("", self._bar(_room(width, BESIDE_BAR, BAR_WIDTH))),
             ("", Text(progress.line())),
             (progress.headline, self._curve()),
             ("held-out", self._heldout()),
         ]
-        rows += [("step", self._step_shares()), ("sample", self._sample()), ("now", self._doing())]
+        rows += [
+            ("step", self._step_shares(_room(width, BESIDE_SHARES, SHARE_WIDTH))),
+            ("sample", self._sample()),
+            ("now", self._doing()),
+        ]
         table = Table.grid(padding=(0, 2))
         table.add_column(style="dim", no_wrap=True, min_width=8)
         table.add_column(no_wrap=True, overflow="ellipsis")
@@ -129,13 +135,13 @@ class LiveView:
                 table.add_row(name, content)
         return Group(table)
 
-    def _bar(self) -> Table | None:
+    def _bar(self, width: int) -> Table | None:
         progress = self._progress
         if not progress.steps:
             return None
         row = Table.grid(padding=(0, 2))
         cells = [Text(progress.stage or progress.task, "bold")]
-        cells += [ProgressBar(progress.steps, progress.step, width=40), f"{progress.step}/{progress.steps}"]
+        cells += [ProgressBar(progress.steps, progress.step, width=width), f"{progress.step}/{progress.steps}"]
         if (per_step := progress.seconds_per_step()) is not None:
             cells.append(f"{per_step:.2f} s/step")
         if (left := progress.seconds_left()) is not None:
@@ -153,13 +159,13 @@ class LiveView:
             return None
         last = evaluations[-1]
         of = last.get("model") or f"step {last['step']}"
-        return Text(f"{evaluation_line(last)}  ({of})")
+        return Text(f"{of}: {evaluation_line(last)}")
 
-    def _step_shares(self) -> Text | None:
+    def _step_shares(self, width: int) -> Text | None:
         shares = self._progress.shares()
         coloured = [(name, share, COLOURS[i % len(COLOURS)]) for i, (name, share) in enumerate(shares)]
-        bar = [("█" * round(share * SHARE_WIDTH), colour) for _, share, colour in coloured]
-        legend = [(f"  {name} {share:.0%}", colour) for name, share, colour in coloured]
+        bar = [("█" * round(share * width), colour) for _, share, colour in coloured]
+        legend = [(f"  {name} {share:.0%}", colour) for name, share, colour in coloured if round(share * 100)]
         return Text.assemble(*bar, *legend) if shares else None
 
     def _sample(self) -> Text | None:
@@ -174,6 +180,11 @@ class LiveView:
             return None
         says = " › ".join(says for says, _ in self._progress.doing) + f" {self._progress.done}".rstrip()
         return Text(f"{says} · {duration(time.time() - self._progress.doing[-1][1])}", "cyan")
+
+
+def _room(width: int, beside: int, most: int) -> int:
+    """Columns of a bar in a terminal of `width`, where so many are taken by what stands `beside` it."""
+    return min(most, max(width - beside, 8))
 
 
 def lasting_lines(event: Event) -> list[str]:

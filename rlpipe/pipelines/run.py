@@ -44,7 +44,7 @@ from rlpipe.runtime.local import LocalRuntime
 from rlpipe.runtime.machine import command
 from rlpipe.runtime.preflight.failed import PreflightFailed
 from rlpipe.runtime.ray_token import NotAdmitted
-from rlpipe.runtime.roles import PlacementError, Runtime
+from rlpipe.runtime.roles import AddressWrong, NoCluster, PlacementError, Runtime
 from rlpipe.runtime.termination import terminated_as_interrupted
 from rlpipe.training.checkpoint import CheckpointMismatch
 from rlpipe.weights.payload import WeightsRejected
@@ -59,11 +59,11 @@ BESIDE = (TENSORBOARD, "profile")
 TOLD = (
     DataError, ModelError, RewardUnusable, RewardFailed, TrackerMissing, DeadlineExceeded, RoleDied, GivenUp,
     PlacementError, PreflightFailed, TrainingFailed, WeightsRejected, WeightSyncError, CheckpointMismatch, LedgerError,
-    SecretUnreadable, remote.Unreachable, Regressed, BenchmarksFailed, NotAdmitted,
+    SecretUnreadable, remote.Unreachable, Regressed, BenchmarksFailed, NotAdmitted, NoCluster, AddressWrong,
 )  # fmt: skip
 """Errors whose message says all there is to say: no traceback."""
 
-LOST = (DeadlineExceeded, RoleDied, GivenUp, PlacementError)
+LOST = (DeadlineExceeded, RoleDied, GivenUp, PlacementError, NoCluster)
 """Those of them that speak of processes, nodes and room on the cluster."""
 
 MISTAKES = (

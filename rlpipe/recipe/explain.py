@@ -54,7 +54,8 @@ def _message(root: Node, data: object, path: Path, error: ErrorDetails) -> str:
     expected, value = _expected(path, data, error), root.nearest(path).value
     if not root.has(path):
         return f"missing; expected {expected}{_purpose(path, data)}"
-    return f"expected {expected}, found {found(value)}{_near(value, _options(path, data, error))}"
+    near = _algorithm(path, value) or _near(value, _options(path, data, error))
+    return f"expected {expected}, found {found(value)}{near}"
 
 
 def blamed(root: Node, path: Path, message: str) -> Node:
@@ -98,6 +99,14 @@ def found(value: object) -> str:
     if isinstance(value, str):
         return f"the text `{value}`"
     return "nothing" if value is None else str(value).lower()
+
+
+def _algorithm(path: Path, value: object) -> str:
+    """For an algorithm's name that stands where its task should, which many tools have there."""
+    algorithms = schema.at(("algorithm",), {"task": "rl"})["discriminator"]["mapping"]
+    if path[-1:] == ("task",) and isinstance(value, str) and value.lower() in algorithms:
+        return f"; write `task: rl` and `algorithm: {{name: {value.lower()}}}`"
+    return ""
 
 
 def _near(value: object, options: Sequence[str]) -> str:

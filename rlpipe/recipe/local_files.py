@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlpipe.recipe import schema
+from rlpipe.recipe import schema, shipped
 from rlpipe.recipe.base import Strict
 from rlpipe.recipe.errors import Place, Problem, dotted
 from rlpipe.recipe.references import is_reference
@@ -13,6 +13,8 @@ from rlpipe.recipe.tree import Path as KeyPath
 
 _LOCAL = re.compile(r"(/|\./|\.\./|~|runs/)|.*\.(jsonl|ndjson|json|csv|parquet|txt|md)(\.gz)?$")
 """What cannot be a hub id."""
+DATA = "data"
+"""The section whose folders hold records; all others hold models."""
 
 
 class Locator:
@@ -33,6 +35,8 @@ class Locator:
         found = _find(text, node.place) if text else None
         if found is not None:
             self.found.append(found)
+            if why := _no_model(found, text, path, self.data):
+                self.missing.append(Problem(node.place, dotted(path), why))
             return Node(str(found) + node.value.removeprefix(text), node.place)
         if needed:
             self.missing.append(Problem(node.place, dotted(path), _advice(text, node.place, dotted(path))))
@@ -76,8 +80,29 @@ def _find(text: str, place: Place) -> Path | None:
     return next((candidate.resolve() for candidate in candidates if candidate.exists()), None)
 
 
+def _no_model(found: Path, text: str, path: KeyPath, data: object) -> str:
+    """Why a folder that a model is to be loaded from holds none; empty for what may be one."""
+    kind = schema.narrow(schema.at(path, data) or {}, text).get("format")
+    if kind != "path-or-hub-id" or DATA in path or not found.is_dir() or _is_model(found):
+        return ""
+    inside = [folder for folder in (found / "model", *sorted(found.glob("stages/*/model"))) if _is_model(folder)]
+    near = " or ".join(f"`{Path(text) / folder.relative_to(found)}`" for folder in inside)
+    return f"the folder `{text}` holds no model: it has no config.json" + (f"; did you mean {near}?" if near else "")
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
 def _advice(text: str, place: Place, key: str) -> str:
     folders = dict.fromkeys(str(folder.absolute()) for folder in (place.folder, Path.cwd()))
     where = "" if Path(text).expanduser().is_absolute() else f" in {' or '.join(folders)}"
-    made = "run the recipe that makes it first" if text.startswith("runs/") else "put it there"
-    return f"no file or folder `{text}`{where}; {made}, or give another with `{key}=PATH`"
+    return f"no file or folder `{text}`{where}; {_made(text)}, or give another with `{key}=PATH`"
+
+
+def _made(text: str) -> str:
+    """What makes a path that is not there."""
+    if not text.startswith("runs/"):
+        return "put it there"
+    maker = shipped.running_as(Path(text).parts[1])
+    return f"`rlpipe run {maker}` makes it" if maker else "run the recipe that makes it first"

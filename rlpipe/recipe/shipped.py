@@ -8,6 +8,7 @@ from rlpipe.recipe.errors import Place, Problem, RecipeError, on_command_line
 
 STUDIES = "studies/"
 """The folder of studies among the recipes."""
+_LIST = "`rlpipe recipes list`"
 
 
 def folder() -> Path:
@@ -42,11 +43,18 @@ def headline(name: str) -> str:
     return path_of(name).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ").rstrip()
 
 
+def running_as(run: str) -> str | None:
+    """The shipped recipe that runs in runs/`run`, if there is one."""
+    texts = ((name, (folder() / f"{name}.yaml").read_text(encoding="utf-8")) for name in names())
+    return next((name for name, text in texts if f"name: {run}" in text.splitlines()), None)
+
+
 def path_of(name: str) -> Path:
     """The file of a shipped recipe or study; raises RecipeError naming the nearest."""
     known = names() + studies()
     if name.removesuffix(".yaml") not in known:
-        raise RecipeError([Problem(on_command_line(), "", f"no shipped recipe `{name}`{_instead(name, known)}")])
+        told = f"no shipped recipe `{name}`" + (_near(name, known) or f"; {_LIST} shows all")
+        raise RecipeError([Problem(on_command_line(), "", told)])
     return folder() / f"{name.removesuffix('.yaml')}.yaml"
 
 
@@ -60,7 +68,7 @@ def find(text: str, place: Place, key: str = "") -> Path:
     if text.removesuffix(".yaml") in studies():
         raise RecipeError([Problem(place, key, f"`{text}` is a study; `rlpipe study {text}` runs it")])
     what = f"`{text}` is a folder; expected a recipe file" if file.is_dir() else f"no recipe file `{text}`"
-    raise RecipeError([Problem(place, key, what + _instead(text, names()))])
+    raise RecipeError([Problem(place, key, what + _recipe_instead(text, place))])
 
 
 def find_study(text: str, place: Place) -> Path:
@@ -76,6 +84,16 @@ def find_study(text: str, place: Place) -> Path:
     raise RecipeError([Problem(place, "", what + _instead(text, studies(), "studies"))])
 
 
-def _instead(name: str, options: list[str], what: str = "recipes") -> str:
+def _recipe_instead(name: str, place: Place) -> str:
+    """There are too many shipped recipes to name them all."""
+    where = "" if Path(name).expanduser().is_absolute() else f" in {place.folder.absolute()}"
+    return _near(name, names()) or f"{where}; {_LIST} shows those that come with it"
+
+
+def _instead(name: str, options: list[str], what: str) -> str:
+    return _near(name, options) or f"; shipped {what} are {', '.join(options)}"
+
+
+def _near(name: str, options: list[str]) -> str:
     near = difflib.get_close_matches(name.removesuffix(".yaml"), options, n=1)
-    return f"; did you mean `{near[0]}`?" if near else f"; shipped {what} are {', '.join(options)}"
+    return f"; did you mean `{near[0]}`?" if near else ""

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,13 +10,12 @@ import ray
 from rlpipe.recipe import secrets
 from rlpipe.recipe.run import Deadlines
 from rlpipe.runtime.handle import DeadlineExceeded, Handle, RoleDied, Within, results
+from rlpipe.runtime.joining import join
 from rlpipe.runtime.placing import Place, beside, reserve
 from rlpipe.runtime.ray_handle import RayHandle
 from rlpipe.runtime.ray_pending import STARTING, RayPending
 from rlpipe.runtime.ray_process import RayProcess
-from rlpipe.runtime.ray_token import require_admission
 from rlpipe.runtime.recorder import Recorded
-from rlpipe.runtime.reservation import OWN_MACHINE
 from rlpipe.runtime.roles import RoleSpec, Seat, seats_at
 from rlpipe.runtime.settling import Settling
 from rlpipe.runtime.termination import termination_kept
@@ -26,17 +24,14 @@ from rlpipe.runtime.termination import termination_kept
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
     """Joins the cluster in RAY_ADDRESS, or starts Ray on this machine for the length of the block. A process that is
-    connected already stays so. Raises `NotAdmitted`."""
+    connected already stays so. Raises as `join`."""
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS", "local")
-    require_admission(address)
-    local = {"include_dashboard": False, "resources": {OWN_MACHINE: 1}} if address == "local" else {}
     # What Ray starts here inherits no keys: who needs one is given it. Role processes say what matters through the
     # driver; their raw output stays in Ray's session logs.
     with secrets.withheld(), _command_hidden(), termination_kept():
-        ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+        join()
     try:
         yield
     finally:

@@ -113,3 +113,11 @@ class Runtime(Protocol):
 class PlacementError(RuntimeError):
     """The cluster cannot give what the recipe asks for; the message says what was asked, what there is, and which
     recipe line to change."""
+
+
+class NoCluster(RuntimeError):
+    """There is no Ray to run on: it did not start, or does not answer; the message says what to do."""
+
+
+class AddressWrong(ValueError):
+    """The environment names what can be no cluster; the message says what is expected."""

@@ -105,6 +105,18 @@ def test_a_used_run_directory_is_left_alone_and_the_next_command_is_told(runs, m
     assert runs[1][1:] == (Path("runs/small-3"), True, None)
 
 
+@pytest.mark.parametrize("made", ["base", "checkpoints", "stages/sft/ledger", "notes.txt"])
+def test_a_run_that_made_nothing_is_no_earlier_run(runs, made):
+    (folder := Path("runs/small")).mkdir(parents=True)
+    for told in ("recipe.yaml", "events.jsonl", "report.html", ".lock"):
+        (folder / told).touch()
+    (folder / "stages/sft/tensorboard").mkdir(parents=True)
+    assert call("run", "good.yaml")[0] == 3
+    (folder / made).mkdir()
+    code, _, said = call("run", "good.yaml")
+    assert (code, len(runs)) == (2, 1) and "runs/small holds an earlier run, which stays" in said
+
+
 def test_resume_takes_the_recipe_of_the_run_and_changes_to_it(runs):
     Path("runs/small").mkdir(parents=True)
     Path("runs/small/recipe.yaml").write_text(GOOD)

@@ -60,15 +60,33 @@ def test_without_a_terminal_every_fact_is_one_line():
 def test_on_a_terminal_the_live_view_shows_progress_curve_and_time():
     events = list(a_run())
     view, _ = drawn(LiveView, events[:-1], terminal=True)
-    screen = io.StringIO()
-    Console(file=screen, width=110, color_system=None).print(view._drawn())
+    text = shown(view, width=110)
     view.close()
-    text = screen.getvalue()
     assert "2/4  10.00 s/step  20.0 s left" in text
     assert "reward 0.500  KL 0.012" in text
     assert "▁█  0.250 to 0.500" in text
-    assert "accuracy 53.0%  reward 0.500  (step 0)" in text
+    assert "step 0: accuracy 53.0%  reward 0.500" in text
     assert "█" * 30 + "  generate 40%  train 50%  publish 10%" in text
+
+
+def shown(view, width):
+    """The live lines, as a terminal of that width has them."""
+    screen = io.StringIO()
+    Console(file=screen, width=width, color_system=None).print(view)
+    return screen.getvalue()
+
+
+def test_nothing_is_cut_off_in_a_terminal_of_80_columns():
+    events = list(a_run())[:-1]
+    metrics = {"accuracy": 0.918, "pass@1": 0.821, "pass@4": 0.963, "reward": 0.918, "length": 3.6}
+    events.append(event("evaluation", step=60, metrics=metrics))
+    view, _ = drawn(LiveView, events, terminal=True)
+    lines = [line.rstrip() for line in shown(view, width=80).splitlines()]
+    view.close()
+    assert not any("…" in line for line in lines)
+    assert lines[0].endswith("  2/4  10.00 s/step  20.0 s left")
+    assert "held-out  step 60: accuracy 91.8%  pass@1 82.1%  pass@4 96.3%  reward 0.918" in lines[3]
+    assert lines[4] == "step      " + "█" * 10 + "  generate 40%  train 50%  publish 10%"
 
 
 def test_on_a_terminal_what_should_stay_is_printed_and_the_rest_leaves():

@@ -364,7 +364,41 @@ def test_missing_local_files_are_no_errors_of_the_recipe(tmp_path):
     ]
 
 
+def test_what_makes_a_missing_model_is_named_where_a_shipped_recipe_does(tmp_path):
+    Path("r.yaml").write_text(GOOD.replace("{scratch: qwen2}", "runs/arithmetic/stages/sft/model"))
+    assert list(map(str, read("r.yaml").missing)) == [
+        f"r.yaml:2: model: no file or folder `runs/arithmetic/stages/sft/model` in {tmp_path}; `rlpipe run "
+        "arithmetic/pipeline` makes it, or give another with `model=PATH`"
+    ]
+
+
+def test_a_folder_that_holds_no_model_is_told_with_those_below_it_that_do(tmp_path):
+    Path("r.yaml").write_text(GOOD.replace("{scratch: qwen2}", "runs/two"))
+    for stage in ("sft", "grpo"):
+        (tmp_path / f"runs/two/stages/{stage}/model").mkdir(parents=True)
+    (tmp_path / "runs/two/stages/sft/model/config.json").touch()
+    assert list(map(str, read("r.yaml").missing)) == [
+        "r.yaml:2: model: the folder `runs/two` holds no model: it has no config.json; did you mean "
+        "`runs/two/stages/sft/model`?"
+    ]
+    for holds in ("config.json", "adapter_config.json"):
+        (made := tmp_path / "runs/two" / holds).touch()
+        assert read("r.yaml").missing == ()
+        made.unlink()
+
+
+def test_an_algorithm_in_place_of_its_task():
+    assert problems("task: grpo\n")[0].endswith("found the text `grpo`; write `task: rl` and `algorithm: {name: grpo}`")
+    assert problems("task: ppo\n")[0].endswith("write `task: rl` and `algorithm: {name: ppo}`")
+    assert problems("task: stf\n")[0].endswith("found the text `stf`; did you mean `sft`?")
+
+
 def test_no_such_recipe():
+    with pytest.raises(RecipeError) as caught:
+        load("runs/x.yaml")
+    assert str(caught.value) == (
+        f"no recipe file `runs/x.yaml` in {Path.cwd()}; `rlpipe recipes list` shows those that come with it"
+    )
     with pytest.raises(RecipeError) as caught:
         load("arithmetic/gropo")
     assert str(caught.value) == "no recipe file `arithmetic/gropo`; did you mean `arithmetic/grpo`?"

@@ -163,8 +163,9 @@ class TestExtends:
         )
 
     def test_a_missing_file(self):
-        assert message(write("a.yaml", "stages:\n  one:\n    extends: grop.yaml\n")).startswith(
-            "a.yaml:3: stages.one.extends: no recipe file `grop.yaml`; shipped recipes are arithmetic/calculator, "
+        assert message(write("a.yaml", "stages:\n  one:\n    extends: grop.yaml\n")) == (
+            f"a.yaml:3: stages.one.extends: no recipe file `grop.yaml` in {Path.cwd()}; `rlpipe recipes list` shows "
+            "those that come with it"
         )
 
     def test_several_files_at_once_are_refused(self):

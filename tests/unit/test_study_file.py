@@ -136,7 +136,6 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("old", "new", "expected"),
         [
-            ("recipe: r.yaml", "recipe: q.yaml", ["s.yaml:2: recipe: no recipe file `q.yaml`; shipped recipes are " + ", ".join(names())]),
             ("recipe: r.yaml\n", "", ["s.yaml:1: recipe: missing; expected text"]),
             ("name: rates", "nmae: rates", ["s.yaml:1: nmae: `nmae` is not a key of a study; did you mean `name`?"]),
             ("repeat_over: seed", "repeat_over: sed", ["s.yaml:11: repeat_over: `sed` is no axis of `grid`; expected one of `train.optimizer.learning_rate`, `width`, `seed`"]),
@@ -155,6 +154,11 @@ class TestMistakes:
     def test_of_the_file(self, old, new, expected):
         assert old in STUDY
         assert problems(STUDY.replace(old, new)) == expected
+
+    def test_of_the_recipe_that_is_not_there(self, tmp_path):
+        assert problems(STUDY.replace("recipe: r.yaml", "recipe: q.yaml")) == [
+            f"s.yaml:2: recipe: no recipe file `q.yaml` in {tmp_path}; `rlpipe recipes list` shows those that come with it"
+        ]
 
     def test_of_the_cells_recipes_all_at_once_each_at_its_line(self):
         text = STUDY.replace("max_steps=7", "max_step=7").replace("heads=4", "heads=3").replace("[0, 1]", "[0, x]")
