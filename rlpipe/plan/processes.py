@@ -87,7 +87,7 @@ def _moments(role: Learner, held: States, one: Pass, fixed: Parts) -> dict[str, 
     accumulated = held.accumulated if role.micro_batches > 1 else {}
     return {
         "forward": added(fixed, held.computing, accumulated, {"activations": deepest}),
-        "backward": added(fixed, held.computing, held.backward, {"activations": last}),
+        "backward": added(fixed, held.sending, held.backward, {"activations": last}),
         "optimizer step": added(fixed, held.step),
     }
 

@@ -89,6 +89,8 @@ class States:
     """In host memory instead of on the device."""
     computing: Parts = field(default_factory=dict)
     """Beside them while the model computes."""
+    sending: Parts = field(default_factory=dict)
+    """What is left of that when gradients are sent for the first time in the backward pass."""
 
 
 def states(spread: Spread) -> States:
@@ -159,21 +161,24 @@ def _gathered_after_step(spread: Spread) -> int:
 
 
 def _split(spread: Spread) -> States:
-    """Stage 3: of everything a share, but for small tensors; while it computes, up to `LIVE_PARAMETERS` whole."""
+    """Stage 3: of everything a share, but for small tensors; while it computes, up to `LIVE_PARAMETERS` whole. The
+    backward pass lets go of a layer when it has its gradients, so that at its end, where a bucket that holds all
+    gradients is sent, none is left."""
     everything = spread.trained + spread.frozen
     weights = math.ceil((spread.width * everything + spread.packed) / spread.ranks) + spread.width * spread.small
     whole = spread.width * min(everything - spread.small, LIVE_PARAMETERS) + spread.packed
-    masters = 4 * spread.share if spread.width == 2 else 0  # in float32 the weights are their own masters
-    kept = {"master weights": masters, "optimizer": optimizer_bytes(spread.share, spread.optim)}
+    # In float32 the weights were to be their own masters, but DeepSpeed compares a torch.device with a string there.
+    kept = {"master weights": 4 * spread.share, "optimizer": optimizer_bytes(spread.share, spread.optim)}
     own = {"gradients": 4 * spread.share}
     bucket = spread.width * (spread.bucket if spread.on_gpu else spread.filled)
-    sent = spread.width * spread.filled
+    sent = spread.width * spread.filled * (1 if spread.on_gpu else 2)  # gloo reduces a copy of what it is given
     resident = {"weights": weights, "communication": bucket}
     offloaded: Parts = {}
     if spread.offload_param:
         resident, offloaded = {"weights": spread.width * spread.small, "communication": bucket}, {"weights": weights}
-    sending, computing = {"communication": sent}, {"gathered weights": whole}
+    backward, computing = {"communication": sent}, {"gathered weights": whole}
+    left = {"gathered weights": max(0, whole - spread.width * spread.filled) if spread.filled < spread.trained else 0}
     if spread.offload_optimizer:
-        offloaded = added(offloaded, kept | {"master weights": 4 * spread.share}, own, own)
-        return States(resident, {}, sending, {}, offloaded, computing)
-    return States(added(resident, kept, own), {}, sending, own, offloaded, computing)
+        offloaded = added(offloaded, kept, own, own)
+        return States(resident, {}, backward, {}, offloaded, computing, left)
+    return States(added(resident, kept, own), {}, backward, own, offloaded, computing, left)
