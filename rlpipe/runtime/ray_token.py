@@ -1,12 +1,13 @@
 """Ray's token: where it comes from, and whether a cluster takes it."""
 
+import os
+
 SOURCES = (
     "Ray takes the token from RAY_AUTH_TOKEN, else from the file that RAY_AUTH_TOKEN_PATH names, else from "
     "~/.ray/auth_token; on the head node `ray get-auth-token` prints it"
 )
 ANSWER_SECONDS = 30.0
 """A head that is just being started may take that long."""
-FOUND_BY_RAY = ("local", "auto")
 
 
 class NotAdmitted(RuntimeError):
@@ -22,17 +23,19 @@ def use() -> bool:
 
 
 def require_admission(address: str) -> None:
-    """Raises `NotAdmitted`, at once, where `ray.init` tries for two minutes.
+    """Of the cluster whose head is at HOST:PORT. Raises `NotAdmitted`, at once, where `ray.init` tries for two minutes.
 
     `ray.init` sends a token to a cluster that it found by itself, and to a named one only with RAY_AUTH_MODE=token;
     `ray start` asks for one as soon as its machine has one. So the cluster is asked without it, and with it if it wants
     one. It is not sent unasked: a cluster without authentication would answer this process without a token. Whether
     anything is at the address at all is not found out here.
     """
-    if address in FOUND_BY_RAY or "://" in address or not _is_refused(address):
+    if not _is_refused(address):
         return
     if not use():
-        raise NotAdmitted(f"the cluster at {address} asks for a token, and none is sent. {SOURCES}")
+        mode = os.environ.get("RAY_AUTH_MODE")
+        why = f" with RAY_AUTH_MODE={mode}" if mode else ""
+        raise NotAdmitted(f"the cluster at {address} asks for a token, and none is sent{why}. {SOURCES}")
     if _is_refused(address):
         raise NotAdmitted(f"the cluster at {address} does not take the token that was sent. {SOURCES}")
 
