@@ -127,6 +127,7 @@ def test_as_shipped_with_debug(name, warm_rlpipe, local, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", [*AS_SHIPPED, pytest.param("arithmetic/rlaif", marks=pytest.mark.soak)])
 def test_as_shipped(name, local, tmp_path, monkeypatch):
     """The one run whose processes are all started afresh, as a user's are: nothing is imported for them."""
