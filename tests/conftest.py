@@ -1,5 +1,6 @@
 """What tests of several folders share: pytest puts the folder of this file on the import path, where helpers lie."""
 
+import gc
 import signal
 
 import pytest
@@ -21,6 +22,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_collection_modifyitems(items):
     items.sort(key=turn)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # thousands of tests and their modules stay: nothing in them is to be looked for
 
 
 def turn(item):

@@ -12,6 +12,7 @@ Workers of a Ray that such a command starts, or that is started within `warm.for
 
 import atexit
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -129,8 +130,10 @@ def serve(folder: Path) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what imports print is no answer
     import_libraries()
+    gc.freeze()  # every fork would look through all of this again and again
     client = warm_ray.start_serving(folder)
     import_ours()
+    gc.freeze()
     answers.write('{"ready": true}\n')
     answers.flush()
     for line in sys.stdin:
@@ -161,6 +164,9 @@ def import_ours() -> None:
     import rlpipe.pipelines.online.rl
     import rlpipe.pipelines.run
     import rlpipe.rollout.transformers_engine  # noqa: F401
+    from rlpipe.observe.templates import template
+
+    template("page.html")
 
 
 def in_a_fork(question: dict, client: Path) -> dict:

@@ -3,16 +3,15 @@
 import json
 import math
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
 from rlpipe.data.storage import Storage
 from rlpipe.observe.metrics import label
+from rlpipe.observe.templates import template, texts
 
 FILE, PAGE = "comparison.json", "comparison.html"
 
@@ -115,15 +114,10 @@ def _signed(metric: str, value: float | None) -> str:
 
 def page(data: dict[str, Any], rows: Sequence[dict[str, Any]], title: str) -> str:
     """One file that needs nothing else. Texts go in as JSON, and from there as text, never as HTML."""
-    here = files("rlpipe.observe.report")
-    names = ("comparison.html", "measures.html", "comparison.css", "comparison.js", "style.css")
-    texts = {name: here.joinpath(name).read_text() for name in names}
-    loader = jinja2.DictLoader(texts)
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=loader)
-    return environment.get_template("comparison.html").render(
+    return template(PAGE).render(
         title=title,
-        style=Markup(texts["style.css"] + texts["comparison.css"]),
-        script=Markup(texts["comparison.js"]),
+        style=Markup(texts()["style.css"] + texts()["comparison.css"]),
+        script=Markup(texts()["comparison.js"]),
         data=data,
         compared=measures(data),
         problems=Markup(_in_script(_problems(rows))),

@@ -3,22 +3,19 @@
 import json
 import math
 import shlex
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from statistics import median
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from rlpipe.observe.comparison import PAGE, measures
 from rlpipe.observe.metrics import METRICS, SIZES, label
-from rlpipe.observe.progress import duration
 from rlpipe.observe.report import charts
 from rlpipe.observe.report.collect import Stage, milestones, same_questions
 from rlpipe.observe.report.samples import comparison, token_rows
+from rlpipe.observe.templates import template, texts
 
 FIRST = ("reward", "loss", "reference_kl", "mismatch/abs", "response_length", "entropy", "tokens_per_second")
 """Curves that are shown at the top, in this order; the others follow folded."""
@@ -50,15 +47,10 @@ class Chart:
 
 def render(stages: Sequence[Stage], title: str) -> str:
     """The page of a run."""
-    names = ("page.html", "measures.html", "style.css", "comparison.css", "script.js")
-    texts = {name: files(__package__).joinpath(name).read_text() for name in names}
-    loader = jinja2.DictLoader(texts)
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=loader)
-    environment.filters |= {"duration": duration, "when": _when}
-    return environment.get_template("page.html").render(
+    return template("page.html").render(
         title=title,
-        style=Markup(texts["style.css"] + texts["comparison.css"]),
-        script=Markup(texts["script.js"]),
+        style=Markup(texts()["style.css"] + texts()["comparison.css"]),
+        script=Markup(texts()["script.js"]),
         stages=[_view(stage) for stage in stages],
         overview=_overview(stages),
         seconds=stages[-1].last_time - stages[0].first_time,
@@ -219,7 +211,3 @@ def _form(name: str) -> Callable[[float], str]:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
