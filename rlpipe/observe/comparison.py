@@ -147,6 +147,9 @@ def _shown(data: dict[str, Any], name: str, metric: str) -> dict[str, Any]:
     }
 
 
+_SHOWN = ("answer", "correct", "reward", "failure_message", "refused", "length", "judge_win")
+
+
 def _problems(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each prompt with every model's greedy answer, and how many of its samples were right."""
     found: dict[str, dict[str, Any]] = {}
@@ -156,7 +159,7 @@ def _problems(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             row["prompt_id"], {"id": row["prompt_id"], "prompt": row["prompt"], "reference": reference, "by": {}}
         )
         said = problem["by"].setdefault(row["model"], {"samples": []})
-        kept = {key: row[key] for key in ("answer", "correct", "reward", "failure_message", "refused", "length")}
+        kept = {key: row[key] for key in _SHOWN}
         if row["kind"] == "greedy":
             said |= kept
         else:

@@ -45,7 +45,10 @@ function answer(said) {
   const judged = said.correct === null ? "unjudged" : said.correct ? "right" : "wrong";
   const cell = element("td", undefined, judged);
   const right = said.samples.filter((sample) => sample.correct).length;
-  const parts = [said.failure_message !== null ? said.failure_message : "reward " + Number(said.reward.toPrecision(4))];
+  const parts = [];
+  if (said.failure_message !== null) parts.push(said.failure_message);
+  if (said.reward !== null) parts.push("reward " + Number(said.reward.toPrecision(4)));
+  if (said.judge_win !== null) parts.push("better, says the judge: " + (100 * said.judge_win).toFixed(0) + " %");
   if (said.correct !== null) parts.unshift(said.correct ? "right" : "wrong");
   if (said.refused) parts.push("refused");
   if (said.correct !== null && said.samples.length) parts.push(right + " of " + said.samples.length + " samples right");
