@@ -55,9 +55,9 @@ class Cut:
         monkeypatch.setattr(EnginePool, "submit", lambda pool, *arguments: self.submitted(pool, *arguments))
 
     def looked(self, pool, *arguments):
-        seats, version = pool._seats["policy"], pool._published["policy"].version
+        seats = pool._seats["policy"]
         away = [seat for seat in seats if not self.name and seat.serves and node_of(seat.handle) == self.far]
-        if away and away[0].groups and version == 1:
+        if away and away[0].groups and pool._published["policy"].version == 1:
             self.name, self.call = away[0].handle.name, away[0].advancing
             self.process = away[0].handle.pulse(Within("heartbeat", 30)).result()
             ip("link", "set", LINK, "down")
