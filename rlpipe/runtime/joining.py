@@ -35,8 +35,8 @@ def join() -> None:
 
 def _require_answer(address: str) -> None:
     """Ray itself would wait for minutes for a head that is not there, and say nothing of it."""
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdecimal():
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if "://" in host or not host or not port.isdecimal():
         raise AddressWrong(
             f"{ADDRESS}={address} is no address of a cluster's head: HOST:PORT, with the port of `ray start --head` "
             f"(6379), or auto for the one on this machine. A dashboard's address is for `rlpipe submit --address`. "

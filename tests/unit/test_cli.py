@@ -105,6 +105,16 @@ def test_a_used_run_directory_is_left_alone_and_the_next_command_is_told(runs, m
     assert runs[1][1:] == (Path("runs/small-3"), True, None)
 
 
+def test_a_file_is_no_run_directory_and_nothing_is_to_be_removed(runs):
+    Path("notes").write_text("mine")
+    assert call("run", "good.yaml", "--run-dir", "notes") == (
+        2,
+        "",
+        "error: notes is a file; a run needs a folder: --run-dir\n",
+    )
+    assert (runs, Path("notes").read_text()) == ([], "mine")
+
+
 @pytest.mark.parametrize("made", ["base", "checkpoints", "stages/sft/ledger", "notes.txt"])
 def test_a_run_that_made_nothing_is_no_earlier_run(runs, made):
     (folder := Path("runs/small")).mkdir(parents=True)
