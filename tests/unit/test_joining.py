@@ -14,9 +14,10 @@ from rlpipe.runtime.roles import AddressWrong, NoCluster
 
 @pytest.fixture
 def begun(monkeypatch):
-    """What Ray was asked for, in place of asking it."""
+    """What Ray was asked for, in place of asking it: first whether it wants a token, where it has a head's port."""
     asked = []
     monkeypatch.setattr(joining.ray, "init", lambda **options: asked.append(options))
+    monkeypatch.setattr(joining, "require_admission", asked.append)
     monkeypatch.delenv(joining.ACTOR_LOGS, raising=False)
     return asked
 
@@ -47,7 +48,8 @@ def test_a_head_that_comes_up_a_little_later_is_joined(monkeypatch, begun):
     head.start()
     joining.join()
     head.join()
-    assert begun == [{"address": f"127.0.0.1:{port}", "log_to_driver": False, "logging_level": "error"}]
+    joined = {"address": f"127.0.0.1:{port}", "log_to_driver": False, "logging_level": "error"}
+    assert begun == [f"127.0.0.1:{port}", joined]
 
 
 @pytest.mark.parametrize("address", ["http://head:8265", "head", "head:port", ":6379"])
