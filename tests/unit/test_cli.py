@@ -212,6 +212,13 @@ def test_a_study_is_copied_as_a_recipe_is():
     assert call("recipes", "show", "studies/algorithms")[1] == Path("mine.yaml").read_text()
 
 
+@pytest.mark.parametrize("group", [[], ["recipes"], ["data"]])
+def test_what_a_verb_does_is_read_whole_in_a_terminal_of_80_columns(group):
+    said = CliRunner().invoke(app, [*group, "--help"], terminal_width=80).output
+    verbs = said.partition("Commands:\n")[2].splitlines()
+    assert len(verbs) > 0 and [verb for verb in verbs if "..." in verb] == []
+
+
 def test_recipes_show_prints_the_file():
     code, out, _ = call("recipes", "show", "arithmetic/pipeline")
     assert (code, out.splitlines()[-1]) == (0, "    model: ${stages.sft.model}")
