@@ -101,7 +101,7 @@ def study(
         bool, typer.Option("--report-only", help="Run nothing; write tables and curves again from what is there.")
     ] = False,
 ) -> None:
-    """Compare: run a recipe over a grid of changes, each cell as a run of its own.
+    """Compare: run a recipe over a grid of changes. Each cell is a run of its own.
 
     A row goes to results.csv when a cell has finished. Called again, it skips finished cells and starts the others
     again; a cell whose recipe has changed since runs again, too. A cell that fails stops no other. At the end
@@ -228,7 +228,7 @@ def recipes() -> None:
 
 @recipes_app.command("list")
 def list_recipes() -> None:
-    """Print the name of every shipped recipe, and what it does; then those of studies, for `rlpipe study`."""
+    """Print every shipped recipe's name, and what it does. Studies, for `rlpipe study`, come last."""
     from rlpipe.recipe.shipped import headline, names, studies
 
     width = max(map(len, names() + studies()))
@@ -301,7 +301,9 @@ def check_data(
     ] = False,
     every: Annotated[bool, typer.Option("--all", help="Name every row, not the first three of a kind.")] = False,
 ) -> None:
-    """Check data: format, lengths, duplicates, leaks into the held-out records, pairs, labels, roles, chat template.
+    """Check data: what would stop a run, or spoil it.
+
+    Format, lengths, duplicates, leaks into the held-out records, pairs, labels, roles, chat template.
 
     What is wrong is told with file, row and field. Errors would stop a run or spoil it, and end with exit code 1;
     warnings alone end with 0.

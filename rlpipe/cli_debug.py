@@ -25,7 +25,7 @@ def replay(
         bool, typer.Option("--anyway", help="Also if another rlpipe made the run, or GPUs where there are none.")
     ] = False,
 ) -> None:
-    """Train a committed step of an RL run again, and compare its numbers with those that were logged.
+    """Train a step of an RL run again, and compare its numbers. It is a committed one, whose were logged.
 
     In one process, on the step's stored trajectories, from the last checkpoint before it: steps in between are trained
     again, too, and all steps from the first one where there is no checkpoint. RUN_DIR is only read.

@@ -32,7 +32,7 @@ def ledger(
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=0, help="How many of the last steps to list.")] = 10,
 ) -> None:
-    """See what became of the prompts of an RL run: by state, by epoch, per step; or of one of them.
+    """See what became of the prompts of an RL run. By state, by epoch, per step; or of one of them.
 
     Also while the run goes on. A prompt's id stands in the rollouts, in the column prompt_id.
 

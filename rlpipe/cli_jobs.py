@@ -65,7 +65,7 @@ def submit(
     ] = False,
     python: Annotated[str, typer.Option("--python", help="The cluster's Python, on its head.")] = "python",
 ) -> None:
-    """Run a recipe on a Ray cluster, as a job that goes on without this machine.
+    """Run a recipe on a Ray cluster, as a job. It goes on without this machine.
 
     What goes along: the recipe with what it extends, the Python files and modules of its rewards, local data and small
     models, and this rlpipe. No credentials: the job has those of the cluster's own environment.
@@ -100,7 +100,7 @@ def submit(
 
 
 def jobs(address: Address = None) -> None:
-    """List the jobs of a cluster that rlpipe submitted, the newest last.
+    """List the jobs that rlpipe submitted to a cluster.
 
     \b
     Example:
@@ -133,7 +133,7 @@ def logs(job: JobName, address: Address = None, follow: Follow = False) -> None:
 
 
 def status(job: JobName, address: Address = None) -> None:
-    """Say where a job stands: whether it runs, its step, its newest metrics, its faults.
+    """Say where a job stands: its step, newest metrics and faults.
 
     Step, metrics and faults are read from the run directory, where this machine sees it; else the end of the job's log
     is shown.
@@ -175,7 +175,7 @@ def stop(job: JobName, address: Address = None) -> None:
 
 
 def attach(job: JobName, address: Address = None) -> None:
-    """Follow a job to its end, and end with its exit code; 130 if it was stopped. Ctrl-C leaves it running.
+    """Follow a job to its end, and end with its exit code. That is 130 if it was stopped. Ctrl-C leaves it running.
 
     \b
     Example:

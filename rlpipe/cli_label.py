@@ -16,7 +16,7 @@ def label(
     debug: Debug = False,
     run_dir: RunDir = None,
 ) -> None:
-    """Have responses judged, and write data to learn from: preferences, good and bad responses, the best ones.
+    """Have responses judged: preferences to learn from, and more. Good and bad responses, and the best ones.
 
     The recipe (`task: label`, or a pipeline with such a stage) says whose responses to which prompts, and who judges
     them: a language model of this run or behind an endpoint, a reward model, a function of yours. In the run directory,

@@ -29,7 +29,7 @@ def export(
     ] = False,
     force: Force = False,
 ) -> None:
-    """Take a trained model out of its run: safetensors, configuration and tokenizer, for vLLM and transformers.
+    """Take a trained model out of its run, for vLLM and transformers. Safetensors, configuration, tokenizer.
 
     An adapter is merged into its base model. Says what it wrote, and the command that serves it.
 
@@ -66,7 +66,7 @@ def merge(
     seed: Annotated[int, typer.Option("--seed", help="dare: decides what is dropped.")] = 0,
     force: Force = False,
 ) -> None:
-    """Make one model of several: an adapter and its base, several adapters of one base, or several models.
+    """Make one model of several, or of an adapter and its base. Several adapters have to have one base.
 
     Adapters: W + the weighted sum of what each adds (linear), or that sum after TIES or DARE has thinned each.
     Models: the mean with the weights as shares (linear), or a point on the arc between two (slerp).

@@ -42,7 +42,7 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print plain values, for tools.")] = False,
 ) -> None:
-    """Say what a recipe takes, before anything starts: batches, placement, memory, time.
+    """Say what a recipe takes: batches, placement, memory, time.
 
     Needs no GPU, no cluster and no weights: it reads the recipe and the model's config.json, from its folder or the
     hub's cache, and downloads nothing. Without --gpus and --cluster it plans for this machine. Exits with 1 when the

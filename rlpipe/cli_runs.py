@@ -166,7 +166,9 @@ def refuse_used(directory: Path | str, verb: str, arguments: list[str]) -> None:
     """No run writes into the directory of another; the same `arguments` of the verb do for a directory beside it."""
     if isinstance(directory, str):
         return _refuse_used_url(directory)
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())) or _made_nothing(directory):
+    if directory.exists() and not directory.is_dir():
+        stop(f"{directory} is a file; a run needs a folder: --run-dir")
+    if not directory.exists() or not any(directory.iterdir()) or _made_nothing(directory):
         return
     from rlpipe.runtime.machine import command
 

@@ -28,8 +28,8 @@ def supervise(
     ] = False,
     needs_version: Annotated[str, typer.Option("--needs-version", hidden=True)] = __version__,
 ) -> None:
-    """Run a recipe, and resume it when its driver dies: what `submit` starts on the cluster, and what a batch script or
-    a Kubernetes job should start.
+    """Run a recipe, and resume it when its driver dies. `submit` starts this on the cluster, and a batch script or a
+    Kubernetes job should.
 
     The driver is a process of its own. If it is killed, or fails of lost processes, nodes or connections, it is resumed
     from the run directory after a rest that doubles from 1 s; after --max-retries losses without a step in between it

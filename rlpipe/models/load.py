@@ -155,11 +155,15 @@ def naming_the_line(path: str, what: str, load: Callable[[], T]) -> T:
     try:
         return load()
     except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()
         raise ModelError(
-            f"model.path: cannot load the {what} of {path}: {reason[0] if reason else type(error).__name__}\n"
-            f"{_fix(path, str(error))}"
+            f"model.path: cannot load the {what} of {path}: {_reason(error)}\n{_fix(path, str(error))}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Its first line; all of them where that only begins a list."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines) if lines[0].endswith(":") else lines[0]
 
 
 def _fix(path: str, reason: str) -> str:
@@ -170,10 +174,15 @@ def _fix(path: str, reason: str) -> str:
         )
     if "use_safetensors=True" in reason:
         return f"Its weights are no safetensors, and nothing else is read. {_CONVERT.format(source=path)}"
+    if Path(path).expanduser().is_dir():
+        return f"{_FOLDER}; this one lacks something. Give another with model.path=FOLDER."
     return (
-        "For a local model give its folder (with config.json, tokenizer files and weights): model.path=FOLDER. "
-        "For a hub id check the name, model.revision, the network, and for gated models `hf auth login`."
+        f"There is no folder `{path}` here, so it was taken for a hub id: check the name, model.revision, the network, "
+        f"and for gated models `hf auth login`. {_FOLDER}, which needs no network: model.path=FOLDER."
     )
+
+
+_FOLDER = "A model's folder holds config.json, tokenizer files and weights (*.safetensors)"
 
 
 def local_folder(spec: PretrainedModel) -> Path:

@@ -1,7 +1,9 @@
 """The table at the end of a run: the same held-out prompts before, between and after its stages."""
 
 import os
+import re
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from rich.console import Console
@@ -63,11 +65,27 @@ def answers(found: Sequence[tuple[str, Event]]) -> Table:
     table = Table(title="Greedy answers", title_justify="left", title_style="bold")
     for heading in ("prompt", *(["reference"] if known else []), *(name for name, _ in found)):
         table.add_column(heading, overflow="fold")
-    for problem, answer in references.items():
+    prompts = unframed([prompt for prompt, _ in references])
+    for prompt, (problem, answer) in zip(prompts, references.items(), strict=True):
         cells = [_answer(samples[problem]) if problem in samples else Text("") for samples in by_milestone]
-        prompt, _ = problem
         table.add_row(Text(_short(prompt)), *([Text(_short(str(answer)))] if known else []), *cells)
     return table
+
+
+def unframed(prompts: list[str]) -> list[str]:
+    """Prompts without the words and marks that all of them begin and end with: a chat template, which would take the
+    room of what tells them apart. Cut is at spaces and brackets alone."""
+    before = re.sub(r"[^\s>\])}]+\Z", "", _shared(prompts))
+    rest = [prompt.removeprefix(before)[::-1] for prompt in prompts]
+    after = re.sub(r"[^\s<\[({]+\Z", "", _shared(rest))
+    inner = [text.removeprefix(after)[::-1] for text in rest]
+    return inner if all(inner) and len(set(inner)) > 1 else prompts
+
+
+def _shared(texts: Sequence[str]) -> str:
+    """What all of them begin with."""
+    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
+    return "".join(letters[0] for letters in same)
 
 
 def _answer(sample: dict[str, Any]) -> Text:

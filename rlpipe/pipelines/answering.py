@@ -32,8 +32,8 @@ def answering(stage: Stage, engines: RoleSpec, says: str) -> Iterator[Serving]:
             started = stage.runtime.start([*reward_models.specs(stage), engines])
             scoring = stack.enter_context(reward_models.scoring(stage, recipe.rewards, started.handles))
             environment = stack.enter_context(environment_of(stage))
+            scoring.ready()  # a reward that cannot be loaded is told while the models still load
             started.ready()
-            scoring.ready()
         pool = EnginePool({roles.POLICY: started.handles["engine"]}, recipe.deadlines, recipe.rollout.max_restarts)
         answers = Answers(roles.POLICY, over(pool, environment, stage), scoring, stage.tokenizer)
         yield Serving(answers, pool, scoring)

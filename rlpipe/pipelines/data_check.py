@@ -52,4 +52,4 @@ def _tokenizer(path: str) -> "PreTrainedTokenizerBase":
     try:
         return load_tokenizer(PretrainedModel(path=path), path)
     except ModelError as error:
-        raise DataError(str(error)) from None
+        raise DataError(str(error).replace("model.path", "--model")) from None

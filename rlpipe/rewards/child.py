@@ -15,6 +15,7 @@ import os
 import queue
 import signal
 import sys
+import sysconfig
 import threading
 import traceback
 from collections.abc import Callable
@@ -52,11 +53,17 @@ def describe(error: BaseException) -> str:
 def place_of(error: BaseException) -> str:
     """The deepest line of code that is not a library's or ours, as `file.py:3`; empty without one."""
     frames = traceback.extract_tb(error.__traceback__)
-    users = [frame for frame in frames if "site-packages" not in frame.filename and _OURS not in frame.filename]
+    users = [frame for frame in frames if not any(part in frame.filename for part in _NOT_THE_USERS)]
     return f"{users[-1].filename}:{users[-1].lineno}" if users else ""
 
 
-_OURS = os.sep + os.path.join("rlpipe", "rewards") + os.sep
+_NOT_THE_USERS = (
+    os.sep + os.path.join("rlpipe", "rewards") + os.sep,
+    "site-packages",
+    sysconfig.get_path("stdlib") + os.sep,
+    "<frozen ",
+)
+"""Parts of the names of files: ours, libraries' and Python's own."""
 
 
 def _read(connection: Connection, inbox: queue.SimpleQueue) -> None:

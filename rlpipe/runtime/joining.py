@@ -14,6 +14,8 @@ ADDRESS = "RAY_ADDRESS"
 ACTOR_LOGS = "RLPIPE_ACTOR_LOGS"
 """Shows the raw output of role processes, which says much and seldom what matters."""
 ALONE = f"`env -u {ADDRESS} rlpipe …` starts Ray on this machine instead"
+CLIENT = "ray://"
+"""Begins the address of a Ray Client server, through which rlpipe has not been tried."""
 _PATIENCE_SECONDS = 10.0
 """For a head that is about to come up."""
 _CALL_SECONDS = 5.0
@@ -25,7 +27,8 @@ def join() -> None:
     address = os.environ.get(ADDRESS) or "local"
     if address not in ("local", "auto"):
         _require_answer(address)
-        require_admission(address)
+        if not address.startswith(CLIENT):  # which has no head's port to ask
+            require_admission(address)
     local = {"include_dashboard": False, "resources": {OWN_MACHINE: 1}} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=ACTOR_LOGS in os.environ, logging_level="error", **local)
@@ -35,8 +38,8 @@ def join() -> None:
 
 def _require_answer(address: str) -> None:
     """Ray itself would wait for minutes for a head that is not there, and say nothing of it."""
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdecimal():
+    host, _, port = address.removeprefix(CLIENT).rpartition(":")
+    if "://" in host or not host or not port.isdecimal():
         raise AddressWrong(
             f"{ADDRESS}={address} is no address of a cluster's head: HOST:PORT, with the port of `ray start --head` "
             f"(6379), or auto for the one on this machine. A dashboard's address is for `rlpipe submit --address`. "

@@ -105,6 +105,16 @@ def test_a_used_run_directory_is_left_alone_and_the_next_command_is_told(runs, m
     assert runs[1][1:] == (Path("runs/small-3"), True, None)
 
 
+def test_a_file_is_no_run_directory_and_nothing_is_to_be_removed(runs):
+    Path("notes").write_text("mine")
+    assert call("run", "good.yaml", "--run-dir", "notes") == (
+        2,
+        "",
+        "error: notes is a file; a run needs a folder: --run-dir\n",
+    )
+    assert (runs, Path("notes").read_text()) == ([], "mine")
+
+
 @pytest.mark.parametrize("made", ["base", "checkpoints", "stages/sft/ledger", "notes.txt"])
 def test_a_run_that_made_nothing_is_no_earlier_run(runs, made):
     (folder := Path("runs/small")).mkdir(parents=True)
@@ -200,6 +210,13 @@ def test_recipes_list_ends_with_studies():
 def test_a_study_is_copied_as_a_recipe_is():
     assert call("recipes", "copy", "studies/algorithms", "mine.yaml") == (0, "wrote  mine.yaml\n", "")
     assert call("recipes", "show", "studies/algorithms")[1] == Path("mine.yaml").read_text()
+
+
+@pytest.mark.parametrize("group", [[], ["recipes"], ["data"]])
+def test_what_a_verb_does_is_read_whole_in_a_terminal_of_80_columns(group):
+    said = CliRunner().invoke(app, [*group, "--help"], terminal_width=80).output
+    verbs = said.partition("Commands:\n")[2].splitlines()
+    assert len(verbs) > 0 and [verb for verb in verbs if "..." in verb] == []
 
 
 def test_recipes_show_prints_the_file():

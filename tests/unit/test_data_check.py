@@ -16,6 +16,7 @@ from rlpipe.cli import app
 from rlpipe.data.check.inspect import Reading, inspect
 from rlpipe.data.check.lengths import Lengths
 from rlpipe.data.records import Format
+from rlpipe.models.load import ModelError
 from rlpipe.models.scratch import build_tokenizer
 from rlpipe.observe.data_check import show
 
@@ -399,6 +400,17 @@ def test_exit_codes(arguments, code, says):
     write("twice.jsonl", {"prompt": "q"}, {"prompt": "q"})
     result = CliRunner().invoke(app, ["data", "check", *arguments])
     assert (result.exit_code, says in result.output) == (code, True), result.output
+
+
+def test_a_model_that_cannot_be_loaded_is_told_with_the_option_that_named_it(monkeypatch):
+    def fails(spec, path):
+        raise ModelError(f"model.path: cannot load the tokenizer of {path}. Give another: model.path=FOLDER.")
+
+    monkeypatch.setattr("rlpipe.models.load.load_tokenizer", fails)
+    write("good.jsonl", {"prompt": "q"})
+    result = CliRunner().invoke(app, ["data", "check", "good.jsonl", "--model", "none"])
+    assert result.exit_code == 2
+    assert result.output == "error: --model: cannot load the tokenizer of none. Give another: --model=FOLDER.\n"
 
 
 def test_without_a_model_nothing_heavy_is_imported():

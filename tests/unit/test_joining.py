@@ -14,16 +14,18 @@ from rlpipe.runtime.roles import AddressWrong, NoCluster
 
 @pytest.fixture
 def begun(monkeypatch):
-    """What Ray was asked for, in place of asking it."""
+    """What Ray was asked for, in place of asking it: first whether it wants a token, where it has a head's port."""
     asked = []
     monkeypatch.setattr(joining.ray, "init", lambda **options: asked.append(options))
+    monkeypatch.setattr(joining, "require_admission", asked.append)
     monkeypatch.delenv(joining.ACTOR_LOGS, raising=False)
     return asked
 
 
-def test_a_head_that_is_not_there_is_told_with_its_address_before_ray_waits_for_it(monkeypatch, begun):
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_head_that_is_not_there_is_told_with_its_address_before_ray_waits_for_it(monkeypatch, begun, scheme):
     monkeypatch.setattr(joining, "_PATIENCE_SECONDS", 0.0)
-    monkeypatch.setenv("RAY_ADDRESS", address := f"127.0.0.1:{free_port()}")
+    monkeypatch.setenv("RAY_ADDRESS", address := f"{scheme}127.0.0.1:{free_port()}")
     with pytest.raises(NoCluster) as told:
         joining.join()
     assert str(told.value) == (
@@ -46,10 +48,11 @@ def test_a_head_that_comes_up_a_little_later_is_joined(monkeypatch, begun):
     head.start()
     joining.join()
     head.join()
-    assert begun == [{"address": f"127.0.0.1:{port}", "log_to_driver": False, "logging_level": "error"}]
+    joined = {"address": f"127.0.0.1:{port}", "log_to_driver": False, "logging_level": "error"}
+    assert begun == [f"127.0.0.1:{port}", joined]
 
 
-@pytest.mark.parametrize("address", ["http://head:8265", "ray://head:10001", "head", "head:port", ":6379"])
+@pytest.mark.parametrize("address", ["http://head:8265", "head", "head:port", ":6379"])
 def test_what_can_be_no_head_is_a_mistake_that_is_not_tried_again(monkeypatch, begun, address):
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(AddressWrong, match=r"HOST:PORT.*\(6379\).*rlpipe submit --address") as told:

@@ -4,7 +4,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlpipe.models.load import ModelError, context_length, load_causal_lm, load_tokenizer, materialise, resolve_dtype
+from rlpipe.models.load import (
+    ModelError,
+    context_length,
+    load_causal_lm,
+    load_tokenizer,
+    materialise,
+    naming_the_line,
+    resolve_dtype,
+)
 from rlpipe.models.scratch import build, build_model, build_tokenizer, parameter_count
 from rlpipe.recipe.model import PretrainedModel, ScratchModel
 
@@ -103,6 +111,32 @@ def test_an_absent_model_names_the_recipe_line(load, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"(?s)model.path: cannot load the \w+ of .*model.path=FOLDER"):
         load(PretrainedModel(path="x"), str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    ("path", "reason", "told"),
+    [
+        (
+            "nosuch",
+            "We couldn't connect to the hub.\nDetails.",
+            "We couldn't connect to the hub.\nThere is no folder `nosuch` here, so it was taken for a hub id: ",
+        ),
+        (
+            ".",
+            "None of these:\n(1) this\n(2) that",
+            "None of these: (1) this (2) that\nA model's folder holds config.json, tokenizer files and weights "
+            "(*.safetensors); this one lacks something.",
+        ),
+    ],
+)
+def test_a_folder_that_lacks_something_and_a_name_that_is_none_are_told_apart(path, reason, told):
+    def load():
+        raise OSError(reason)
+
+    with pytest.raises(ModelError) as caught:
+        naming_the_line(path, "tokenizer", load)
+    assert str(caught.value).startswith(f"model.path: cannot load the tokenizer of {path}: {told}")
+    assert str(caught.value).endswith("model.path=FOLDER.")
 
 
 def test_a_template_file_that_is_not_there_names_the_recipe_line(tmp_path):

@@ -298,6 +298,21 @@ def test_the_closing_table(run_dir):
     assert answers[3:] == ["5", "4"]
 
 
+@pytest.mark.parametrize(
+    ("prompts", "shown"),
+    [
+        (["<|user|>84+96<|end|><|bot|>", "<|user|>84+13<|end|><|bot|>"], ["84+96", "84+13"]),
+        (["<s>user\nHow so?</s>", "<s>user\nHow now?</s>"], ["so?", "now?"]),
+        (["2+2=", "2+21="], ["2+2=", "2+21="]),
+        (["the same", "the same"], ["the same", "the same"]),
+        (["ab", "ab cd"], ["ab", "ab cd"]),
+        (["alone"], ["alone"]),
+    ],
+)
+def test_what_all_prompts_have_around_them_is_left_out(prompts, shown):
+    assert summary.unframed(prompts) == shown
+
+
 def test_a_run_that_evaluated_nothing_prints_nothing(tmp_path):
     EventLog(Storage(tmp_path)).metrics(1, {"loss": 1.0})
     screen = io.StringIO()

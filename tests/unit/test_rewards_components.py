@@ -100,6 +100,18 @@ def test_an_exception_fails_only_the_row_that_raises(python, where):
     assert second.message.endswith("mine.py:2)")
 
 
+def test_of_an_exception_in_pythons_own_code_the_line_that_called_it_is_named(python):
+    source = "import json\ndef f(completions):\n    return [json.loads(c) for c in completions]\n"
+    (outcome,) = score(python(source, "debug"), make_group(["{"]))
+    assert outcome.message.startswith("mine.py:f: JSONDecodeError: ")
+    assert outcome.message.endswith("mine.py:3)")
+
+
+def test_a_file_that_is_no_python_is_told_with_its_line_alone(python):
+    with pytest.raises(RewardUnusable, match=r"SyntaxError: .* \(mine.py, line 2\)$"):
+        python("import json\ndef f(completions)\n", "debug").ready()
+
+
 def test_a_wrong_length_is_a_failure(python):
     outcomes = score(python("def f(completions, **_): return [1.0] * 3"), make_group(["a", "b"]))
     assert outcomes == [Failure("wrong_length", "mine.py:f: WrongLength: returned 3 rewards for 1 completions")] * 2

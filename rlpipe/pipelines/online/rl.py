@@ -56,8 +56,8 @@ def run_rl(stage: Stage, recipe: RlRecipe) -> None:
             gang = Gang(started, training, recipe.train.max_restarts, recipe.deadlines.heartbeat, beside)
             loop = _loop(stage, recipe, scoring, environment, algorithm, started.handles, gang, ledger, heldout)
             stack.callback(loop.saving.finish)
+            scoring.ready()  # a reward that cannot be loaded is told while the models still load
             started.ready()
-            scoring.ready()
             _tell(stage, recipe, started.handles)
         loop.run()
 
