@@ -32,7 +32,7 @@ class LeanHost(Host):
     """A host that does not set torch's threads: with torch imported, 32 of them would not fit on a small machine."""
 
     @ray.method(concurrency_group="role")
-    def build(self, name: str, role: type, arguments: tuple, host: str | None, threads: int, sharing: int) -> None:
+    def build(self, name: str, role: type, arguments: tuple, *_: object) -> None:
         self._roles[name] = role(*arguments)
 
 

@@ -39,11 +39,15 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory):
+def machine(tmp_path_factory, local):
     """With the head of docs/cluster.md, a store for s3://bucket and nothing in the environment that Ray looks for."""
     folder = tmp_path_factory.mktemp("client")
     (folder / "my.yaml").write_text("extends: arithmetic/grpo\n")
     (folder / "shared").mkdir()
+    (folder / "runs/arithmetic-sft").mkdir(parents=True)
+    (folder / "runs/arithmetic-sft/model").symlink_to(
+        local / "FOLDER"
+    )  # of `rlpipe run arithmetic/sft`, which pages name
     outside = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "AWS_"))}
     code = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
