@@ -106,10 +106,12 @@ def test_the_page_on_submitting(machine, local):
                 done(machine, f"rlpipe attach {job} --address http://head:8265")
     at = "--address http://head:8265"
     assert re.search(r"^sums +SUCCEEDED", said[f"rlpipe jobs {at}"], re.MULTILINE)
-    assert f"step     {shrink.STEPS}/{shrink.STEPS}" in said[f"rlpipe status sums {at}"]
+    assert re.search(f"^step +{shrink.STEPS}/{shrink.STEPS}$", said[f"rlpipe status sums {at}"], re.MULTILINE)
     for follows in ("logs", "attach"):
         assert f"step {shrink.STEPS}/{shrink.STEPS}" in said[f"rlpipe {follows} sums {at}"]
-    assert (folder / "shared/runs/sums/model/config.json").is_file()
+    for name in ("sums", "nightly"):
+        assert (folder / f"shared/runs/{name}/model/config.json").is_file()
+    done(machine, f"rlpipe resume {folder}/shared/runs/sums")
     until_done(machine, f"rlpipe jobs {at} | tee jobs.txt | (! grep -E 'RUNNING|PENDING')")
     jobs = (folder / "jobs.txt").read_text()
     assert jobs.count("SUCCEEDED") == len(jobs.strip().splitlines()) == 3 + HAS_S3, jobs
