@@ -183,7 +183,7 @@ stop_if_missing "$python"
 stop_if_other_route "$ROUTE_TAKEN"
 
 if [ "$ROUTE_TAKEN" = cpu ]; then
-    echo "Setting up rlpipe in $VENV: CPU, $("$python" --version), 3 to 5 minutes on two cores. Details: $LOG"
+    echo "Setting up rlpipe in $VENV: CPU, $("$python" --version), 2 to 5 minutes on two cores. Details: $LOG"
     make_venv "$python"
     install_cpu_torch
     install_pinned "about 2 minutes"
