@@ -187,10 +187,19 @@ def refuse_used(directory: Path | str, verb: str, arguments: list[str]) -> None:
 def _made_nothing(directory: Path) -> bool:
     """Whether a run ended there before it had made anything: a mistake was told, and is mended now. What it told stays
     in events.jsonl."""
-    stages = directory.glob("stages/*")
-    return (directory / "recipe.yaml").is_file() and all(
-        entry.name in TELLING for part in (directory, *stages) for entry in part.iterdir()
-    )
+    if not all((directory / name).is_file() for name in ("recipe.yaml", ".lock")):
+        return False  # no run was here: what lies there is somebody's own
+    parts = [directory, *directory.glob("stages/*")]
+    return all(part.is_dir() and _told_alone(part) for part in parts)
+
+
+def _told_alone(part: Path) -> bool:
+    """Whether a stage has measured nothing yet: training that is not saved on its way leaves no other trace."""
+    from rlpipe.data.storage import Storage
+    from rlpipe.observe.events import read
+
+    kinds = {event["kind"] for event in read(Storage(part))[0]}
+    return all(entry.name in TELLING for entry in part.iterdir()) and not kinds & {"metrics", "evaluation", "commit"}
 
 
 def _refuse_used_url(url: str) -> None:

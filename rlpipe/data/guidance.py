@@ -118,7 +118,8 @@ def _check_free(row: Record, columns: set[str]) -> None:
 
 
 def _text_for(row: Record, records: Records, library: Library, settings: Specification) -> str:
-    messages = prompt_context(row, records)
+    context = prompt_context(row, records)
+    messages = [{"role": "user", "content": context}] if isinstance(context, str) else context
     question = "\n".join(message["content"] for message in messages if message["role"] == "user" and message["content"])
     passages = library.passages_for(question, _named(row, settings), row.origin)
     return "\n\n".join(passage.text for passage in passages)

@@ -26,6 +26,9 @@ class Appender(Protocol):
 
     def write(self, data: bytes) -> None: ...
 
+    def flush(self) -> None:
+        """Whoever reads the file from now on finds all of it."""
+
     def close(self) -> None: ...
 
 
@@ -161,6 +164,8 @@ class _LocalAppender:
     def write(self, data: bytes) -> None:
         self._file.write(data)
 
+    def flush(self) -> None: ...
+
     def close(self) -> None:
         os.fsync(self._file.fileno())
         self._file.close()
@@ -180,6 +185,9 @@ class _Resend:
         self._data += data
         if time.monotonic() - self._sent_at >= self.SECONDS:
             self._send()
+
+    def flush(self) -> None:
+        self._send()
 
     def close(self) -> None:
         self._send()

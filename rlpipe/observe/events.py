@@ -143,6 +143,11 @@ class EventLog:
     def run_finished(self, status: str, message: str = "") -> None:
         self.emit("run_finished", status=status, seconds=time.monotonic() - self._begin, message=message)
 
+    def flush(self) -> None:
+        """Whoever reads the file from now on finds all of it."""
+        with self._lock:
+            self._file.flush()
+
     def close(self) -> None:
         """Close the file and every view that can be closed."""
         with self._lock:

@@ -87,7 +87,8 @@ def template_of(reward: JudgeReward) -> Template:
 
 
 def _local(stage: Stage, reward: JudgeReward, by: EngineJudge, handles: Mapping[str, list[Handle[Any]]]) -> Local:
-    fleet = Fleet(reward.name, [[h] for h in handles[_role(reward)]], stage.recipe.deadlines, by.max_restarts)
+    deadlines, replicas = stage.recipe.deadlines, [[handle] for handle in handles[_role(reward)]]
+    fleet = Fleet(reward.name, replicas, deadlines, by.max_restarts, deadlines.heartbeat)
     longest = context_length(_model(by), by.path)
     limit = min(longest, by.max_model_len or longest) - 1  # an engine that is asked for probabilities adds a token
     return Local(by.path, fleet, _tokenizer(by), limit, reward.least_mass)

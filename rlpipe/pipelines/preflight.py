@@ -109,8 +109,8 @@ def _engines(rollout: Rollout, prefix: str, resources: Resources) -> Demand:
     return Demand("engine", least, resources, f"{prefix}rollout", auto_gpus=rollout.tensor_parallel)
 
 
-def _scorers(mix: RewardMix, prefix: str) -> Iterator[Demand]:
-    for i, reward in enumerate(mix.mix):
+def _scorers(mix: RewardMix | None, prefix: str) -> Iterator[Demand]:
+    for i, reward in enumerate(mix.mix if mix else ()):
         if isinstance(reward, ModelReward) and not reward.share:
             split = reward.zero_stage == 3
             key = f"{prefix}rewards.mix.{i}"

@@ -88,7 +88,8 @@ def _scorer(stage: Stage, key: str, reward: ModelReward, handles: Mapping[str, l
     ranks = handles[_role(reward)]
     replicas = [ranks] if reward.zero_stage == 3 else [[rank] for rank in ranks]
     replaced_within = stage.recipe.deadlines if _alone(reward) else None
-    return Scorer(replicas, encode, min(limit, reward.max_length or limit), replaced_within)
+    length = min(limit, reward.max_length or limit)
+    return Scorer(replicas, encode, length, replaced_within, stage.recipe.deadlines.heartbeat)
 
 
 def _alone(reward: ModelReward) -> bool:

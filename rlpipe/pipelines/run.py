@@ -44,7 +44,7 @@ from rlpipe.runtime.local import LocalRuntime
 from rlpipe.runtime.machine import command
 from rlpipe.runtime.preflight.failed import PreflightFailed
 from rlpipe.runtime.ray_token import NotAdmitted
-from rlpipe.runtime.roles import AddressWrong, NoCluster, PlacementError, Runtime
+from rlpipe.runtime.roles import AddressWrong, NoCluster, OtherVersions, PlacementError, Runtime
 from rlpipe.runtime.termination import terminated_as_interrupted
 from rlpipe.training.checkpoint import CheckpointMismatch
 from rlpipe.weights.payload import WeightsRejected
@@ -60,11 +60,17 @@ TOLD = (
     DataError, ModelError, RewardUnusable, RewardFailed, TrackerMissing, DeadlineExceeded, RoleDied, GivenUp,
     PlacementError, PreflightFailed, TrainingFailed, WeightsRejected, WeightSyncError, CheckpointMismatch, LedgerError,
     SecretUnreadable, remote.Unreachable, Regressed, BenchmarksFailed, NotAdmitted, NoCluster, AddressWrong,
+    OtherVersions,
 )  # fmt: skip
 """Errors whose message says all there is to say: no traceback."""
 
 LOST = (DeadlineExceeded, RoleDied, GivenUp, PlacementError, NoCluster)
 """Those of them that speak of processes, nodes and room on the cluster."""
+
+NOT_COMPARED = (
+    "All stages are done, but their models could not be compared at the end: {why}\n"
+    "`rlpipe resume` tries that again; compare=false leaves it out; `rlpipe eval` compares by a recipe of your own."
+)
 
 MISTAKES = (
     TypeError, ValueError, LookupError, AttributeError, NameError, ImportError, SyntaxError, AssertionError,
@@ -172,10 +178,18 @@ def _compare(recipe: PipelineRecipe, directory: Path, view: View, debug: bool) -
     """What the end shows, where the stages have not shown it themselves."""
     name = afterwards.name_of(recipe)
     place = directory / "stages" / name
-    asked = afterwards.comparison_of(recipe, stages_of(recipe, directory))
-    if asked is not None and not resuming.finished(place):
-        remote.mark_below(directory, [place])
-        _run_stage(name, asked, place, view, debug, None, None)
+    if resuming.finished(place):
+        return
+    try:
+        asked = afterwards.comparison_of(recipe, stages_of(recipe, directory))
+        if asked is not None:
+            remote.mark_below(directory, [place])
+            _run_stage(name, asked, place, view, debug, None, None)
+    except Exception as error:  # what the recipe asks for is made, and nobody has asked for this
+        if full_disk.told(error, [place]) or (debug and not isinstance(error, TOLD)):
+            raise
+        why = secrets.hide(str(error) if isinstance(error, TOLD) else tracebacks.told(error))
+        Console(stderr=True).print(NOT_COMPARED.format(why=why), markup=False, highlight=False, soft_wrap=True)
 
 
 def _is_done(task: StageRecipe, place: Path) -> bool:

@@ -48,6 +48,8 @@ class Ended:
 
 _LONGEST_FAULT = 4000
 """Characters: the supervisor reads when the driver has ended, and a pipe holds 64 KiB."""
+HEAD_SECONDS = "120"
+"""For a head that is started again, as Ray itself has it: nobody sits before this run."""
 LOCK_SECONDS = 10.0
 """How long a child of a driver that was killed may hold its run directory."""
 
@@ -140,7 +142,9 @@ def _drive(recipe: Recipe, run_dir: str, says: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as `rlpipe run`
     from rlpipe.pipelines.run import attempt
+    from rlpipe.runtime.joining import PATIENCE
 
+    os.environ.setdefault(PATIENCE, HEAD_SECONDS)
     until = time.monotonic() + LOCK_SECONDS
     while True:
         try:

@@ -93,6 +93,8 @@ class EvalRecipe(Strict):
     """Name of the reward that says which of two answers to a prompt is better; the weighted sum if absent."""
     judge: JudgeReward | None = None
     """A language model that says so in their place, of the baseline's greedy answer and each other model's."""
+    judge_failure_rate: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of what `judge` is asked that may fail before the run stops; a failure is never a tie."""
     benchmarks: Benchmarks | None = None
     """Standard benchmarks beside these prompts, by lm-evaluation-harness."""
     refusals: list[str] = REFUSALS

@@ -104,5 +104,5 @@ def _made(text: str) -> str:
     """What makes a path that is not there."""
     if not text.startswith("runs/"):
         return "put it there"
-    maker = shipped.running_as(Path(text).parts[1])
+    maker = shipped.running_as("".join(Path(text).parts[1:2]))
     return f"`rlpipe run {maker}` makes it" if maker else "run the recipe that makes it first"

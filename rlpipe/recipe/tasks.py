@@ -301,8 +301,8 @@ class PipelineRecipe(Strict):
     stages: Annotated[dict[FolderName, Task], Field(min_length=1)]
     """Tasks by name, in the order in which they run."""
     compare: bool = True
-    """At the end ask the first stage's base and the models of all stages the same prompts, those of the last stage with
-    rewards, unless their own evaluations have been the same."""
+    """At the end ask the first stage's base and the models of all stages the same prompts: those of the last stage with
+    rewards, else of its labels, else of its data; unless their own evaluations have been the same."""
 
 
 Recipe = Annotated[StageRecipe | PipelineRecipe, Field(discriminator="task")]

@@ -22,11 +22,16 @@ class Fleet:
     """See above."""
 
     def __init__(
-        self, reward: str, replicas: Sequence[Replica], replaced_within: Deadlines | None, max_restarts: int
+        self,
+        reward: str,
+        replicas: Sequence[Replica],
+        replaced_within: Deadlines | None,
+        max_restarts: int,
+        heartbeat: float = Deadlines().heartbeat,
     ) -> None:
-        """`replaced_within` says how long a sign of life of a process and another place for it are waited for; None
-        where replicas cannot be replaced."""
-        self._reward, self._replaced_within, self._max_restarts = reward, replaced_within, max_restarts
+        """`replaced_within` says how long another place for a process is waited for; None where replicas cannot be
+        replaced. `heartbeat`: seconds for a sign of life."""
+        self._reward, self._heartbeat, self._max_restarts = reward, heartbeat, max_restarts
         self._replicas = Replicas(reward, replicas, replaced_within, max_restarts)
 
     def __len__(self) -> int:
@@ -71,10 +76,9 @@ class Fleet:
             allowance.spend(time.monotonic() - begin)
 
     def _require_life(self, replica: Replica) -> None:
-        """Raises `RoleDied` for a process that hangs, where another could take its place."""
-        if self._replaced_within is None:
-            return
-        within = Within("heartbeat", self._replaced_within.heartbeat)
+        """Raises `RoleDied` for a process that hangs: one that can be replaced alone is, and of others those with which
+        it stands and falls are told."""
+        within = Within("heartbeat", self._heartbeat)
         try:
             results([rank.pulse(within) for rank in replica])
         except DeadlineExceeded as silence:

@@ -30,8 +30,9 @@ class Scorer:
     encode: Encode
     max_length: int
     replaced_within: Deadlines | None = None
-    """How long a sign of life of a process and another place for it are waited for; None where replicas cannot be
-    replaced."""
+    """How long another place for a process is waited for; None where replicas cannot be replaced."""
+    heartbeat: float = Deadlines().heartbeat
+    """Seconds for a sign of life of a process."""
 
 
 class Model:
@@ -42,7 +43,7 @@ class Model:
         self.weight = recipe.weight
         self._scorer = scorer
         self._tokens_per_call = recipe.tokens_per_batch
-        self._fleet = Fleet(recipe.name, scorer.replicas, scorer.replaced_within, recipe.max_restarts)
+        self._fleet = Fleet(recipe.name, scorer.replicas, scorer.replaced_within, recipe.max_restarts, scorer.heartbeat)
 
     def start(self) -> None: ...
 

@@ -148,7 +148,7 @@ class RewardStage:
         for name, usage in self.spent().items():
             new = usage.since(self._told.get(name, Usage()))
             self._told[name] = usage
-            if new.requests:
+            if new != Usage():
                 self._tell(name, new)
 
     def _next(self, seconds: float) -> Said | None:
@@ -220,10 +220,10 @@ def build(
     asked = rewards.mix if rewards else []
     calls = [0 if debug else _calls_at_once(reward) for reward in asked]
     mix = Mix([_reward(reward, base_dir, deadlines.start, debug, scorers or {}, judges or {}) for reward in asked])
-    return RewardStage(mix, calls, deadlines.reward, max_failure_rate(rewards), tell)
+    return RewardStage(mix, calls, deadlines.reward, _allowed(rewards), tell)
 
 
-def max_failure_rate(rewards: RewardMix | None) -> float:
+def _allowed(rewards: RewardMix | None) -> float:
     """Without rewards the default: an environment may fail, too."""
     return rewards.max_failure_rate if rewards else RewardMix.model_fields["max_failure_rate"].default
 

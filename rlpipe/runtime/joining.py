@@ -5,10 +5,11 @@ import socket
 import time
 
 import ray
+from ray.exceptions import AuthenticationError
 
-from rlpipe.runtime.ray_token import require_admission
+from rlpipe.runtime.ray_token import SOURCES, NotAdmitted, require_admission
 from rlpipe.runtime.reservation import OWN_MACHINE
-from rlpipe.runtime.roles import AddressWrong, NoCluster
+from rlpipe.runtime.roles import AddressWrong, NoCluster, OtherVersions
 
 ADDRESS = "RAY_ADDRESS"
 ACTOR_LOGS = "RLPIPE_ACTOR_LOGS"
@@ -16,14 +17,17 @@ ACTOR_LOGS = "RLPIPE_ACTOR_LOGS"
 ALONE = f"`env -u {ADDRESS} rlpipe …` starts Ray on this machine instead"
 CLIENT = "ray://"
 """Begins the address of a Ray Client server, through which rlpipe has not been tried."""
+PATIENCE = "RLPIPE_HEAD_SECONDS"
 _PATIENCE_SECONDS = 10.0
-"""For a head that is about to come up."""
+"""For a head that is about to come up, where PATIENCE does not say another."""
 _CALL_SECONDS = 5.0
+_LONGEST = 600
+"""Characters of what Ray says."""
 
 
 def join() -> None:
     """Connect this process to the cluster that RAY_ADDRESS names, or start Ray on this machine. Raises `NoCluster`,
-    `NotAdmitted`, and `AddressWrong` for what can be no cluster's address."""
+    `OtherVersions`, `NotAdmitted`, and `AddressWrong` for what can be no cluster's address."""
     address = os.environ.get(ADDRESS) or "local"
     if address not in ("local", "auto"):
         _require_answer(address)
@@ -32,8 +36,11 @@ def join() -> None:
     local = {"include_dashboard": False, "resources": {OWN_MACHINE: 1}} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=ACTOR_LOGS in os.environ, logging_level="error", **local)
+    except AuthenticationError as error:
+        raise NotAdmitted(f"The cluster at {ADDRESS}={address} cannot be joined: {error}. {SOURCES}") from error
     except Exception as error:  # bare ones, among others
-        raise NoCluster(_told(address, error)) from error
+        kind = OtherVersions if "Version mismatch" in str(error) else NoCluster
+        raise kind(_told(address, error)) from error
 
 
 def _require_answer(address: str) -> None:
@@ -45,7 +52,7 @@ def _require_answer(address: str) -> None:
             f"(6379), or auto for the one on this machine. A dashboard's address is for `rlpipe submit --address`. "
             f"{ALONE}"
         )
-    until = time.monotonic() + _PATIENCE_SECONDS
+    until = time.monotonic() + float(os.environ.get(PATIENCE, _PATIENCE_SECONDS))
     while why := _unanswered(host.strip("[]"), int(port)):
         if time.monotonic() > until:
             raise NoCluster(f"Nothing answers at {ADDRESS}={address} ({why}): is the cluster up? {ALONE}")
@@ -61,7 +68,7 @@ def _unanswered(host: str, port: int) -> str:
 
 
 def _told(address: str, error: Exception) -> str:
-    why = (str(error).strip() or type(error).__name__).splitlines()[0]
+    why = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
     if address == "local":
         return (
             f"Ray did not start on this machine: {why} A machine that is busy may just need a second try: "

@@ -1,6 +1,9 @@
 """Ray's token: where it comes from, and whether a cluster takes it."""
 
+import logging
 import os
+
+from rlpipe.runtime.roles import NoCluster
 
 SOURCES = (
     "Ray takes the token from RAY_AUTH_TOKEN, else from the file that RAY_AUTH_TOKEN_PATH names, else from "
@@ -19,16 +22,27 @@ def use() -> bool:
     otherwise. Returns whether one is."""
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
+    # It warns of what is wanted here, and advises what would shut us out.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     return maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def require_admission(address: str) -> None:
+    """Raises `NotAdmitted`, and `NoCluster` for what is no head. See `_require_admission`."""
+    from ray.exceptions import AuthenticationError
+
+    try:
+        _require_admission(address)
+    except AuthenticationError as error:  # RAY_AUTH_MODE=token and no token, or a file that cannot be read
+        raise NotAdmitted(f"no token can be sent to the cluster at {address}: {error}. {SOURCES}") from error
+
+
+def _require_admission(address: str) -> None:
     """Of the cluster whose head is at HOST:PORT. Raises `NotAdmitted`, at once, where `ray.init` tries for two minutes.
 
     `ray.init` sends a token to a cluster that it found by itself, and to a named one only with RAY_AUTH_MODE=token;
     `ray start` asks for one as soon as its machine has one. So the cluster is asked without it, and with it if it wants
-    one. It is not sent unasked: a cluster without authentication would answer this process without a token. Whether
-    anything is at the address at all is not found out here.
+    one. It is not sent unasked: a cluster without authentication would answer this process without a token.
     """
     if not _is_refused(address):
         return
@@ -52,5 +66,10 @@ def _is_refused(address: str) -> bool:
         try:
             ask(CheckAliveRequest(), timeout=ANSWER_SECONDS, wait_for_ready=True)
         except grpc.RpcError as error:
-            return error.code() is grpc.StatusCode.UNAUTHENTICATED
+            if error.code() is not grpc.StatusCode.UNAUTHENTICATED:
+                raise NoCluster(
+                    f"What answers at RAY_ADDRESS={address} is no head of Ray ({error.code().name}): give the port of "
+                    "`ray start --head` (6379)"
+                ) from error
+            return True
     return False

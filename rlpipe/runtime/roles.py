@@ -119,5 +119,9 @@ class NoCluster(RuntimeError):
     """There is no Ray to run on: it did not start, or does not answer; the message says what to do."""
 
 
+class OtherVersions(RuntimeError):
+    """The cluster's Ray or Python is another one; the message has both."""
+
+
 class AddressWrong(ValueError):
     """The environment names what can be no cluster; the message says what is expected."""

@@ -127,6 +127,22 @@ def test_a_run_that_made_nothing_is_no_earlier_run(runs, made):
     assert (code, len(runs)) == (2, 1) and "runs/small holds an earlier run, which stays" in said
 
 
+def test_a_run_that_was_training_has_made_something_though_nothing_is_saved(runs):
+    (folder := Path("runs/small/stages/sft")).mkdir(parents=True)
+    for told in ("recipe.yaml", ".lock"):
+        (folder.parents[1] / told).touch()
+    (folder / "events.jsonl").write_text('{"kind": "metrics", "step": 1, "metrics": {"loss": 1.0}}\n')
+    assert "holds an earlier run" in call("run", "good.yaml")[2]
+    assert runs == []
+
+
+def test_a_folder_with_a_recipe_of_one_s_own_is_not_written_into(runs):
+    Path("mine").mkdir()
+    Path("mine/recipe.yaml").write_text(GOOD)
+    assert call("run", "mine/recipe.yaml", "--run-dir", "mine")[0] == 2
+    assert (runs, Path("mine/recipe.yaml").read_text()) == ([], GOOD)
+
+
 def test_resume_takes_the_recipe_of_the_run_and_changes_to_it(runs):
     Path("runs/small").mkdir(parents=True)
     Path("runs/small/recipe.yaml").write_text(GOOD)

@@ -120,3 +120,49 @@ def test_where_nobody_judges_answers_are_shown_if_there_are_prompts(left, tmp_pa
     assert (found is not None) == asked
     if asked:
         assert (found.rewards, found.judge, list(found.models)) == (None, None, ["base", "sft"])
+
+
+def test_what_is_right_is_judged_by_the_same_sum_or_not_at_all(left):
+    """`accept_at` of revise_7b is of two rewards, of which one looks at the turns of a revision."""
+    recipe, stages = left("constitutional/revise_7b", {})
+    assert recipe.stages["revisions"].labels.accept_at == 1.5
+    found = comparison_of(recipe, stages)
+    assert [reward.name for reward in found.rewards.mix] == ["judge"]
+    assert found.evaluation.correct_at is None
+    assert found.judge_failure_rate == recipe.stages["revisions"].rewards.max_failure_rate
+
+
+def test_a_judge_that_compares_a_group_in_training_compares_models_at_the_end(left, tmp_path):
+    file = tmp_path / "judged.yaml"
+    file.write_text(
+        "task: pipeline\nstages:\n  sft: {extends: arithmetic/sft}\n  grpo:\n    extends: arithmetic/grpo\n"
+        "    model: ${stages.sft.model}\n    rewards:\n      mix:\n"
+        "        - {kind: judge, by: {kind: engine, path: m}}\n        - {kind: exact, weight: 0}\n"
+    )
+    found = comparison_of(*left(file, {}))
+    assert (found.judge.name, [reward.name for reward in found.rewards.mix]) == ("judge", ["exact"])
+
+
+def test_a_judge_in_training_says_nothing_of_what_is_asked(left, tmp_path):
+    """Its questions are comparisons; the pipeline's prompts are those of the stage before."""
+    file = tmp_path / "judge.yaml"
+    file.write_text("task: pipeline\nstages:\n  sft: {extends: arithmetic/sft}\n  judge: {extends: arithmetic/judge}\n")
+    assert comparison_of(*left(file, {})).data.kind == "arithmetic"
+
+
+def test_where_no_stage_has_engines_answers_may_be_longer_than_sums_and_vllm_serves_what_it_can(left, tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n' * 4)
+    file = tmp_path / "plain.yaml"
+    file.write_text(
+        "task: pipeline\nstages:\n  sft:\n    task: sft\n    model: {scratch: qwen2}\n"
+        "    data: {kind: records, path: data.jsonl, heldout: {count: 2}}\n    train: {max_steps: 1}\n"
+    )
+    recipe, stages = left(file, {})
+    rollout = comparison_of(recipe, stages).rollout
+    assert (rollout.max_new_tokens, rollout.engine) == (256, "vllm")
+    place = stages["sft"][1]
+    (place / "model" / "config.json").unlink()
+    (place / "adapter").mkdir()
+    (place / "adapter" / "adapter_config.json").write_text('{"peft_type": "PREFIX_TUNING"}')
+    found = comparison_of(recipe, stages)
+    assert (found.rollout.engine, found.models["sft"].adapter) == ("transformers", str(place / "adapter"))

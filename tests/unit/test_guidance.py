@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from rlpipe.data.chat import render_prompts
-from rlpipe.data.guidance import Library, guided
+from rlpipe.data.guidance import Library, guided, shown_to_judges
 from rlpipe.data.records import DataError, Format, Record, Records
 from rlpipe.data.specification import Bm25, divided, sections
 from rlpipe.models.scratch import build_tokenizer
@@ -42,6 +42,20 @@ Ask for the age of a child.
 
 Write short sentences.
 """
+
+
+def test_judges_alone_may_be_shown_it_and_then_prompts_may_be_plain_text(tmp_path):
+    (tmp_path / "spec.md").write_text(TEXT)
+    settings = Specification(kind="specification", path=str(tmp_path / "spec.md"), max_tokens=200, sections=1)
+    rows = [Record({"prompt": "Write a short sentence"}, "line 1")]
+    found = shown_to_judges(Records([], rows, Format.PROMPT, False, None, True), settings, TOKENIZER)
+    assert found.heldout[0].fields == {
+        "prompt": "Write a short sentence",
+        "specification": "# Style\n\nWrite short sentences.",
+    }
+    taken = [Record({"prompt": "Write", "specification": "mine"}, "line 1")]
+    with pytest.raises(DataError, match="line 1: guidance makes a column `specification`"):
+        shown_to_judges(Records([], taken, Format.PROMPT, True, None, True), settings, TOKENIZER)
 
 
 def test_sections_begin_with_headings_outside_of_fences():

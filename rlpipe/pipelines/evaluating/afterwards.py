@@ -9,28 +9,22 @@ data, and the answers are shown side by side.
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from rlpipe.data.records import DataError
 from rlpipe.data.remote import storage_of
-from rlpipe.data.source import load_records
-from rlpipe.models.folders import is_adapter, is_model
+from rlpipe.models.folders import adapter_settings, is_adapter, is_model
+from rlpipe.models.load import materialise
 from rlpipe.observe import events
-from rlpipe.pipelines.judges import template_of
+from rlpipe.pipelines.evaluating.like import asked_like
+from rlpipe.pipelines.evaluating.served import travels
 from rlpipe.pipelines.stage import FINAL_ADAPTER, FINAL_MODEL
-from rlpipe.recipe.data import ComparisonsData, MixtureData, SftData
-from rlpipe.recipe.environment import ConstitutionEnvironment
+from rlpipe.recipe.data import ComparisonsData
 from rlpipe.recipe.evaluating import EvalRecipe, EvaluatedModel
-from rlpipe.recipe.judge import JudgeReward
 from rlpipe.recipe.labelling import LabelRecipe
-from rlpipe.recipe.model import ScratchModel
 from rlpipe.recipe.references import resolve
-from rlpipe.recipe.rewards import Reward
 from rlpipe.recipe.tasks import PipelineRecipe, RewardModelRecipe, StageRecipe
 
 BASE = "base"
 Stages = Mapping[str, tuple[StageRecipe, Path]]
-_TAKEN = ("rewards", "environment", "rollout", "evaluation", "deadlines", "tracking")
 
 
 def name_of(recipe: PipelineRecipe) -> str:
@@ -47,78 +41,21 @@ def comparison_of(recipe: PipelineRecipe, stages: Stages) -> EvalRecipe | None:
     if not made or _have_shown_it(made) or any(isinstance(task, EvalRecipe) for task, _ in stages.values()):
         return None
     places = {name: str(place) for name, (_, place) in stages.items()}
-    asked = _asked_by(resolve(_last(made, stages), places))
+    asked = asked_like(resolve(_last(made, stages), places))
     if asked is None:
         return None
     models = {BASE: _base(*next(iter(made.values())))} | {name: _result(*each) for name, each in made.items()}
+    if any(model["adapter"] and not travels(adapter_settings(Path(model["adapter"]))) for model in models.values()):
+        asked["rollout"] |= {"engine": "transformers", "tensor_parallel": 1}  # vLLM does not serve such a kind
     return EvalRecipe.model_validate({"task": "eval", "name": name_of(recipe), "models": models} | asked)
 
 
 def _last(made: Stages, stages: Stages) -> StageRecipe:
     """The task that says what is asked: the last one that judges a model's answers, or labels, or trains."""
     trained = [task for task, _ in made.values()]
-    judged = [task for task in trained if task.rewards is not None]
+    judged = [task for task in trained if task.rewards is not None and not isinstance(task.data, ComparisonsData)]
     labelled = [task for task, _ in stages.values() if isinstance(task, LabelRecipe)]
     return (judged or labelled or trained)[-1]
-
-
-def _asked_by(task: StageRecipe) -> dict[str, Any] | None:
-    """The sections of an evaluation that asks what that task does; None where it has no prompts."""
-    data = next(iter(task.data.sources.values())) if isinstance(task.data, MixtureData) else task.data
-    taken = {key: value.model_dump() for key in _TAKEN if (value := getattr(task, key, None)) is not None}
-    given = {"seed": task.seed, "data": data.model_dump()} | taken
-    if isinstance(task, LabelRecipe):
-        return given | _judged_as_labels(task)
-    if task.rewards is None:
-        return given if _has_prompts(data) else None
-    for reward in given["rewards"]["mix"]:
-        reward.pop("share", None)
-    return given | {"refusals": []}
-
-
-def _judged_as_labels(task: LabelRecipe) -> dict[str, Any]:
-    """Who compares responses says which model's answer is better; others say what an answer is worth by itself.
-    Requests for critique and revision made the data: the models answer without them, and only judges are asked, as
-    functions of the mix may look at those turns."""
-    asks_for_revisions = isinstance(task.environment, ConstitutionEnvironment)
-    compares = [reward for reward in task.rewards.mix if _compares(reward)]
-    others = [reward for reward in task.rewards.mix if not _compares(reward)]
-    if asks_for_revisions:
-        others = [reward for reward in others if isinstance(reward, JudgeReward)]
-    return {
-        "guidance": task.guidance.model_dump() if task.guidance else None,
-        "environment": {"kind": "single_turn"} if asks_for_revisions else task.environment.model_dump(),
-        "rewards": _mixed(others, task.rewards.max_failure_rate),
-        "judge": compares[-1].model_dump() if compares else None,
-        "evaluation": _settings(task, others),
-    }
-
-
-def _compares(reward: Reward) -> bool:
-    return isinstance(reward, JudgeReward) and template_of(reward).compares
-
-
-def _mixed(rewards: list[Reward], max_failure_rate: float) -> dict[str, Any] | None:
-    """Gold labels have weight 0 beside a judge that compares, and count where they are alone."""
-    alone = {} if any(reward.weight for reward in rewards) else {"weight": 1.0}
-    mix = [reward.model_dump() | alone for reward in rewards]
-    return {"mix": mix, "max_failure_rate": max_failure_rate} if mix else None
-
-
-def _settings(task: LabelRecipe, rewards: list[Reward]) -> dict[str, Any]:
-    """As many prompts as were labelled; an answer is right where the labels would have taken it for SFT."""
-    prompts = {"prompts": task.labels.heldout} if task.labels.heldout else {}
-    gold = not any(reward.weight for reward in rewards)
-    return prompts if gold else prompts | {"correct_at": task.labels.accept_at}
-
-
-def _has_prompts(data: SftData) -> bool:
-    """Whether its records are more than texts."""
-    try:
-        load_records(data, only_prompts=True)
-    except DataError:
-        return False
-    return not isinstance(data, ComparisonsData)
 
 
 def _candidates(recipe: PipelineRecipe, stages: Stages) -> Iterator[tuple[str, tuple[StageRecipe, Path]]]:
@@ -146,18 +83,20 @@ def _asked(place: Path) -> list[str]:
 
 
 def _base(task: StageRecipe, place: Path) -> dict[str, object]:
-    """What the first stage began with."""
-    spec, own = task.model, place / BASE
-    if is_model(own) or isinstance(spec, ScratchModel):
-        code = {} if isinstance(spec, ScratchModel) else {"trust_remote_code": spec.trust_remote_code}
-        return EvaluatedModel(path=str(own), dtype=spec.dtype, **code).model_dump()
-    kept = spec.model_dump(include={"path", "revision", "trust_remote_code", "dtype"})
-    return EvaluatedModel(**kept).model_dump()
+    """What the first stage began with; what a stage makes of it is made again where it is not there any more."""
+    own = place / BASE
+    path = str(own) if is_model(own) else materialise(task.model, task.seed, own)
+    code = task.model.model_dump(include={"revision", "trust_remote_code"}) if path != str(own) else _code(task)
+    return EvaluatedModel(path=path, dtype=task.model.dtype, **code).model_dump()
 
 
 def _result(task: StageRecipe, place: Path) -> dict[str, object]:
     """What a stage has made: a model, or an adapter on what it began with."""
     if not is_model(place / FINAL_MODEL):
         return _base(task, place) | {"adapter": str(place / FINAL_ADAPTER)}
-    code = getattr(task.model, "trust_remote_code", False)
-    return EvaluatedModel(path=str(place / FINAL_MODEL), dtype=task.model.dtype, trust_remote_code=code).model_dump()
+    return EvaluatedModel(path=str(place / FINAL_MODEL), dtype=task.model.dtype, **_code(task)).model_dump()
+
+
+def _code(task: StageRecipe) -> dict[str, object]:
+    """Of a model in a folder of the run, which has no revision."""
+    return {"trust_remote_code": getattr(task.model, "trust_remote_code", False)}

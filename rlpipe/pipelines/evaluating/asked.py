@@ -9,10 +9,12 @@ from typing import Any
 from rlpipe.models.folders import is_adapter
 from rlpipe.models.load import ModelError
 from rlpipe.models.trained_adapters import recorded_base
+from rlpipe.pipelines.evaluating.like import asked_like
 from rlpipe.pipelines.results import find
 from rlpipe.pipelines.run import stages_of
 from rlpipe.pipelines.stage import FINAL_ADAPTER, FINAL_MODEL
 from rlpipe.recipe.evaluating import EvalRecipe
+from rlpipe.recipe.labelling import LabelRecipe
 from rlpipe.recipe.load import load
 from rlpipe.recipe.references import resolve
 from rlpipe.recipe.resolved import FILE
@@ -54,8 +56,7 @@ def values(models: Sequence[tuple[str, str]], options: Options) -> dict[str, Any
     if not models:
         raise Unclear("no model is given; give run directories, folders or hub ids")
     like = _like(options.like, [path for _, path in models])
-    taken = like.model_dump(include=set(_TAKEN), exclude_defaults=True) if like is not None else {}
-    made: dict[str, Any] = {"task": "eval", "models": _models(models)} | _asking(taken)
+    made: dict[str, Any] = {"task": "eval", "models": _models(models)} | _asking(like)
     if options.data is not None:
         made |= {"data": _all_of(options.data, made.get("data", {})), "part": "all"}
     made |= {key: value for key in ("baseline", "reference") if (value := getattr(options, key)) is not None}
@@ -118,12 +119,17 @@ def _task(folder: Path) -> StageRecipe | None:
     return resolve(judged[-1], models) if judged else None
 
 
-def _asking(taken: dict[str, Any]) -> dict[str, Any]:
-    """Of a task that trains, what one that asks can have."""
-    data, rewards = taken.get("data", {}), taken.get("rewards", {})
-    if data.get("kind") == "mixture":  # what it is asked about
-        taken["data"] = next(iter(data["sources"].values()))
-    for reward in rewards.get("mix", []):
+def _asking(like: StageRecipe | None) -> dict[str, Any]:
+    """Of a task that trains or labels, what one that asks can have."""
+    if like is None:
+        return {}
+    if isinstance(like, LabelRecipe):
+        asked = asked_like(like) or {}
+        return {key: value for key, value in asked.items() if key not in ("seed", "tracking") and value is not None}
+    taken = like.model_dump(include=set(_TAKEN), exclude_defaults=True)
+    if taken.get("data", {}).get("kind") == "mixture":  # what it is asked about
+        taken["data"] = next(iter(taken["data"]["sources"].values()))
+    for reward in taken.get("rewards", {}).get("mix", []):
         reward.pop("share", None)
     return taken
 

@@ -17,14 +17,14 @@ from rlpipe.recipe.evaluating import EvalRecipe
 from rlpipe.recipe.judge import JudgeReward
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.rewards.reward import RewardUnusable
-from rlpipe.rewards.stage import RewardStage, max_failure_rate
+from rlpipe.rewards.stage import RewardStage
 
 SECONDS_PER_LOOK = 0.5
 
 
 def fight(stage: Stage, recipe: EvalRecipe, models: Mapping[str, Served], book: Book) -> None:
     """Have the judge compare every model with the baseline, where it has not yet. Raises `RewardFailed` where too many
-    of its answers fail, by `rewards.max_failure_rate`."""
+    of its answers fail, by `judge_failure_rate`."""
     judge, base = recipe.judge, models[recipe.compared_with]
     if not template_of(judge).compares:
         raise RewardUnusable(f"judge.template={judge.template} does not compare two answers; take compare, or your own")
@@ -35,7 +35,7 @@ def fight(stage: Stage, recipe: EvalRecipe, models: Mapping[str, Served], book: 
     ]
     if not left:
         return
-    mix = RewardMix(mix=[judge.model_copy(update={"weight": 1.0})], max_failure_rate=max_failure_rate(recipe.rewards))
+    mix = RewardMix(mix=[judge.model_copy(update={"weight": 1.0})], max_failure_rate=recipe.judge_failure_rate)
     asking = replace(base, recipe=base.recipe.model_copy(update={"rewards": mix}))
     try:
         with stage.events.phase("start", says="starting the judge"):

@@ -182,8 +182,8 @@ def _pass(rights: Sequence[float], k: int) -> float | None:
 
 
 def _unjudged(outcomes: Sequence[Outcome]) -> bool:
-    """Whether there are no rewards; one that failed is one."""
-    return all(isinstance(o, Score) and not o.judged for o in outcomes)
+    """Whether there are no rewards. One that failed is one, where none of the others is a score without any."""
+    return not outcomes or any(isinstance(o, Score) and not o.judged for o in outcomes)
 
 
 def _worth(outcomes: Sequence[Outcome]) -> dict[str, Measure]:

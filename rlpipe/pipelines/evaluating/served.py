@@ -1,6 +1,7 @@
 """The models of an evaluation, each as the stage of which it is the model; and which of them share engines."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -8,18 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from rlpipe.data.chat import render_prompts
 from rlpipe.data.flow import Prompt
+from rlpipe.data.records import DataError
 from rlpipe.data.source import Records
 from rlpipe.models.folders import adapter_settings, is_adapter
 from rlpipe.models.load import ModelError, context_length, load_tokenizer, refuse_pickled
 from rlpipe.models.trained_adapters import has_tokenizer
 from rlpipe.pipelines.evaluating import keys
 from rlpipe.pipelines.evaluating.questions import problem_id
+from rlpipe.pipelines.fitting import room
 from rlpipe.pipelines.stage import Stage
 from rlpipe.recipe.evaluating import EvalRecipe, EvaluatedModel
 from rlpipe.recipe.model import ScratchModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,10 @@ class Served(Stage):
     def lora_rank(self) -> int | None:
         """The greatest rank of an adapter that engines take while they run; None for another kind of adapter."""
         settings = adapter_settings(self.adapter) if self.adapter else {}
-        return max(settings["r"], *(settings.get("rank_pattern") or {"": 0}).values()) if _travels(settings) else None
+        return max(settings["r"], *(settings.get("rank_pattern") or {"": 0}).values()) if travels(settings) else None
 
 
-def _travels(settings: Mapping[str, Any]) -> bool:
+def travels(settings: Mapping[str, Any]) -> bool:
     """Whether an adapter is B A on weights that stay as they are, and nothing else."""
     odd = ("use_dora", "modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters")
     plain = settings.get("bias", "none") == "none" and settings.get("init_lora_weights", True) in (
@@ -98,7 +103,7 @@ def _travels(settings: Mapping[str, Any]) -> bool:
 
 
 def served(stage: Stage, recipe: EvalRecipe, questions: Records) -> dict[str, Served]:
-    """Every model, by its name. Raises `ModelError` for one that the engine cannot serve."""
+    """Every model, by its name. Raises `ModelError` for one that the engine cannot serve, and `DataError`."""
     found = {
         name: Served(
             recipe.alone(name), stage.directory / "models" / name, stage.runtime, stage.events, stage.debug,
@@ -108,7 +113,20 @@ def served(stage: Stage, recipe: EvalRecipe, questions: Records) -> dict[str, Se
     }  # fmt: skip
     for one in found.values():
         _check_servable(one, recipe)
-    return found
+    fitting = _that_fit(found.values(), questions)
+    return {name: replace(one, questions=fitting) for name, one in found.items()} if fitting is not questions else found
+
+
+def _that_fit(models: Iterable[Served], questions: Records) -> Records:
+    """Those that leave every model room for a whole answer; says how many do not. Raises `DataError` if none does."""
+    long = {i for one in models for i, prompt in enumerate(one.prompts[1]) if len(prompt.tokens) > room(one)}
+    if not long:
+        return questions
+    left_out = f"{len(long)} of {len(questions.heldout)} prompts leave no room for an answer in the length of a model"
+    if len(long) == len(questions.heldout):
+        raise DataError(f"{left_out}. Lower rollout.max_new_tokens, or raise rollout.max_model_len.")
+    logger.warning("%s; no model is asked them.", left_out)
+    return replace(questions, heldout=[row for i, row in enumerate(questions.heldout) if i not in long])
 
 
 def _check_servable(one: Served, recipe: EvalRecipe) -> None:

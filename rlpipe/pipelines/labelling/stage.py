@@ -140,6 +140,7 @@ def _write(
 
 def _spent(stage: Stage) -> dict[str, Usage]:
     """What judges behind endpoints took, in all sittings of this run directory, by the name of their reward."""
+    stage.events.flush()
     found: dict[str, Usage] = {}
     for event in events.read(storage_of(stage.directory))[0]:
         if event["kind"] == "usage":

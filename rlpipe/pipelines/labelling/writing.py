@@ -59,11 +59,11 @@ def write(
 
 
 def digest(folder: Path) -> str | None:
-    """Of all files; None where there is no folder."""
+    """Of all files but the card, which tells of sittings, too; None where there is no folder."""
     if not folder.is_dir():
         return None
     found = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / CARD):
         found.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
     return found.hexdigest()
 
