@@ -259,3 +259,5 @@ def test_an_evaluation_asks_for_one_model_at_a_time_and_for_its_judge_afterwards
     judge = "judge={kind: judge, by: {kind: engine, path: FOLDER, engines: 2}}"
     found = moments(load("arithmetic/eval", [judge]), "stages.eval.")
     assert [[(each.role, each.count) for each in moment] for moment in found] == [[("engine", 1)], [("judge/judge", 2)]]
+    found = moments(load("arithmetic/eval", [judge, "rewards=null"]), "stages.eval.")
+    assert [[each.role for each in moment] for moment in found] == [["engine"], ["judge/judge"]]

@@ -146,7 +146,13 @@ class Answering:
     name = "reward/rm"
 
     def __init__(self, answer):
-        self.answer, self.asked = answer, []
+        self.answer, self.asked, self.pulses = answer, [], iter(lambda: None, "never")
+
+    def pulse(self, within):
+        beat = next(self.pulses)  # None: it lives
+        if beat is not None:
+            raise beat
+        return SimpleNamespace(result=lambda: None)
 
     def call(self, within, method, sequences):
         assert method is RewardModel.score
@@ -197,6 +203,13 @@ def test_a_missed_deadline_is_a_failure_and_the_replica_is_asked_again():
         late = Failure("deadline", "reward/rm did not finish RewardModel.score within 7 s.")
         assert columns == [[late, late], [late]]
     assert len(handle.asked) == 2
+
+
+def test_one_that_cannot_be_replaced_alone_and_gives_no_sign_of_life_is_dead():
+    model, handle = reward(DeadlineExceeded("reward/rm did not finish RewardModel.score within 7 s."))
+    handle.pulses = iter([Silent("reward/rm gave no sign of life within 30 s")])
+    with pytest.raises(RoleDied, match="gave no sign of life within 30 s"):
+        model.score_all([conversation(["4"])], Allowance(7.0))
 
 
 def mixed(*answers, group=None):
