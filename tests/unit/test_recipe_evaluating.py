@@ -1,6 +1,7 @@
 """What a recipe of `task: eval` refuses, and what the short form of `rlpipe eval` stands for."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -114,3 +115,14 @@ def test_an_adapter_stands_for_its_base_with_it(runs):
 def test_what_is_unclear_is_told(runs, words, options, message):
     with pytest.raises(Unclear, match=message):
         values(split(words)[0], options)
+
+
+def test_a_run_with_labels_is_asked_as_its_labels_were(runs):
+    from rlpipe.recipe.resolved import to_yaml
+
+    recipe = load("constitutional/rlaif", ["stages.labels.model.path=m", "stages.dpo.model.path=m"])
+    (runs / "runs" / "labelled").mkdir()
+    (runs / "runs" / "labelled" / "recipe.yaml").write_text(to_yaml(recipe))
+    found = made(values([("", "runs/old"), ("", "runs/new")], replace(NONE, like="runs/labelled"))).recipe
+    assert (found.judge, found.rewards) == (recipe.stages["labels"].rewards.mix[0], None)
+    assert found.data == recipe.stages["labels"].data

@@ -4,6 +4,7 @@ import pytest
 
 from rlpipe.data.records import DataError
 from rlpipe.data.storage import Storage
+from rlpipe.models.load import ModelError
 from rlpipe.observe import events
 from rlpipe.pipelines import run as running
 from rlpipe.recipe.load import load
@@ -54,6 +55,18 @@ def test_what_is_finished_is_not_run_again_and_the_rest_is(tmp_path, monkeypatch
     assert started == ["sft", "grpo", "grpo"]
     kinds = [event["kind"] for event in read(tmp_path / "run/stages/grpo")]
     assert kinds == ["run_started", "fault", "run_finished", "run_started", "run_finished"]
+
+
+def test_a_pipeline_is_done_though_its_models_cannot_be_compared(tmp_path, monkeypatch, recipe, capsys):
+    def compared(recipe, stages):
+        raise ModelError("FOLDER has no tokenizer")
+
+    monkeypatch.setattr(running, "_start", lambda stage: stage.result.mkdir())
+    monkeypatch.setattr(running.afterwards, "comparison_of", compared)
+    assert running.run(load("arithmetic/pipeline"), tmp_path / "run", debug=True) == running.DONE
+    said = capsys.readouterr().err
+    assert "their models could not be compared at the end: FOLDER has no tokenizer" in said
+    assert "compare=false leaves it out" in said
 
 
 def read(directory):
