@@ -46,7 +46,8 @@ BESIDE_RECIPES = {"principles": constitution.read, "options": judge_template.loa
 """YAML files that recipes name, by a key that they alone have: what reads each raises for a wrong one."""
 SHELL = {"ls", "pytest"}
 ON_A_CLUSTER = {"submit", "jobs", "logs", "status", "stop", "attach", "supervise"}
-"""Verbs that tests/integration/test_submit.py runs on a cluster; here they only have to take what a page says."""
+"""Verbs that tests/integration/test_submit.py runs on a cluster, test_on_a_cluster.py as pages say them (soak); here
+they only have to take what a page says."""
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

@@ -34,6 +34,7 @@ BUCKET = "import s3fs; s3fs.S3FileSystem().mkdir('bucket')"
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.soak,
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(bool(elsewhere.missing()), reason=elsewhere.missing()),
 ]
 
