@@ -45,10 +45,14 @@ class Nodes:
             return [self._cluster.add_node(**room).node_id for _ in range(count)]
 
     def have(self, count: int) -> None:
-        """Just so many workers."""
+        """Just so many workers, as far as Ray knows, too."""
         workers = [node.node_id for node in self._cluster.worker_nodes]
         for node_id in workers[count:]:
             self.lose(node_id)
+        ends = time.monotonic() + 60
+        while any(node["Alive"] and node["NodeID"] in workers[count:] for node in ray.nodes()):
+            assert time.monotonic() < ends, "Ray does not notice that a node is gone"
+            time.sleep(0.1)
         self.join(max(0, count - len(workers)))
 
     def lose(self, node_id: str) -> None:
