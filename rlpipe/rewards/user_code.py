@@ -59,7 +59,8 @@ class _Bound:
     def __init__(self, function: Callable, options: dict[str, Any]):
         self._function = function
         self._options = options
-        parameters = inspect.signature(function).parameters.values()
+        self._signature = inspect.signature(function)
+        parameters = self._signature.parameters.values()
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         self._names = {p.name for p in parameters}
 
@@ -67,10 +68,18 @@ class _Bound:
         arguments = columns | self._options
         if not self._takes_all:
             arguments = {name: value for name, value in arguments.items() if name in self._names}
+        self._require(arguments, [*columns, *self._options])
         rewards = self._function(**arguments)
         if inspect.isawaitable(rewards):
             rewards = asyncio.run(_await(rewards))
         return _rows(rewards, len(columns["completions"]))
+
+    def _require(self, arguments: dict[str, Any], known: list[str]) -> None:
+        """Raises TypeError for a parameter that nothing is there for."""
+        try:
+            self._signature.bind(**arguments)
+        except TypeError as error:
+            raise TypeError(f"{error}; there are: {', '.join(known)} (columns of the data, and `options`)") from None
 
 
 async def _await(awaitable):

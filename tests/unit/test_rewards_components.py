@@ -69,6 +69,13 @@ def f(prompts, completions, completion_ids, level, bonus, **columns):
     assert score(python(source, where, options={"bonus": 0.5}), group) == [3085.5, 3096.5]
 
 
+def test_a_function_that_asks_for_what_is_not_there_is_told_what_is(python):
+    (outcome,) = score(python("def f(completions, answers): return [0.0]", "debug"), make_group(["a"], {"answer": 1}))
+    assert outcome.kind == "exception"
+    assert outcome.message.startswith("mine.py:f: TypeError: missing a required argument: 'answers'; there are: ")
+    assert ": answer, prompts, completions, completion_ids (columns of the data" in outcome.message
+
+
 def test_function_without_keywords_gets_only_what_it_names(python):
     assert score(python("def f(completions): return [len(c) for c in completions]"), make_group(["abc"])) == [3.0]
 
