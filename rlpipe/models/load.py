@@ -100,9 +100,17 @@ def _restore_frequencies(model: "PreTrainedModel") -> None:
                 setattr(module, name, buffer.to(module.inv_freq.device))
 
 
+_LENGTHS = ("max_position_embeddings", "max_seq_len", "seq_length")
+"""Keys of configurations; the last two are of older kinds."""
+
+
 def context_length(spec: Model, path: str) -> int:
-    """The longest sequence in tokens that the model's configuration allows."""
-    return load_config(spec, path).get_text_config().max_position_embeddings
+    """The longest sequence in tokens that the model's configuration allows. Raises `ModelError` if it does not say."""
+    config = load_config(spec, path).get_text_config()
+    found = next((length for key in _LENGTHS if (length := getattr(config, key, None))), None)
+    if found is None:
+        raise ModelError(f"model.path: the configuration of {path} does not say how long a sequence may be.")
+    return found
 
 
 def load_config(spec: Model, path: str) -> "PreTrainedConfig":

@@ -180,11 +180,18 @@ def _compare(recipe: PipelineRecipe, directory: Path, view: View, debug: bool) -
     place = directory / "stages" / name
     if resuming.finished(place):
         return
-    try:
+
+    def ask() -> None:
         asked = afterwards.comparison_of(recipe, stages_of(recipe, directory))
         if asked is not None:
             remote.mark_below(directory, [place])
             _run_stage(name, asked, place, view, debug, None, None)
+
+    try:
+        try:
+            ask()
+        except LOST:  # once more: what was answered is kept
+            ask()
     except Exception as error:  # what the recipe asks for is made, and nobody has asked for this
         if full_disk.told(error, [place]) or (debug and not isinstance(error, TOLD)):
             raise

@@ -68,8 +68,11 @@ class _Bound:
         arguments = columns | self._options
         if not self._takes_all:
             arguments = {name: value for name, value in arguments.items() if name in self._names}
-        self._require(arguments, [*columns, *self._options])
-        rewards = self._function(**arguments)
+        try:
+            rewards = self._function(**arguments)
+        except TypeError:
+            self._require(arguments, [*columns, *self._options])
+            raise
         if inspect.isawaitable(rewards):
             rewards = asyncio.run(_await(rewards))
         return _rows(rewards, len(columns["completions"]))

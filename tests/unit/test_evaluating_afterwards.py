@@ -143,6 +143,38 @@ def test_a_judge_that_compares_a_group_in_training_compares_models_at_the_end(le
     assert (found.judge.name, [reward.name for reward in found.rewards.mix]) == ("judge", ["exact"])
 
 
+@pytest.mark.parametrize(("gold", "right"), [("", (None, None)), (", gold: exact", ("exact", 1.0))])
+def test_of_several_rewards_that_were_only_watched_none_says_what_is_right_unless_it_is_gold(
+    left, tmp_path, gold, right
+):
+    file = tmp_path / "watched.yaml"
+    file.write_text(
+        "task: pipeline\nstages:\n  labels:\n    task: label\n    model: {scratch: qwen2}\n"
+        "    data: {kind: arithmetic}\n    rewards:\n      mix:\n        - {kind: judge, by: {kind: engine, path: m}}\n"
+        "        - {kind: exact, weight: 0}\n        - {kind: regex, name: digits, pattern: x, weight: 0}\n"
+        f"    labels: {{prompts: 4{gold}}}\n"
+        "  sft:\n    task: sft\n    model: {scratch: qwen2}\n"
+        "    data: {kind: records, path: '${stages.labels.best}'}\n    train: {max_steps: 1}\n"
+    )
+    found = comparison_of(*left(file, {})).evaluation
+    assert (found.correct_by, found.correct_at) == right
+
+
+def test_an_adapter_is_shown_on_the_model_of_the_stage_before(left, tmp_path):
+    file = tmp_path / "adapted.yaml"
+    file.write_text(
+        "task: pipeline\nstages:\n  sft: {extends: arithmetic/sft}\n"
+        "  more:\n    extends: arithmetic/sft\n    model: ${stages.sft.model}\n"
+    )
+    recipe, stages = left(file, {})
+    place = stages["more"][1]
+    (place / "model" / "config.json").unlink()
+    (place / "adapter").mkdir()
+    (place / "adapter" / "adapter_config.json").write_text('{"peft_type": "PREFIX_TUNING"}')
+    found = comparison_of(recipe, stages).models["more"]
+    assert (found.path, found.adapter) == (str(stages["sft"][1] / "model"), str(place / "adapter"))
+
+
 def test_a_judge_in_training_says_nothing_of_what_is_asked(left, tmp_path):
     """Its questions are comparisons; the pipeline's prompts are those of the stage before."""
     file = tmp_path / "judge.yaml"
@@ -159,7 +191,7 @@ def test_where_no_stage_has_engines_answers_may_be_longer_than_sums_and_vllm_ser
     )
     recipe, stages = left(file, {})
     rollout = comparison_of(recipe, stages).rollout
-    assert (rollout.max_new_tokens, rollout.engine) == (256, "vllm")
+    assert (rollout.max_new_tokens, rollout.engine) == (128, "vllm")
     place = stages["sft"][1]
     (place / "model" / "config.json").unlink()
     (place / "adapter").mkdir()

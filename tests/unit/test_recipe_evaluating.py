@@ -117,6 +117,16 @@ def test_what_is_unclear_is_told(runs, words, options, message):
         values(split(words)[0], options)
 
 
+def test_references_of_a_stage_are_the_run_s(runs):
+    """A reward model of an earlier stage judges, by where that stage has put it."""
+    from rlpipe.recipe.resolved import to_yaml
+
+    (runs / "runs" / "rlhf").mkdir()
+    (runs / "runs" / "rlhf" / "recipe.yaml").write_text(to_yaml(load("arithmetic/rlhf")))
+    found = made(values([("", "runs/old"), ("", "runs/new")], replace(NONE, like="runs/rlhf")))
+    assert found.recipe.rewards.mix[0].path.endswith("runs/rlhf/stages/reward/model")
+
+
 def test_a_run_with_labels_is_asked_as_its_labels_were(runs):
     from rlpipe.recipe.resolved import to_yaml
 

@@ -76,6 +76,19 @@ def test_a_function_that_asks_for_what_is_not_there_is_told_what_is(python):
     assert ": answer, prompts, completions, completion_ids (columns of the data" in outcome.message
 
 
+def test_a_decorator_may_give_what_the_data_has_not(python):
+    source = """
+import functools
+def served(f):
+    @functools.wraps(f)
+    def inner(**columns): return f(client=2.0, **columns)
+    return inner
+@served
+def f(completions, client): return [client for _ in completions]
+"""
+    assert score(python(source, "debug"), make_group(["a"])) == [2.0]
+
+
 def test_function_without_keywords_gets_only_what_it_names(python):
     assert score(python("def f(completions): return [len(c) for c in completions]"), make_group(["abc"])) == [3.0]
 

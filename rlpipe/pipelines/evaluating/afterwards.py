@@ -37,10 +37,10 @@ def name_of(recipe: PipelineRecipe) -> str:
 
 def comparison_of(recipe: PipelineRecipe, stages: Stages) -> EvalRecipe | None:
     """What is left to ask when all stages are done; None where nothing is, or no stage has prompts."""
-    made = dict(_candidates(recipe, stages))
+    places = {name: str(place) for name, (_, place) in stages.items()}
+    made = {name: (resolve(task, places), place) for name, (task, place) in _candidates(recipe, stages)}
     if not made or _have_shown_it(made) or any(isinstance(task, EvalRecipe) for task, _ in stages.values()):
         return None
-    places = {name: str(place) for name, (_, place) in stages.items()}
     asked = asked_like(resolve(_last(made, stages), places))
     if asked is None:
         return None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlpipe.data.records import DataError
 from rlpipe.models.folders import is_adapter
 from rlpipe.models.load import ModelError
 from rlpipe.models.trained_adapters import recorded_base
@@ -14,11 +15,13 @@ from rlpipe.pipelines.results import find
 from rlpipe.pipelines.run import stages_of
 from rlpipe.pipelines.stage import FINAL_ADAPTER, FINAL_MODEL
 from rlpipe.recipe.evaluating import EvalRecipe
+from rlpipe.recipe.judge import JudgeReward
 from rlpipe.recipe.labelling import LabelRecipe
 from rlpipe.recipe.load import load
 from rlpipe.recipe.references import resolve
 from rlpipe.recipe.resolved import FILE
 from rlpipe.recipe.tasks import StageRecipe
+from rlpipe.rewards.reward import RewardUnusable
 
 _TAKEN = ("data", "rewards", "environment", "rollout", "evaluation", "deadlines")
 """Sections of a run that is to be asked like it."""
@@ -114,24 +117,33 @@ def _task(folder: Path) -> StageRecipe | None:
         tasks = [task for task, _ in stages.values()]
     else:
         return None
-    models = {name: str(place / FINAL_MODEL) for name, (_, place) in stages.items()}
+    places = {name: str(place) for name, (_, place) in stages.items()}
     judged = [task for task in tasks if getattr(task, "rewards", None) is not None]
-    return resolve(judged[-1], models) if judged else None
+    return resolve(judged[-1], places) if judged else None
 
 
 def _asking(like: StageRecipe | None) -> dict[str, Any]:
     """Of a task that trains or labels, what one that asks can have."""
     if like is None:
         return {}
-    if isinstance(like, LabelRecipe):
-        asked = asked_like(like) or {}
-        return {key: value for key, value in asked.items() if key not in ("seed", "tracking") and value is not None}
+    judged = any(isinstance(reward, JudgeReward) for reward in like.rewards.mix)
+    if isinstance(like, LabelRecipe) or (judged and not isinstance(like, EvalRecipe)):
+        return _judging(like)
     taken = like.model_dump(include=set(_TAKEN), exclude_defaults=True)
     if taken.get("data", {}).get("kind") == "mixture":  # what it is asked about
         taken["data"] = next(iter(taken["data"]["sources"].values()))
     for reward in taken.get("rewards", {}).get("mix", []):
         reward.pop("share", None)
     return taken
+
+
+def _judging(like: StageRecipe) -> dict[str, Any]:
+    """A judge that compares responses compares models here."""
+    try:
+        asked = asked_like(like) or {}
+    except (DataError, RewardUnusable) as error:
+        raise Unclear(str(error)) from error
+    return {key: v for key, v in asked.items() if key not in ("seed", "tracking", "refusals") and v is not None}
 
 
 def _all_of(path: str, before: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from rlpipe.recipe.evaluating import EvalRecipe
 from rlpipe.recipe.judge import JudgeReward
 from rlpipe.recipe.rewards import RewardMix
 from rlpipe.rewards.reward import RewardUnusable
-from rlpipe.rewards.stage import RewardStage
+from rlpipe.rewards.stage import RewardFailed, RewardStage
 
 SECONDS_PER_LOOK = 0.5
 
@@ -56,7 +56,10 @@ def _compare(
     duels = [_duel(theirs, ours) for theirs, ours in pairs]
     with stage.events.phase("judge", says=f"the judge compares {one.name} with {base.name}"):
         scored = _scored(stage, scoring, duels)
-    scoring.check(scored, number)
+    try:
+        scoring.check(scored, number)
+    except RewardFailed as error:
+        raise RewardFailed(str(error).replace("rewards.max_failure_rate", "judge_failure_rate")) from None
     book.keep_judged(
         one, keys.of_judgements(judge, one, base), [_said(group.outcomes[1], judge.name) for group in scored]
     )

@@ -14,8 +14,9 @@ from rlpipe.recipe.rewards import Reward, RewardMix
 from rlpipe.recipe.rollout import Rollout
 from rlpipe.recipe.tasks import StageRecipe
 
-SPOKEN_TOKENS = 256
-"""Of an answer, where a task has no engines and so nobody has thought of it."""
+SPOKEN_TOKENS = 128
+"""Of an answer, where a task has no engines and so nobody has thought of it: half of the context of a model from
+scratch."""
 _TAKEN = ("environment", "rollout", "evaluation", "deadlines", "tracking")
 
 
@@ -45,6 +46,8 @@ def _as_labelled(task: LabelRecipe) -> dict[str, Any]:
     if any(reward in weighs and not _compares(reward) for reward in asked):  # not gold labels alone, which are 0 or 1
         whole = all(reward in asked and not _compares(reward) for reward in weighs)
         settings["correct_at"] = task.labels.accept_at if whole else None
+    elif task.labels.gold in [reward.name for reward in asked if not _compares(reward)]:
+        settings["correct_by"] = task.labels.gold
     return _judged(rewards, asked, settings) | {
         "guidance": task.guidance.model_dump() if task.guidance else None,
         "environment": {"kind": "single_turn"} if revised else task.environment.model_dump(),
@@ -59,8 +62,9 @@ def _judged(rewards: RewardMix, asked: Sequence[Reward], settings: dict[str, Any
     others = [reward for reward in asked if not _compares(reward)]
     alone = {} if any(reward.weight for reward in others) else {"weight": 1.0}
     mix = [{key: v for key, v in reward.model_dump().items() if key != "share"} | alone for reward in others]
-    if settings.get("correct_by") not in [None, *(reward.name for reward in others)]:
-        settings = settings | {"correct_by": None, "correct_at": None}
+    by = settings.get("correct_by")
+    if by not in [None, *(reward.name for reward in others)] or (by is None and alone and len(others) > 1):
+        settings = settings | {"correct_by": None, "correct_at": None}  # nobody has said at what sum one is right
     return {
         "rewards": {"mix": mix, "max_failure_rate": rewards.max_failure_rate} if mix else None,
         "judge": compares[-1].model_dump() if compares else None,
@@ -76,8 +80,10 @@ def _shown(task: StageRecipe) -> dict[str, Any]:
 
 def _speaking(rollout: Rollout) -> dict[str, Any]:
     """The default is made for sums."""
-    unsaid = rollout.max_new_tokens == Rollout().max_new_tokens
-    return rollout.model_dump() | ({"max_new_tokens": SPOKEN_TOKENS} if unsaid else {})
+    default = Rollout().max_new_tokens
+    room = max(default, (rollout.max_model_len or 2 * SPOKEN_TOKENS) // 2)
+    unsaid = rollout.max_new_tokens == default
+    return rollout.model_dump() | ({"max_new_tokens": min(SPOKEN_TOKENS, room)} if unsaid else {})
 
 
 def _compares(reward: Reward) -> bool:

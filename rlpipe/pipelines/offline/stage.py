@@ -9,6 +9,7 @@ from rlpipe.observe.progress import HELDOUT
 from rlpipe.pipelines import checkpoints, roles, sizes
 from rlpipe.pipelines.answering import answering
 from rlpipe.pipelines.evaluation import Evaluator
+from rlpipe.pipelines.fitting import that_fit
 from rlpipe.pipelines.offline.preference import run_preference
 from rlpipe.pipelines.offline.progress import Report
 from rlpipe.pipelines.offline.reward_model import run_reward_model
@@ -111,6 +112,7 @@ def _evaluate(stage: Stage, recipe: Answering, engines: RoleSpec, step: int) -> 
     """Held-out prompts to fresh engines: nothing can be left of other weights."""
     with answering(stage, engines, f"starting {recipe.rollout.engine} to answer held-out prompts") as served:
         heldout = stage.heldout if isinstance(recipe, SftRecipe) else _distinct(stage.heldout)
+        heldout = that_fit(heldout, recipe.rollout, stage)
         with stage.events.phase("evaluate", says="answering held-out prompts"):
             found = Evaluator(stage, heldout).run(served.answers)
     stage.events.evaluation(step, found.metrics, found.samples, asked=found.asked)
