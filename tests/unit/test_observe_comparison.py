@@ -38,7 +38,7 @@ DATA = {
 def row(model, prompt_id, answer, correct, kind="greedy", prompt="<b>2+2</b>"):
     said = {"answer": answer, "correct": correct, "reward": float(correct), "failure_message": None, "refused": False}
     about = {"model": model, "kind": kind, "prompt_id": prompt_id, "prompt": prompt, "columns": {"answer": "4"}}
-    return about | said | {"length": 1}
+    return about | said | {"length": 1, "judge_win": None}
 
 
 ROWS = [

@@ -28,6 +28,7 @@ from rlpipe.recipe.evaluating import EvalRecipe
 from rlpipe.rollout.engine import vllm_rank
 
 PACKAGE = "lm_eval"
+_OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_")
 _LAST_LINES = 15
 _PLAIN_VLLM = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
@@ -113,8 +114,14 @@ def _model_arguments(settings: Benchmarks, model: Served) -> tuple[str, dict[str
     return backend, found
 
 
+def _is_for_the_harness(name: str) -> bool:
+    """No keys but the hub's; and nothing that a training in this process (--debug) has left for its ranks, of which
+    the harness would take itself for one."""
+    return (name in secrets.HUB or not secrets.is_secret(name)) and not name.startswith(_OF_RANKS)
+
+
 def _harness(command: list[str], settings: Benchmarks, log: Path) -> None:
-    own = {name: value for name, value in os.environ.items() if name in secrets.HUB or not secrets.is_secret(name)}
+    own = {name: value for name, value in os.environ.items() if _is_for_the_harness(name)}
     environment = own | _PLAIN_VLLM | {"TOKENIZERS_PARALLELISM": "false"}
     with log.open("w") as out:
         try:
