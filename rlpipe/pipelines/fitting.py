@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 def that_fit(prompts: list[Prompt], rollout: Rollout, stage: Stage) -> list[Prompt]:
     """Prompts that leave room for a whole response; says how many do not. Raises `DataError` if none does."""
-    left = longest(rollout, stage) - rollout.max_new_tokens
+    left = room(rollout, stage)
     fitting = [prompt for prompt in prompts if len(prompt.tokens) <= left]
     if len(fitting) < len(prompts):
         left_out = (
@@ -25,9 +25,9 @@ def that_fit(prompts: list[Prompt], rollout: Rollout, stage: Stage) -> list[Prom
     return fitting
 
 
-def room(stage: Stage) -> int:
-    """Tokens that a whole response of the stage leaves to its prompt."""
-    return longest(stage.recipe.rollout, stage) - stage.recipe.rollout.max_new_tokens
+def room(rollout: Rollout, stage: Stage) -> int:
+    """Tokens that a whole response leaves to its prompt."""
+    return longest(rollout, stage) - rollout.max_new_tokens
 
 
 def longest(rollout: Rollout, stage: Stage) -> int:

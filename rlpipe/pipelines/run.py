@@ -175,28 +175,28 @@ def _run_stages(recipe: Recipe, directory: Path, view: View, debug: bool, profil
 
 
 def _compare(recipe: PipelineRecipe, directory: Path, view: View, debug: bool) -> None:
-    """What the end shows, where the stages have not shown it themselves."""
-    name = afterwards.name_of(recipe)
-    place = directory / "stages" / name
+    """What the end shows, where the stages have not shown it themselves. That it cannot is told, and is no failure:
+    what the recipe asks for is made, and nobody has asked for this."""
+    place = directory / "stages" / afterwards.name_of(recipe)
     if resuming.finished(place):
         return
-
-    def ask() -> None:
-        asked = afterwards.comparison_of(recipe, stages_of(recipe, directory))
-        if asked is not None:
-            remote.mark_below(directory, [place])
-            _run_stage(name, asked, place, view, debug, None, None)
-
     try:
         try:
-            ask()
+            _ask_all(recipe, directory, place, view, debug)
         except LOST:  # once more: what was answered is kept
-            ask()
-    except Exception as error:  # what the recipe asks for is made, and nobody has asked for this
+            _ask_all(recipe, directory, place, view, debug)
+    except Exception as error:
         if full_disk.told(error, [place]) or (debug and not isinstance(error, TOLD)):
             raise
         why = secrets.hide(str(error) if isinstance(error, TOLD) else tracebacks.told(error))
         Console(stderr=True).print(NOT_COMPARED.format(why=why), markup=False, highlight=False, soft_wrap=True)
+
+
+def _ask_all(recipe: PipelineRecipe, directory: Path, place: Path, view: View, debug: bool) -> None:
+    asked = afterwards.comparison_of(recipe, stages_of(recipe, directory))
+    if asked is not None:
+        remote.mark_below(directory, [place])
+        _run_stage(place.name, asked, place, view, debug, None, None)
 
 
 def _is_done(task: StageRecipe, place: Path) -> bool:

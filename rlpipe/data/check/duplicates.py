@@ -52,12 +52,15 @@ def nearly_within(records: Sequence[Record], expected: Format) -> list[Finding]:
 
 def nearly_between(train: Sequence[Record], heldout: Sequence[Record], expected: Format) -> list[Finding]:
     """Held-out prompts, or whole texts where there are none, that are nearly those of a training record."""
-    names = ["prompt"] if "prompt" in FIELDS[expected] else _texts(expected)
+    prompted = "prompt" in FIELDS[expected]
+    names = ["prompt"] if prompted else _texts(expected)
     ours, theirs = ([_text([record.fields[name] for name in names]) for record in part] for part in (heldout, train))
     pairs = [(i, j) for i, j in overlaps(ours, theirs) if ours[i] != theirs[j]]
     places = [f"{heldout[i].origin}: nearly as {train[j].origin}" for i, j in pairs]
     fix = "Results on them flatter; remove them on one side."
-    return finding("warning", f"held-out {names[0]}s that are nearly trained on", places, fix)
+    return finding(
+        "warning", f"held-out {'prompts' if prompted else 'records'} that are nearly trained on", places, fix
+    )
 
 
 def _texts(expected: Format) -> list[str]:

@@ -119,7 +119,10 @@ def served(stage: Stage, recipe: EvalRecipe, questions: Records) -> dict[str, Se
 
 def _that_fit(models: Iterable[Served], questions: Records) -> Records:
     """Those that leave every model room for a whole answer; says how many do not. Raises `DataError` if none does."""
-    long = {i for one in models for i, prompt in enumerate(one.prompts[1]) if len(prompt.tokens) > room(one)}
+    long: set[int] = set()
+    for one in models:
+        left = room(one.recipe.rollout, one)
+        long |= {i for i, prompt in enumerate(one.prompts[1]) if len(prompt.tokens) > left}
     if not long:
         return questions
     left_out = f"{len(long)} of {len(questions.heldout)} prompts leave no room for an answer in the length of a model"
